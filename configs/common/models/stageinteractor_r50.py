@@ -1,0 +1,59 @@
+"""StageInteractor with ResNet-50 and 100 queries, as released."""
+
+from detectron2.config import LazyCall as L
+from detectron2.modeling.backbone import BasicStem, ResNet
+
+from stageinteractor.modeling import (
+    FrozenStatsBatchNorm2d,
+    InitialQueries,
+    SharedNormChannelMapper,
+    StageInteractor,
+    StageInteractorDecoder,
+)
+from stageinteractor.training import Criterion, CrossStageMatcher, HungarianMatcher
+
+model = L(StageInteractor)(
+    num_classes=80,
+    backbone=L(SharedNormChannelMapper)(
+        bottom_up=L(ResNet)(
+            stem=L(BasicStem)(in_channels=3, out_channels=64, norm=FrozenStatsBatchNorm2d),
+            stages=L(ResNet.make_default_stages)(
+                depth=50,
+                stride_in_1x1=False,  # torchvision's layout
+                norm=FrozenStatsBatchNorm2d,
+            ),
+            out_features=["res2", "res3", "res4", "res5"],
+            freeze_at=2,  # stem and res2
+        ),
+        in_features=["res2", "res3", "res4", "res5"],
+        out_channels=256,
+    ),
+    initial_queries=L(InitialQueries)(
+        num_queries=100,
+        channels="${..decoder.channels}",
+    ),
+    decoder=L(StageInteractorDecoder)(
+        num_classes="${..num_classes}",
+        num_stages=6,
+        channels=256,
+        num_heads=8,
+        ffn_channels=2048,
+        groups=4,
+        first_base_points=8,
+        base_points=4,
+        sub_points=8,
+        out_points=128,
+        reuse_start=2,
+    ),
+    criterion=L(Criterion)(
+        num_classes="${..num_classes}",
+        matcher=L(HungarianMatcher)(class_weight=2.0, l1_weight=5.0, giou_weight=2.0),
+        label_assigner=L(CrossStageMatcher)(iou_threshold=0.5),
+        class_weight=2.0,
+        l1_weight=5.0,
+        giou_weight=2.0,
+    ),
+    pixel_mean=[123.675, 116.28, 103.53],  # RGB
+    pixel_std=[58.395, 57.12, 57.375],
+    max_detections="${.initial_queries.num_queries}",
+)

@@ -1,0 +1,183 @@
+"""Query heads: S stages in cascade.
+
+Letters: B images, N queries, C channels, S stages, L levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from detectron2.utils.registry import Registry
+from torch import Tensor, nn
+
+from ..structures import StageOutput
+from .attention import IoFBiasedSelfAttention
+from .filter_bank import FilterBank
+from .mixing import CascadeDynamicMixing
+from .sampling import SubBoxSampling
+from .stage import DecoderStage, FeedForward
+
+__all__ = ["QUERY_HEADS", "CascadeDecoder", "StageInteractorDecoder"]
+
+QUERY_HEADS = Registry("QUERY_HEADS")
+QUERY_HEADS.__doc__ = """
+Registry of query heads: ROI-free heads that refine queries against feature maps.
+
+A registered object is a module called as ``head(features, strides, queries, xyzr)`` that returns
+a list of :class:`~stageinteractor.structures.StageOutput`, one a stage.
+"""
+
+
+@QUERY_HEADS.register()
+class CascadeDecoder(nn.Module):
+    """Runs its stages one after another and hands the filter bank from one to the next."""
+
+    def __init__(self, stages: Sequence[nn.Module], *, reuse_start: int | None = None):
+        """
+        Args:
+            stages: S modules with the signature of
+                :class:`~stageinteractor.modeling.DecoderStage`.
+            reuse_start: first stage that may read earlier filters. Each stage before it starts
+                from an empty bank, so that it finds those of stages ``reuse_start - 1`` and
+                later. None: no stage does.
+        """
+        super().__init__()
+        if not stages:
+            raise ValueError("a decoder needs at least one stage")
+        self.stages = nn.ModuleList(stages)
+        self.reuse_start = len(self.stages) if reuse_start is None else reuse_start
+
+    @property
+    def num_stages(self) -> int:
+        """S."""
+        return len(self.stages)
+
+    def run_stage(
+        self,
+        index: int,
+        features: Sequence[Tensor],
+        strides: Sequence[int],
+        queries: Tensor,
+        xyzr: Tensor,
+        bank: FilterBank,
+    ) -> tuple[StageOutput, FilterBank]:
+        """Run one stage on any set of queries; see :meth:`forward` for the arguments."""
+        if index < self.reuse_start:
+            bank = FilterBank()
+        return self.stages[index](queries, xyzr.detach(), features, strides, bank)
+
+    def forward(
+        self,
+        features: Sequence[Tensor],
+        strides: Sequence[int],
+        queries: Tensor,
+        xyzr: Tensor,
+    ) -> list[StageOutput]:
+        """
+        Args:
+            features: L maps (B, C, H_l, W_l).
+            strides: pixels of the image per cell of each map.
+            queries: (B, N, C) initial content.
+            xyzr: (B, N, 4) initial geometry.
+
+        Returns:
+            the predictions of all S stages.
+        """
+        outputs = []
+        bank = FilterBank()
+        for index in range(self.num_stages):
+            output, bank = self.run_stage(index, features, strides, queries, xyzr, bank)
+            queries, xyzr = output.queries, output.xyzr
+            outputs.append(output)
+        return outputs
+
+
+@QUERY_HEADS.register()
+class StageInteractorDecoder(CascadeDecoder):
+    """The decoder of StageInteractor: sub-box sampling, cascade mixing, cross-stage filter reuse.
+
+    The defaults are the released configuration.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        num_stages: int = 6,
+        channels: int = 256,
+        num_heads: int = 8,
+        ffn_channels: int = 2048,
+        groups: int = 4,
+        first_base_points: int = 8,
+        base_points: int = 4,
+        sub_points: int = 8,
+        out_points: int = 128,
+        reuse_start: int = 2,
+        channel_reuse_cap: int | None = None,
+        apply_reused_channel_filters: bool = True,
+        spatial_reuse: bool = True,
+    ):
+        """
+        Args:
+            num_classes: K.
+            num_stages: S.
+            channels: C.
+            num_heads: heads of the self-attention.
+            ffn_channels: hidden width of the FFN.
+            groups: G of sampling and mixing.
+            first_base_points: base points of stage 0, whose queries see the whole image.
+            base_points: base points of the later stages.
+            sub_points: sub-points of each base point.
+            out_points: spatial filters of a group.
+            reuse_start: first stage that reuses filters; at least 1. Filters of stages before
+                ``reuse_start - 1`` are never reused.
+            channel_reuse_cap: reuse the channel filters of at most so many earlier stages, the
+                newest ones; None for all, 0 for none.
+            apply_reused_channel_filters: see :class:`CascadeDynamicMixing`.
+            spatial_reuse: adapt half of the spatial filters from the stage before.
+
+        Raises:
+            ValueError: sizes that do not fit one another.
+        """
+        if num_stages < 1:
+            raise ValueError(f"num_stages must be at least 1, got {num_stages}")
+        if reuse_start < 1:
+            raise ValueError(
+                f"reuse_start must be at least 1, as stage 0 has no stage before it: {reuse_start}"
+            )
+        if reuse_start == 1 and spatial_reuse and first_base_points != base_points:
+            raise ValueError(
+                "spatial filters of stage 0 fit stage 1 only if first_base_points equals "
+                f"base_points; got {first_base_points} and {base_points} with reuse_start=1"
+            )
+        reuse = spatial_reuse or channel_reuse_cap != 0
+        stages = []
+        for t in range(num_stages):
+            points = dict(
+                groups=groups,
+                base_points=first_base_points if t == 0 else base_points,
+                sub_points=sub_points,
+            )
+            in_bank = t - reuse_start + 1 if t >= reuse_start else 0
+            reused = in_bank if channel_reuse_cap is None else min(in_bank, channel_reuse_cap)
+            mixing = CascadeDynamicMixing(
+                channels,
+                **points,
+                out_points=out_points,
+                reused_channel_filters=reused,
+                apply_reused_channel_filters=apply_reused_channel_filters,
+                reuse_spatial_filters=spatial_reuse and t >= reuse_start,
+                mix_bias=reuse,
+            )
+            stages.append(
+                DecoderStage(
+                    attention=IoFBiasedSelfAttention(channels, num_heads),
+                    sampling=SubBoxSampling(channels, **points),
+                    mixing=mixing,
+                    ffn=FeedForward(channels, ffn_channels),
+                    channels=channels,
+                    num_classes=num_classes,
+                )
+            )
+        super().__init__(stages, reuse_start=reuse_start)
