@@ -30,12 +30,12 @@ model = L(StageInteractor)(
     ),
     initial_queries=L(InitialQueries)(
         num_queries=100,
-        channels="${..decoder.channels}",
+        channels="${..backbone.out_channels}",
     ),
     decoder=L(StageInteractorDecoder)(
         num_classes="${..num_classes}",
         num_stages=6,
-        channels=256,
+        channels="${..backbone.out_channels}",
         num_heads=8,
         ffn_channels=2048,
         groups=4,

@@ -1,0 +1,23 @@
+"""A StageInteractor small enough to train on two CPU cores: the same parts, fewer and narrower."""
+
+from detectron2.config import LazyCall as L
+
+from stageinteractor.modeling import PlainConvNet
+
+from .stageinteractor_r50 import model
+
+model.num_classes = 6
+model.backbone.bottom_up = L(PlainConvNet)(widths=[32, 64, 96, 96])
+model.backbone.out_channels = 64
+model.backbone.norm_groups = 8
+model.initial_queries.num_queries = 20
+model.decoder.update(
+    num_stages=4,
+    num_heads=4,
+    ffn_channels=128,
+    groups=4,
+    first_base_points=4,
+    base_points=4,
+    sub_points=4,
+    out_points=32,
+)
