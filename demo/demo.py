@@ -1,0 +1,314 @@
+#!/usr/bin/env python3
+"""Detect objects in pictures, folders, a video or the webcam, and draw them.
+
+    python demo/demo.py --input a.jpg folder/ "more/*.png" --output out/
+    python demo/demo.py --video-input clip.mp4 --output out/
+
+Without --config-file and weights it uses the checkpoint of the built-in shapes data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from detectron2.data.detection_utils import read_image
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.utils.logger import setup_logger
+from detectron2.utils.video_visualizer import VideoVisualizer
+from PIL import Image
+from tqdm import tqdm
+
+from stageinteractor.engine.predictor import Predictor
+from stageinteractor.engine.shipped import SHIPPED_CONFIG
+from stageinteractor.visualization import draw_detections, save_picture, select_confident
+
+WINDOW = "StageInteractor detections"
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".gif")
+WRITTEN_AS_IS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+ESCAPE = 27
+
+
+class UserError(Exception):
+    """Something that the person at the command line can put right."""
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line, with the flags of Detectron2's demo."""
+    parser = argparse.ArgumentParser(description="StageInteractor demo")
+    parser.add_argument(
+        "--config-file",
+        default=SHIPPED_CONFIG,
+        metavar="FILE",
+        help="config, by path or by its name among the packaged ones (default: %(default)s)",
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--input", nargs="+", metavar="PATH", help="pictures, folders of pictures, or globs"
+    )
+    source.add_argument("--video-input", metavar="FILE", help="a video")
+    source.add_argument("--webcam", action="store_true", help="the first camera")
+    parser.add_argument(
+        "--output",
+        metavar="PATH",
+        help="folder to write to, made if missing; or a file, for one picture or a video (.mp4). "
+        "Without it, results are shown in a window",
+    )
+    parser.add_argument(
+        "--confidence-threshold",
+        type=float,
+        default=0.5,
+        help="least score of what is drawn (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--scale",
+        type=float,
+        help="enlargement of the drawn pictures; unless given, small ones are enlarged so that "
+        "the labels are legible",
+    )
+    parser.add_argument(
+        "--save-json", metavar="FILE", help="also write the detections in COCO's result format"
+    )
+    parser.add_argument(
+        "--opts",
+        default=[],
+        nargs=argparse.REMAINDER,
+        metavar="KEY=VALUE",
+        help="changes to the config, e.g. train.init_checkpoint=model.pth train.device=cpu",
+    )
+    return parser
+
+
+def expand_inputs(inputs: Sequence[str]) -> list[Path]:
+    """Picture files that files, folders (not their subfolders) and globs stand for, each once.
+
+    Raises:
+        UserError: a path that does not exist, or a folder or glob without pictures.
+    """
+    files: dict[Path, None] = {}
+    for given in inputs:
+        path = Path(os.path.expanduser(given))
+        if path.is_dir():
+            found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+            if not found:
+                raise UserError(f"no pictures in folder {given} ({' '.join(IMAGE_SUFFIXES)})")
+        elif path.exists():  # before globs: a file may be called a[1].jpg
+            found = [path]
+        else:
+            found = sorted(Path(p) for p in glob.glob(str(path), recursive=True))
+            found = [p for p in found if p.is_file()]
+            if not found:
+                raise UserError(f"no such file: {given}")
+        files.update(dict.fromkeys(found))
+    return list(files)
+
+
+def choose_outputs(files: Sequence[Path], output: str) -> list[Path]:
+    """One file to write for each input, no two the same.
+
+    Inputs of the same name, from different folders, are told apart by a number. Formats that are
+    only read are written as PNG.
+
+    Raises:
+        UserError: a result would overwrite an input, or ``output`` is a file where a folder is
+            needed.
+    """
+    target = Path(os.path.expanduser(output))
+    if len(files) == 1 and target.suffix.lower() in WRITTEN_AS_IS and not target.is_dir():
+        outputs = [target]
+    else:
+        if target.exists() and not target.is_dir():
+            raise UserError(f"--output {output} is a file, but {len(files)} pictures need a folder")
+        outputs, taken = [], set()
+        for file in files:
+            suffix = file.suffix if file.suffix.lower() in WRITTEN_AS_IS else ".png"
+            name, number = file.stem + suffix, 1
+            while name.lower() in taken:
+                number += 1
+                name = f"{file.stem}_{number}{suffix}"
+            taken.add(name.lower())
+            outputs.append(target / name)
+    inputs = {file.resolve() for file in files}
+    for path in outputs:
+        if path.resolve() in inputs:
+            raise UserError(f"{path} is an input, it would be overwritten: choose another --output")
+    return outputs
+
+
+def check_display() -> None:
+    """Raise UserError where no window can be opened."""
+    advice = "give --output FOLDER to write the results instead"
+    if sys.platform.startswith("linux"):
+        # Asked first: with no display, some OpenCV builds end the process instead of raising.
+        if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+            raise UserError(f"there is no display to show results on: {advice}")
+    try:
+        cv2.namedWindow(WINDOW, cv2.WINDOW_NORMAL)
+    except cv2.error as error:
+        raise UserError(f"this OpenCV cannot open windows: {advice}") from error
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """BGR picture, turned as its EXIF data says.
+
+    Raises:
+        ValueError: the file cannot be decoded.
+    """
+    try:
+        return read_image(str(path), format="BGR")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: cannot be decoded ({error})") from error
+
+
+def run_on_pictures(args: argparse.Namespace, predictor: Predictor, logger) -> int:
+    """Detect in all pictures; returns how many could not be decoded."""
+    files = expand_inputs(args.input)
+    outputs = choose_outputs(files, args.output) if args.output else [None] * len(files)
+    names = predictor.metadata.get("thing_classes", None)
+    results, unreadable = [], []
+    for file, output in zip(tqdm(files, unit="picture", disable=len(files) == 1), outputs):
+        try:
+            image = read_picture(file)
+        except ValueError as error:
+            unreadable.append(file)
+            tqdm.write(f"skipped {error}", file=sys.stderr)
+            continue
+        start = time.perf_counter()
+        instances = predictor(image)["instances"]
+        seconds = time.perf_counter() - start
+        drawn = draw_detections(
+            image[:, :, ::-1],
+            instances,
+            predictor.metadata,
+            threshold=args.confidence_threshold,
+            scale=args.scale,
+        )
+        kept = select_confident(instances, args.confidence_threshold)
+        for result in instances_to_coco_json(kept, str(file)):
+            index = result["category_id"]
+            result["category_name"] = names[index] if names else str(index)
+            results.append(result)
+        note = f"{file}: {len(kept)} detections in {seconds:.2f} s"
+        if output is not None:
+            save_picture(drawn, output)
+            tqdm.write(f"{note} -> {output}")
+            continue
+        tqdm.write(note)
+        cv2.imshow(WINDOW, drawn[:, :, ::-1])
+        if cv2.waitKey(0) == ESCAPE:
+            break
+    if args.save_json:
+        target = Path(args.save_json)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(results, indent=1, ensure_ascii=False), encoding="utf-8")
+    if unreadable:
+        listed = ", ".join(map(str, unreadable))
+        logger.error("%d of %d pictures unreadable: %s", len(unreadable), len(files), listed)
+    return len(unreadable)
+
+
+def read_frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
+    """BGR frames until the source ends."""
+    while True:
+        ok, frame = capture.read()
+        if not ok:
+            return
+        yield frame
+
+
+def video_output(output: str, name: str) -> Path:
+    """The .mp4 to write: the file named, or ``name``.mp4 in the folder named."""
+    target = Path(os.path.expanduser(output))
+    if target.is_dir() or target.suffix.lower() != ".mp4":
+        if target.exists() and not target.is_dir():
+            raise UserError(f"--output {output} is a file, but not an .mp4")
+        target = target / f"{name}.mp4"
+    return target
+
+
+def run_on_video(args: argparse.Namespace, predictor: Predictor, logger) -> int:
+    """Detect in a video or in what the camera sees, frame by frame; returns 0."""
+    source = 0 if args.webcam else os.path.expanduser(args.video_input)
+    shown_source = "the camera" if args.webcam else args.video_input
+    if not args.webcam and not os.path.isfile(source):
+        raise UserError(f"no such video: {args.video_input}")
+    path = None
+    if args.output:
+        path = video_output(args.output, "webcam" if args.webcam else Path(source).stem)
+        if not args.webcam and path.resolve() == Path(source).resolve():
+            raise UserError(f"{path} is the input, it would be overwritten: choose another --output")
+    capture = cv2.VideoCapture(source)
+    writer, count, detections = None, 0, 0
+    try:
+        if not capture.isOpened():
+            raise UserError(f"cannot open {shown_source} as video")
+        total = 0 if args.webcam else int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        rate = capture.get(cv2.CAP_PROP_FPS)
+        rate = rate if 0 < rate < 1000 else 25.0
+        visualizer = VideoVisualizer(predictor.metadata)
+        progress = tqdm(read_frames(capture), total=max(total, 0) or None, unit="frame")
+        try:
+            for frame in progress:
+                instances = predictor(frame)["instances"]
+                kept = select_confident(instances, args.confidence_threshold)
+                drawn = visualizer.draw_instance_predictions(frame[:, :, ::-1], kept).get_image()
+                drawn = np.ascontiguousarray(drawn[:, :, ::-1])
+                count, detections = count + 1, detections + len(kept)
+                if path is None:
+                    cv2.imshow(WINDOW, drawn)
+                    if cv2.waitKey(1) == ESCAPE:
+                        break
+                    continue
+                if writer is None:
+                    writer = open_writer(path, rate, drawn.shape)
+                writer.write(drawn)
+        except KeyboardInterrupt:  # the way to end a recording of the camera
+            logger.info("Stopped")
+    finally:
+        capture.release()
+        if writer is not None:
+            writer.release()
+    if not count:
+        raise UserError(f"no frame of {shown_source} could be decoded")
+    where = f" -> {path}" if path else ""
+    logger.info("%s: %d frames, %d detections%s", shown_source, count, detections, where)
+    return 0
+
+
+def open_writer(path: Path, rate: float, shape: tuple[int, ...]) -> cv2.VideoWriter:
+    """An MP4 writer for frames of that shape (H, W, 3)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fourcc = cv2.VideoWriter_fourcc(*"mp4v")
+    writer = cv2.VideoWriter(str(path), fourcc, rate, (shape[1], shape[0]))
+    if not writer.isOpened():
+        raise UserError(f"OpenCV cannot write {path}")
+    return writer
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0, or 1 when an input could not be decoded or used."""
+    args = get_parser().parse_args(argv)
+    logger = setup_logger(name="demo")
+    setup_logger(name="stageinteractor")
+    try:
+        if not args.output:
+            check_display()
+        predictor = Predictor.from_config(args.config_file, overrides=args.opts)
+        run = run_on_pictures if args.input else run_on_video
+        return 1 if run(args, predictor, logger) else 0
+    except (UserError, FileNotFoundError, KeyError, ValueError) as error:
+        message = error.args[0] if isinstance(error, KeyError) else error  # not quoted
+        print(f"error: {message}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

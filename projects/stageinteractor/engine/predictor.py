@@ -1,0 +1,144 @@
+"""From one picture to its detections, as with Detectron2's ``DefaultPredictor``."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import instantiate
+from detectron2.data import Metadata, MetadataCatalog
+from detectron2.data import transforms as T
+from detectron2.structures import Instances
+from omegaconf import DictConfig
+
+from ..config import apply_overrides, get_config
+from ..data import dataset_names
+from .shipped import is_shipped_config, shipped_checkpoint
+
+__all__ = ["Predictor"]
+
+logger = logging.getLogger(__name__)
+
+
+class Predictor:
+    """Detector for single pictures, built from a LazyConfig and its weights.
+
+    The call is that of :class:`detectron2.engine.DefaultPredictor`: weights from
+    ``train.init_checkpoint``, the test resizing and the channel order of
+    ``dataloader.test.mapper``, the device of ``train.device``.
+
+    Attributes:
+        cfg: the config, a copy of the one given.
+        model: the detector, in evaluation mode.
+        metadata: of the first test data set (``thing_classes`` holds the class names).
+
+    Example::
+
+        predictor = Predictor.from_config("stageinteractor/shapes_tiny.py")
+        instances = predictor(cv2.imread("input.jpg"))["instances"]
+    """
+
+    def __init__(self, cfg: DictConfig):
+        """
+        Args:
+            cfg: a config whose ``train.init_checkpoint`` names the weights; empty leaves the
+                model as it was initialised, with a warning.
+
+        Raises:
+            ValueError: the mapper's image format is neither RGB nor BGR.
+            FileNotFoundError: the weights do not exist.
+        """
+        self.cfg = copy.deepcopy(cfg)
+        mapper = self.cfg.dataloader.test.mapper
+        self.input_format = mapper.get("image_format", "RGB")
+        if self.input_format not in ("RGB", "BGR"):
+            raise ValueError(
+                "dataloader.test.mapper.image_format must be RGB or BGR, "
+                f"it is {self.input_format!r}"
+            )
+        self.aug = T.AugmentationList([instantiate(a) for a in mapper.augmentations])
+        self.metadata = _test_metadata(self.cfg)
+        self.model = instantiate(self.cfg.model).to(self.cfg.train.device)
+        self.model.eval()
+        _load_weights(self.model, self.cfg.train.get("init_checkpoint", ""))
+
+    @classmethod
+    def from_config(
+        cls, config_file: str, weights: str | None = None, overrides: Sequence[str] = ()
+    ) -> Predictor:
+        """Build a predictor from a config file.
+
+        Args:
+            config_file: path of a config, or its name among the packaged ones.
+            weights: checkpoint; takes the place of the config's ``train.init_checkpoint``. When
+                neither names one, ``stageinteractor/shapes_tiny.py`` uses the shipped checkpoint.
+            overrides: ``key=value``, as on the command line of training.
+
+        Raises:
+            FileNotFoundError: no such config or weights.
+            KeyError: an override of a key that does not exist.
+        """
+        cfg = apply_overrides(get_config(config_file), list(overrides))
+        if weights is not None:
+            cfg.train.init_checkpoint = weights
+        if not cfg.train.get("init_checkpoint", "") and is_shipped_config(config_file):
+            cfg.train.init_checkpoint = shipped_checkpoint()
+        return cls(cfg)
+
+    @torch.no_grad()
+    def __call__(self, original_image: np.ndarray) -> dict[str, Instances]:
+        """
+        Args:
+            original_image: (H, W, 3) picture in BGR order, of 0..255, as OpenCV reads it.
+
+        Returns:
+            {"instances": Instances}, with ``pred_boxes`` in pixels of the given picture,
+            ``scores`` and ``pred_classes``, best first.
+
+        Raises:
+            ValueError: not a picture of three channels.
+        """
+        shape = getattr(original_image, "shape", None)
+        if shape is None or len(shape) != 3 or shape[2] != 3 or 0 in shape:
+            raise ValueError(
+                "expected a BGR picture, an array of shape (height, width, 3); got "
+                f"{type(original_image).__name__} of shape {None if shape is None else tuple(shape)}"
+                " (cv2.imread returns None for a file that it cannot decode)"
+            )
+        return self.model([self.preprocess(original_image)])[0]
+
+    def preprocess(self, original_image: np.ndarray) -> dict[str, Any]:
+        """The model's input dict for one BGR picture: resized "image", original "height", "width"."""
+        height, width = original_image.shape[:2]
+        if self.input_format == "RGB":
+            original_image = original_image[:, :, ::-1]
+        augmented = T.AugInput(np.ascontiguousarray(original_image))
+        self.aug(augmented)
+        image = augmented.image.astype("float32").transpose(2, 0, 1)
+        return {"image": torch.as_tensor(image.copy()), "height": height, "width": width}
+
+
+def _test_metadata(cfg: DictConfig) -> Metadata:
+    """Metadata of the first test set; a predictor also works where the data set is not at hand."""
+    try:
+        names = dataset_names(cfg.dataloader.test.dataset)
+    except FileNotFoundError as error:
+        logger.warning("Detections will have no class names: %s", error)
+        names = []
+    return MetadataCatalog.get(names[0]) if names else Metadata()
+
+
+def _load_weights(model: torch.nn.Module, path: str) -> None:
+    from .checkpointer import Checkpointer
+
+    if not path:
+        logger.warning(
+            "No weights: the detector is as it was initialised and finds nothing of use. "
+            "Name a checkpoint with train.init_checkpoint=FILE"
+        )
+        return
+    Checkpointer(model).load(path)
