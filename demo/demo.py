@@ -139,7 +139,7 @@ def choose_outputs(files: Sequence[Path], output: str) -> list[Path]:
     inputs = {file.resolve() for file in files}
     for path in outputs:
         if path.resolve() in inputs:
-            raise UserError(f"{path} is an input, it would be overwritten: choose another --output")
+            raise UserError(f"{path} is an input: choose another --output")
     return outputs
 
 
@@ -244,7 +244,7 @@ def run_on_video(args: argparse.Namespace, predictor: Predictor, logger) -> int:
     if args.output:
         path = video_output(args.output, "webcam" if args.webcam else Path(source).stem)
         if not args.webcam and path.resolve() == Path(source).resolve():
-            raise UserError(f"{path} is the input, it would be overwritten: choose another --output")
+            raise UserError(f"{path} is the input: choose another --output")
     capture = cv2.VideoCapture(source)
     writer, count, detections = None, 0, 0
     try:

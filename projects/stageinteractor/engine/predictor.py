@@ -102,17 +102,17 @@ class Predictor:
         Raises:
             ValueError: not a picture of three channels.
         """
-        shape = getattr(original_image, "shape", None)
-        if shape is None or len(shape) != 3 or shape[2] != 3 or 0 in shape:
+        shape = np.shape(original_image)
+        if len(shape) != 3 or shape[2] != 3 or 0 in shape:
             raise ValueError(
                 "expected a BGR picture, an array of shape (height, width, 3); got "
-                f"{type(original_image).__name__} of shape {None if shape is None else tuple(shape)}"
-                " (cv2.imread returns None for a file that it cannot decode)"
+                f"{type(original_image).__name__} of shape {shape} "
+                "(cv2.imread returns None for a file that it cannot decode)"
             )
         return self.model([self.preprocess(original_image)])[0]
 
     def preprocess(self, original_image: np.ndarray) -> dict[str, Any]:
-        """The model's input dict for one BGR picture: resized "image", original "height", "width"."""
+        """The model's input for one BGR picture: resized "image", original "height" and "width"."""
         height, width = original_image.shape[:2]
         if self.input_format == "RGB":
             original_image = original_image[:, :, ::-1]

@@ -14,7 +14,8 @@ _NAME = "shapes_tiny.pth"
 def shipped_checkpoint() -> str:
     """Path of the weights that belong to ``stageinteractor/shapes_tiny.py``.
 
-    A checkout keeps them in ``checkpoints/``; an installed package in ``stageinteractor/checkpoints``.
+    A checkout keeps them in ``checkpoints/``, an installed package in
+    ``stageinteractor/checkpoints/``.
 
     Raises:
         FileNotFoundError: neither has them; the message says how to make them.

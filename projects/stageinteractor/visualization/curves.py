@@ -158,15 +158,8 @@ def plot_ap_curves(
         if not len(values):
             continue
         drawn = True
-        axis.plot(iterations, values, marker="o", markersize=4, color=f"C{index}", label=name)
-        axis.annotate(
-            f"{values[-1]:.1f}",
-            (iterations[-1], values[-1]),
-            xytext=(6, 0),
-            textcoords="offset points",
-            va="center",
-            color=f"C{index}",
-        )
+        label = f"{name}: {values[-1]:.1f} at the end"
+        axis.plot(iterations, values, marker="o", markersize=4, color=f"C{index}", label=label)
     if not drawn:
         raise ValueError(
             f"{metrics_file} holds none of {', '.join(prefix + n for n in names)}: "
@@ -175,7 +168,6 @@ def plot_ap_curves(
     axis.set_title(title)
     axis.set_ylabel("AP (%)")
     axis.set_ylim(0, 100)
-    axis.margins(x=0.08)
     axis.legend(frameon=False, loc="lower right")
     return _save(figure, output)
 

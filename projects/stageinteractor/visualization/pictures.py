@@ -5,8 +5,9 @@ Pictures are (H, W, 3) uint8 arrays in RGB order.
 
 from __future__ import annotations
 
+import colorsys
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import numpy as np
 from detectron2.data import Metadata
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import Boxes, BoxMode, Instances
-from detectron2.utils.colormap import colormap
 from detectron2.utils.visualizer import Visualizer
 from PIL import Image, ImageDraw, ImageFont
 
@@ -172,11 +172,11 @@ def _draw(
     if scale is None:
         scale = max(1.0, _LEGIBLE_SIDE / max(image.shape[:2]))
     visualizer = Visualizer(image, metadata, scale=scale)
-    drawn = visualizer.overlay_instances(
-        boxes=boxes,
-        labels=labels,
-        assigned_colors=[_class_color(metadata, c) for c in classes],
-    )
+    colors = [_class_color(metadata, c) for c in classes]
+    for box, color in zip(boxes.tensor.tolist(), colors):
+        # Detectron2's boxes are half transparent: lost on a busy background without this.
+        visualizer.draw_box(box, alpha=1.0, edge_color=color)
+    drawn = visualizer.overlay_instances(boxes=boxes, labels=labels, assigned_colors=colors)
     return drawn.get_image()
 
 
@@ -189,11 +189,12 @@ def _class_color(metadata: Metadata | None, index: int) -> tuple[float, float, f
     colors = metadata.get("thing_colors", None) if metadata is not None else None
     if colors is not None and index < len(colors):
         return tuple(channel / 255 for channel in colors[index])
-    palette = colormap(rgb=True, maximum=1)
-    return tuple(palette[index % len(palette)].tolist())
+    # Multiples of the golden ratio: hues far apart from one another, for any number of classes.
+    hue = (0.33 + index * 0.618034) % 1.0
+    return colorsys.hsv_to_rgb(hue, 1.0, 0.9)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
     # matplotlib's own font: there on every machine, and it covers more than ASCII.
     from matplotlib import font_manager
