@@ -187,8 +187,10 @@ def _figure(panels: int):
 
 def _draw(axis, iterations: np.ndarray, values: np.ndarray, *, label: str, color) -> None:
     """The values faintly, and their running median over a twentieth of the series boldly."""
+    finite = np.isfinite(values)
+    iterations, values = iterations[finite], values[finite]
     window = max(1, len(values) // 20)
-    smooth = [np.nanmedian(values[max(0, i - window) : i + window + 1]) for i in range(len(values))]
+    smooth = [np.median(values[max(0, i - window) : i + window + 1]) for i in range(len(values))]
     axis.plot(iterations, values, color=color, alpha=0.25, linewidth=1)
     marker = "o" if len(values) == 1 else None
     axis.plot(iterations, smooth, color=color, linewidth=1.8, label=label, marker=marker)
