@@ -1,0 +1,77 @@
+"""Adaptive 3-D sampling: one set of points a group (AdaMixer, section 3.2).
+
+Letters: B images, N queries, L levels, G groups, e = channels of a group, P points of a group.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from stageinteractor.modeling.sampling import SamplingPoints, level_weights, sample_features
+from stageinteractor.structures.boxes import xyzr_to_size
+from torch import Tensor, nn
+
+__all__ = ["AdaptiveSampling"]
+
+
+class AdaptiveSampling(nn.Module):
+    """x' = x + w dx,  y' = y + h dy,  z' = z + dz, with w and h the size of the query's box."""
+
+    SCALE_OF_FIRST_LEVEL = 2.0  # z = 2, four pixels, is met by the level of stride 4
+
+    def __init__(self, channels: int, *, groups: int, points: int):
+        """
+        Args:
+            channels: C.
+            groups: G.
+            points: P.
+        """
+        super().__init__()
+        if channels % groups:
+            raise ValueError(f"{channels} channels cannot be split into {groups} groups")
+        self.groups = groups
+        self.num_points = points
+        self.offset = nn.Linear(channels, groups * points * 3)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Points uniform in the box, or on a regular grid if P is a square; one octave finer."""
+        nn.init.zeros_(self.offset.weight)
+        bias = self.offset.bias.view(self.groups, self.num_points, 3)
+        side = math.isqrt(self.num_points)
+        if side**2 == self.num_points:
+            cell_centers = (torch.arange(side, dtype=bias.dtype) + 0.5) / side - 0.5
+            bias[..., :2] = torch.cartesian_prod(cell_centers, cell_centers).to(bias.device)
+        else:
+            nn.init.uniform_(bias[..., :2], -0.5, 0.5)
+        nn.init.constant_(bias[..., 2], -1.0)
+
+    def points(self, queries: Tensor, xyzr: Tensor) -> SamplingPoints:
+        """Sampling points of (B, N, C) queries with (B, N, 4) geometry."""
+        offset = self.offset(queries).to(xyzr.dtype)
+        offset = offset.unflatten(-1, (self.groups, self.num_points, 3))
+        center = xyzr[:, :, None, None, :2]
+        size = xyzr_to_size(xyzr)[:, :, None, None]
+        return SamplingPoints(
+            center + offset[..., :2] * size, xyzr[:, :, None, None, 2] + offset[..., 2]
+        )
+
+    def forward(
+        self, queries: Tensor, xyzr: Tensor, features: Sequence[Tensor], strides: Sequence[int]
+    ) -> Tensor:
+        """
+        Args:
+            queries: (B, N, C).
+            xyzr: (B, N, 4), no gradient needed.
+            features: L maps (B, C, H_l, W_l).
+            strides: pixels of the image per cell of each map.
+
+        Returns:
+            (B, N, G, P, e).
+        """
+        points = self.points(queries, xyzr)
+        weights = level_weights(points.z, len(features), offset=self.SCALE_OF_FIRST_LEVEL)
+        return sample_features(features, strides, points, weights)
