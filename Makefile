@@ -1,0 +1,40 @@
+# Every target that needs packages goes through .venv/.ready, which is made once and costs nothing
+# after that. An installed Detectron2 is kept: see docs/dependencies.md.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+READY := $(VENV)/.ready
+TEST_WORKERS ?= 2
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint clean distclean shapes-checkpoint
+
+help:  ## list the targets
+	@echo "make <target> [PYTHON=python3] [ARGS='...']"
+	@sed -n 's/^\([a-z-]*\):[^#]*## *\(.*\)/  \1\t\2/p' Makefile | expand -t 22
+
+demo: $(READY)  ## evaluate the shipped checkpoint, fine-tune it, draw detections: output/demo/
+	$(RUN) tools/run_demo.py $(ARGS)
+
+# One thread a worker: PyTorch would start one a core in each of them.
+test: $(READY)  ## run the tests; ARGS="-k matcher" chooses some
+	OMP_NUM_THREADS=1 $(RUN) -m pytest tests -n $(TEST_WORKERS) --dist loadscope --durations=15 $(ARGS)
+
+lint: $(READY)  ## ruff and mypy
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy
+
+shapes-checkpoint: $(READY)  ## train the shipped checkpoint from scratch (long)
+	$(RUN) tools/make_shapes_checkpoint.py $(ARGS)
+
+clean:  ## remove builds and caches; keeps .venv and output/
+	rm -rf build dist projects/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -exec rm -rf {} +
+
+distclean: clean  ## also remove .venv
+	rm -rf $(VENV)
+
+$(READY): $(wildcard requirements/*) setup.py pyproject.toml tools/setup_env.py
+	$(PYTHON) tools/setup_env.py --venv $(VENV)
