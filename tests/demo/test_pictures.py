@@ -62,9 +62,7 @@ def test_threshold_is_inclusive():
 
 def test_a_class_has_one_colour_in_detections_and_ground_truth():
     record = {
-        "annotations": [
-            {"bbox": [10, 10, 40, 30], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
-        ]
+        "annotations": [{"bbox": [10, 10, 40, 30], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}]
     }
     metadata = Metadata(thing_classes=["circle"])
     truth = draw_ground_truth(record, metadata, image=GREY, scale=4)

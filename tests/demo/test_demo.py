@@ -1,0 +1,178 @@
+"""demo/demo.py as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from detectron2.data import MetadataCatalog
+
+
+@pytest.fixture()
+def run(demo, weights, monkeypatch):
+    """Runs the demo with the random detector; returns the exit code."""
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+
+    def call(*arguments) -> int:
+        overrides = ["--opts", f"train.init_checkpoint={weights}", "train.device=cpu"]
+        return demo.main([*map(str, arguments), *overrides])
+
+    return call
+
+
+def write(path, picture) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imencode(path.suffix, picture)[1].tofile(path)
+    return str(path)
+
+
+def test_a_folder_with_a_broken_picture_and_difficult_names(run, tmp_path, picture, capfd):
+    folder = tmp_path / "in put"
+    write(folder / "plain.png", picture)
+    write(folder / "two words ñ 図.jpg", picture)
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8 this is no JPEG")
+    (folder / "notes.txt").write_text("not a picture")
+    output = tmp_path / "new" / "out"
+    assert run("--input", folder, "--output", output, "--confidence-threshold", 0.1) == 1
+    assert sorted(p.name for p in output.iterdir()) == ["plain.png", "two words ñ 図.jpg"]
+    shown = capfd.readouterr()
+    assert "broken.jpg: cannot be decoded" in shown.err
+    assert "1 of 3 pictures unreadable" in shown.out + shown.err
+    drawn = cv2.imread(str(output / "plain.png"))
+    assert drawn.shape == (360, 480, 3)  # enlarged, for the labels
+    plain = cv2.resize(picture, (480, 360), interpolation=cv2.INTER_NEAREST)
+    assert (np.abs(drawn.astype(int) - plain).max(axis=2) > 60).mean() > 0.005
+
+
+def test_without_detections_the_picture_is_written_all_the_same(run, tmp_path, picture):
+    file = write(tmp_path / "a.png", picture)
+    output = tmp_path / "drawn.png"
+    threshold = ["--confidence-threshold", 1.1, "--scale", 1]
+    assert run("--input", file, "--output", output, *threshold) == 0
+    assert np.array_equal(cv2.imread(str(output)), picture)
+
+
+def test_detections_as_json(run, tmp_path, picture):
+    file = write(tmp_path / "a.png", picture)
+    results = tmp_path / "deep" / "r.json"
+    options = ["--confidence-threshold", 0.1, "--save-json", results]
+    assert run("--input", file, "--output", tmp_path / "out", *options) == 0
+    records = json.loads(results.read_text())
+    assert records and {r["image_id"] for r in records} == {file}
+    assert min(r["score"] for r in records) >= 0.1
+    names = MetadataCatalog.get("shapes_val").thing_classes
+    assert all(r["category_name"] == names[r["category_id"]] for r in records)
+    x, y, width, height = records[0]["bbox"]
+    assert 0 <= x and x + width <= 120.01 and 0 <= y and y + height <= 90.01
+
+
+def test_inputs_of_one_name_do_not_overwrite_each_other(demo, tmp_path, picture):
+    files = [tmp_path / folder / "x.png" for folder in "abc"] + [tmp_path / "d" / "x_2.PNG"]
+    for file in files:
+        write(file, picture)
+    found = demo.expand_inputs([str(tmp_path / "a"), str(tmp_path / "[bcd]" / "*")])
+    assert found == files
+    outputs = demo.choose_outputs(found, str(tmp_path / "out"))
+    assert len({p.name.lower() for p in outputs}) == len(files)
+    assert all(p.parent == tmp_path / "out" for p in outputs)
+
+
+def test_a_picture_given_twice_is_taken_once(demo, tmp_path, picture):
+    file = write(tmp_path / "x.png", picture)
+    assert demo.expand_inputs([file, str(tmp_path), str(tmp_path / "*.png")]) == [
+        tmp_path / "x.png"
+    ]
+
+
+def test_a_name_that_looks_like_a_glob_is_a_name_first(demo, tmp_path, picture):
+    write(tmp_path / "a[1].png", picture)
+    assert demo.expand_inputs([str(tmp_path / "a[1].png")]) == [tmp_path / "a[1].png"]
+
+
+def test_formats_that_are_only_read_are_written_as_png(demo, tmp_path):
+    files = [tmp_path / "a.ppm", tmp_path / "a.png"]
+    outputs = demo.choose_outputs(files, str(tmp_path / "out"))
+    assert [p.name for p in outputs] == ["a.png", "a_2.png"]
+
+
+def test_an_input_is_never_overwritten(run, tmp_path, picture, capfd):
+    file = write(tmp_path / "a.png", picture)
+    for output in (tmp_path, file):
+        assert run("--input", file, "--output", output) == 1
+        assert "a.png is an input" in capfd.readouterr().err
+    assert np.array_equal(cv2.imread(file), picture)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--input", "nowhere.png", "--output", "out"], "no such file: nowhere.png"),
+        (["--input", "no*thing", "--output", "out"], "no such file: no*thing"),
+        (["--video-input", "nowhere.mp4", "--output", "out"], "no such video: nowhere.mp4"),
+        (["--input", "nowhere.png"], "--output"),
+        (["--config-file", "no/such.py", "--input", "a.png", "--output", "out"], "no/such.py"),
+    ],
+)
+def test_mistakes_are_named(run, monkeypatch, tmp_path, capfd, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert run(*arguments) == 1
+    error = capfd.readouterr().err
+    assert error.count("error:") == 1 and message in error and "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
+def make_video(path, picture, frames: int) -> str:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 12.0, picture.shape[1::-1])
+    for i in range(frames):
+        writer.write(np.roll(picture, 4 * i, axis=1))
+    writer.release()
+    return str(path)
+
+
+def test_a_video_becomes_an_mp4_of_the_same_length(run, tmp_path, picture):
+    source = make_video(tmp_path / "clip.mp4", picture, frames=6)
+    assert run("--video-input", source, "--output", tmp_path / "out") == 0
+    result = cv2.VideoCapture(str(tmp_path / "out" / "clip.mp4"))
+    assert result.isOpened() and result.get(cv2.CAP_PROP_FPS) == pytest.approx(12.0)
+    frames = 0
+    while True:
+        ok, frame = result.read()
+        if not ok:
+            break
+        assert frame.shape == (90, 120, 3)
+        frames += 1
+    assert frames == 6
+
+
+def test_a_video_does_not_overwrite_itself(run, tmp_path, picture, capfd):
+    source = make_video(tmp_path / "clip.mp4", picture, frames=2)
+    assert run("--video-input", source, "--output", tmp_path) == 1
+    assert "clip.mp4 is the input" in capfd.readouterr().err
+
+
+def test_what_is_no_video_is_named(run, tmp_path, capfd):
+    file = tmp_path / "clip.mp4"
+    file.write_bytes(b"no video at all")
+    assert run("--video-input", file, "--output", tmp_path / "out") == 1
+    assert "clip.mp4" in capfd.readouterr().err
+
+
+def test_the_script_itself_runs_without_a_display(demo, weights, tmp_path, picture):
+    file = write(tmp_path / "a.png", picture)
+    hidden = ("DISPLAY", "WAYLAND_DISPLAY")
+    done = subprocess.run(
+        [sys.executable, demo.__file__, "--input", file, "--output", "out"]
+        + ["--opts", f"train.init_checkpoint={weights}", "train.device=cpu"],
+        cwd=tmp_path,
+        env={k: v for k, v in os.environ.items() if k not in hidden},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "a.png").is_file()

@@ -1,0 +1,137 @@
+"""The predictor, held against Detectron2's DefaultPredictor and the detector itself."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.data import transforms as T
+from detectron2.engine import DefaultPredictor
+
+from stageinteractor.config import get_config
+from stageinteractor.engine import predictor as predictor_module
+from stageinteractor.engine.predictor import Predictor
+from stageinteractor.engine.shipped import SHIPPED_CONFIG, is_shipped_config
+
+
+@pytest.fixture(scope="module")
+def predictor(weights) -> Predictor:
+    return Predictor.from_config(SHIPPED_CONFIG, weights, ["train.device=cpu"])
+
+
+def test_it_is_called_like_detectron2s(predictor):
+    for method in ("__init__", "__call__"):
+        ours, theirs = (
+            inspect.signature(getattr(c, method)) for c in (Predictor, DefaultPredictor)
+        )
+        assert list(ours.parameters) == list(theirs.parameters)
+    assert predictor.metadata is MetadataCatalog.get("shapes_val")
+    assert not predictor.model.training
+    assert predictor.input_format == "RGB"
+
+
+def test_detections_are_those_of_the_detector_in_pixels_of_the_picture(predictor, picture):
+    instances = predictor(picture)["instances"]
+    assert instances.image_size == (90, 120)
+    assert len(instances) > 0 and instances.scores.diff().le(0).all()
+    boxes = instances.pred_boxes.tensor
+    assert boxes.min() >= 0 and boxes[:, ::2].max() <= 120 and boxes[:, 1::2].max() <= 90
+
+    mapper = predictor.cfg.dataloader.test.mapper
+    resize = T.AugmentationList([predictor_module.instantiate(a) for a in mapper.augmentations])
+    augmented = T.AugInput(np.ascontiguousarray(picture[:, :, ::-1]))
+    resize(augmented)
+    image = torch.from_numpy(augmented.image.transpose(2, 0, 1).copy()).float()
+    with torch.no_grad():
+        raw = predictor.model([{"image": image}])[0]["instances"]
+    scale = torch.tensor([120 / image.shape[2], 90 / image.shape[1]] * 2)
+    kept = (raw.pred_boxes.tensor * scale).clamp(min=0)
+    assert len(raw) >= len(instances)  # boxes without area are dropped
+    torch.testing.assert_close(raw.scores[: len(instances)], instances.scores)
+    torch.testing.assert_close(kept[0], boxes[0], atol=1e-3, rtol=1e-4)
+
+
+def test_resizing_follows_the_config(weights, picture):
+    cfg = get_config(SHIPPED_CONFIG)
+    cfg.train.init_checkpoint, cfg.train.device = weights, "cpu"
+    cfg.dataloader.test.mapper.augmentations = [
+        {"_target_": T.ResizeShortestEdge, "short_edge_length": 45, "max_size": 64}
+    ]
+    small = Predictor(cfg)
+    inputs = small.preprocess(picture)
+    assert inputs["image"].shape == (3, 45, 60)
+    assert (inputs["height"], inputs["width"]) == (90, 120)
+    assert small(picture)["instances"].image_size == (90, 120)
+
+
+def test_channel_order_follows_the_config(predictor, weights, picture):
+    cfg = get_config(SHIPPED_CONFIG)
+    cfg.train.init_checkpoint, cfg.train.device = weights, "cpu"
+    cfg.dataloader.test.mapper.image_format = "BGR"
+    bgr = Predictor(cfg).preprocess(picture)["image"]
+    assert torch.equal(bgr.flip(0), predictor.preprocess(picture)["image"])
+    cfg.dataloader.test.mapper.image_format = "L"
+    with pytest.raises(ValueError, match="RGB or BGR, it is 'L'"):
+        Predictor(cfg)
+
+
+def test_the_config_given_is_left_as_it_was(weights):
+    cfg = get_config(SHIPPED_CONFIG)
+    cfg.train.init_checkpoint, cfg.train.device = weights, "cpu"
+    predictor = Predictor(cfg)
+    predictor.cfg.train.device = "elsewhere"
+    assert cfg.train.device == "cpu"
+
+
+@pytest.mark.parametrize(
+    "image", [None, np.zeros((4, 4)), np.zeros((0, 4, 3)), np.zeros((4, 4, 4))]
+)
+def test_what_is_no_picture_is_refused(predictor, image):
+    with pytest.raises(ValueError, match="expected a BGR picture"):
+        predictor(image)
+
+
+def test_missing_weights_are_named():
+    with pytest.raises(FileNotFoundError, match="nowhere.pth"):
+        Predictor.from_config(SHIPPED_CONFIG, "nowhere.pth", ["train.device=cpu"])
+
+
+def test_no_weights_are_warned_about(caplog):
+    cfg = get_config(SHIPPED_CONFIG)
+    cfg.train.init_checkpoint, cfg.train.device = "", "cpu"
+    with caplog.at_level(logging.WARNING, logger="stageinteractor"):
+        Predictor(cfg)
+    assert "train.init_checkpoint" in caplog.text
+
+
+def test_the_shipped_checkpoint_is_used_for_its_config_alone(
+    monkeypatch, weights, tmp_path, caplog
+):
+    monkeypatch.setattr(predictor_module, "shipped_checkpoint", lambda: weights)
+    shipped = Predictor.from_config(SHIPPED_CONFIG, overrides=["train.device=cpu"])
+    assert shipped.cfg.train.init_checkpoint == weights
+    assert is_shipped_config("/any/where/configs/stageinteractor/shapes_tiny.py")
+    assert not is_shipped_config("stageinteractor/stageinteractor_r50_100q_1x.py")
+    named = Predictor.from_config(
+        SHIPPED_CONFIG, overrides=["train.device=cpu", f"train.init_checkpoint={weights}"]
+    )
+    assert named.cfg.train.init_checkpoint == weights
+
+
+def test_without_the_shipped_checkpoint_the_error_says_how_to_make_it(monkeypatch, tmp_path):
+    from stageinteractor.engine import shipped
+
+    package = tmp_path / "projects" / "stageinteractor" / "engine" / "shipped.py"
+    monkeypatch.setattr(shipped, "__file__", str(package))
+    with pytest.raises(FileNotFoundError, match="make shapes-checkpoint"):
+        shipped.shipped_checkpoint()
+    for folder in ("checkpoints", "projects/stageinteractor/checkpoints"):  # checkout, wheel
+        file = tmp_path / folder / "shapes_tiny.pth"
+        file.parent.mkdir(parents=True)
+        file.write_bytes(b"weights")
+        assert shipped.shipped_checkpoint() == str(file)
+        file.unlink()

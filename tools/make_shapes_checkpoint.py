@@ -1,0 +1,220 @@
+#!/usr/bin/env python3
+"""Train the checkpoint that the repository carries: the tiny detector on the built-in shapes.
+
+    python tools/make_shapes_checkpoint.py
+
+runs ``train_net.py --config-file stageinteractor/shapes_tiny.py`` from scratch, keeps the weights
+alone, evaluates exactly the file that it wrote, and notes beside it how it was made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+import detectron2
+import torch
+import torchvision
+from detectron2.utils.logger import setup_logger
+from torch import Tensor
+
+import stageinteractor
+from stageinteractor.config import apply_overrides, get_config
+from stageinteractor.engine.predictor import Predictor
+from stageinteractor.engine.shipped import SHIPPED_CONFIG
+from stageinteractor.engine.trainer import Trainer
+
+ROOT = Path(__file__).resolve().parents[1]
+MAX_BYTES = 8 * 1024 * 1024
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=ROOT / "checkpoints" / "shapes_tiny.pth",
+        help="checkpoint to write; a .json of the same name and a README.md stand beside it",
+    )
+    parser.add_argument(
+        "--work-dir",
+        type=Path,
+        default=ROOT / "output" / "shapes_checkpoint",
+        help="where the training keeps its logs and checkpoints",
+    )
+    parser.add_argument("--max-iter", type=int, help="steps, in place of the config's")
+    parser.add_argument(
+        "--opts",
+        default=[],
+        nargs=argparse.REMAINDER,
+        metavar="KEY=VALUE",
+        help="further changes to the config",
+    )
+    return parser
+
+
+def export_weights(source: Path, output: Path) -> dict[str, Tensor]:
+    """Write only the model of a training checkpoint, floating point as float32.
+
+    Raises:
+        ValueError: the result is larger than what the repository is to carry, or not finite.
+    """
+    from stageinteractor.engine.checkpointer import inference_weights
+
+    state = inference_weights(torch.load(source, map_location="cpu", weights_only=False))
+    weights = {
+        name: (tensor.float() if tensor.is_floating_point() else tensor).clone().contiguous()
+        for name, tensor in state.items()
+    }
+    broken = [n for n, t in weights.items() if t.is_floating_point() and not t.isfinite().all()]
+    if broken:
+        raise ValueError(f"{source}: values that are not finite in {', '.join(broken)}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(output.name + ".partial")
+    torch.save({"model": weights}, partial)
+    size = partial.stat().st_size
+    if size > MAX_BYTES:
+        partial.unlink()
+        raise ValueError(f"{source} makes {size} bytes of weights, more than {MAX_BYTES}")
+    torch.load(partial, map_location="cpu", weights_only=True)  # as strict users load it
+    os.replace(partial, output)
+    return weights
+
+
+def machine() -> dict[str, object]:
+    """What the training ran on."""
+    names = re.findall(r"model name\s*:\s*(.+)", _read("/proc/cpuinfo"))
+    return {
+        "cpu": names[0] if names else platform.processor() or platform.machine(),
+        "cpu_cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "platform": platform.platform(terse=True),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers."""
+    return {
+        "stageinteractor": stageinteractor.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "detectron2": detectron2.__version__,
+    }
+
+
+def from_root(path: Path) -> str:
+    """The path as one writes it in the root of the checkout."""
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+def commit() -> str | None:
+    """Commit of the checkout, marked where code or configs differ from it; None outside git."""
+    try:
+        sha = _git("rev-parse", "HEAD")
+        changed = _git("status", "--porcelain", "--", "projects", "configs", "train_net.py")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return sha + (" with local changes" if changed else "")
+
+
+def describe(facts: Mapping[str, object], name: str) -> str:
+    """README of the folder: the facts, readable."""
+    ap, setup, versions_ = facts["shapes_val"], facts["machine"], facts["versions"]
+    lines = [
+        "# Checkpoints",
+        "",
+        f"`{name}` holds the weights of `{SHIPPED_CONFIG}`, trained from scratch on the built-in",
+        "data set `shapes_train`. `make demo`, `demo/demo.py` and the tools use it when no other",
+        "weights are named.",
+        "",
+        f"Made by `make shapes-checkpoint`, which ran `{facts['command']}`.",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {metric} on `shapes_val` | {value:.1f} |" for metric, value in ap.items()),
+        f"| training | {facts['iterations']} steps, {facts['minutes']:.0f} minutes |",
+        f"| machine | {setup['gpu'] or setup['cpu']}, {setup['torch_threads']} threads |",
+        f"| versions | {', '.join(f'{k} {v}' for k, v in versions_.items())} |",
+        f"| date | {facts['date']} |",
+        f"| commit | {facts['commit']} |",
+        f"| size | {facts['bytes']:,} bytes, {facts['parameters']:,} numbers |",
+        "",
+        f"The same facts for programs: `{Path(name).stem}.json`. The AP is that of this very file:",
+        "",
+        f"    python train_net.py --config-file {SHIPPED_CONFIG} --eval-only \\",
+        f"        train.init_checkpoint=checkpoints/{name}",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train, export, evaluate, note. Returns the exit code."""
+    args = get_parser().parse_args(argv)
+    work_dir, output = args.work_dir.resolve(), args.output.resolve()
+    overrides = [f"train.output_dir={from_root(work_dir)}", *args.opts]
+    if args.max_iter is not None:
+        overrides.append(f"train.max_iter={args.max_iter}")
+    cfg = apply_overrides(get_config(SHIPPED_CONFIG), overrides)
+    arguments = ["train_net.py", "--config-file", SHIPPED_CONFIG, *overrides]
+    print(f"$ python {' '.join(arguments)}", flush=True)
+    start = time.perf_counter()
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment)
+    if done.returncode:
+        print(f"error: training ended with code {done.returncode}", file=sys.stderr)
+        return 1
+    minutes = (time.perf_counter() - start) / 60
+
+    weights = export_weights(work_dir / "model_final.pth", output)
+    setup_logger(name="detectron2")
+    cfg.train.init_checkpoint = str(output)
+    results = Trainer.test(cfg, Predictor(cfg).model)["bbox"]
+    facts = {
+        "command": f"python {' '.join(arguments)}",
+        "shapes_val": {k: round(float(results[k]), 2) for k in ("AP", "AP50", "AP75")},
+        "iterations": int(cfg.train.max_iter),
+        "images_per_step": int(cfg.dataloader.train.total_batch_size),
+        "minutes": round(minutes, 1),
+        "machine": machine(),
+        "versions": versions(),
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "commit": commit(),
+        "bytes": output.stat().st_size,
+        "parameters": sum(t.numel() for t in weights.values()),
+    }
+    text = json.dumps(facts, indent=2) + "\n"
+    output.with_suffix(".json").write_text(text, encoding="utf-8")
+    readme = output.with_name("README.md")
+    readme.write_text(describe(facts, output.name), encoding="utf-8")
+    print(text)
+    print(f"{output}: shapes_val AP {facts['shapes_val']['AP']:.1f}")
+    return 0
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,259 @@
+#!/usr/bin/env python3
+"""The whole story in a few minutes: evaluate, fine-tune, evaluate again, draw.
+
+    python tools/run_demo.py
+
+starts, as users do, from weights: the shipped checkpoint of the built-in shapes. It evaluates it,
+fine-tunes it on ``shapes_shifted`` (other backgrounds and colours, one class more), evaluates the
+result, and writes pictures and curves to ``output/demo/``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from detectron2.data.detection_utils import read_image
+from detectron2.utils.logger import setup_logger
+from omegaconf import DictConfig
+
+from stageinteractor.config import apply_overrides, get_config
+from stageinteractor.data import get_detection_dataset
+from stageinteractor.engine.predictor import Predictor
+from stageinteractor.engine.shipped import SHIPPED_CONFIG, shipped_checkpoint
+from stageinteractor.engine.trainer import Trainer
+from stageinteractor.visualization import (
+    contact_sheet,
+    draw_detections,
+    draw_ground_truth,
+    plot_ap_curves,
+    plot_loss_curves,
+    save_picture,
+    side_by_side,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+FINETUNE_CONFIG = "stageinteractor/shapes_tiny_finetune.py"
+SETS = ("shapes_train", "shapes_val", "shapes_shifted_train", "shapes_shifted_val")
+PICTURES = 12
+SHEET_ROWS = 6
+THRESHOLD = 0.5
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=ROOT / "output" / "demo",
+        help="folder for results; what an earlier run left there is replaced",
+    )
+    parser.add_argument("--weights", help="checkpoint to start from, in place of the shipped one")
+    parser.add_argument("--max-iter", type=int, help="fine-tuning steps, in place of the config's")
+    parser.add_argument(
+        "--opts",
+        default=[],
+        nargs=argparse.REMAINDER,
+        metavar="KEY=VALUE",
+        help="further changes to the configs",
+    )
+    return parser
+
+
+class Steps:
+    """Headlines with the time that has passed, so that no step is silent."""
+
+    def __init__(self, total: int):
+        self.total, self.done, self.start = total, 0, time.perf_counter()
+
+    def next(self, what: str, command: Sequence[str] = ()) -> None:
+        """Announce a step, and the command that does the same."""
+        self.done += 1
+        print(f"\n=== [{self.done}/{self.total}] {self.passed()}  {what}", flush=True)
+        if command:
+            print(f"$ python {' '.join(command)}", flush=True)
+
+    def passed(self) -> str:
+        """Minutes and seconds since the start."""
+        minutes, seconds = divmod(int(time.perf_counter() - self.start), 60)
+        return f"{minutes}:{seconds:02d}"
+
+
+def build_data() -> None:
+    """Generate the data sets that are not there yet."""
+    for name in SETS:
+        start = time.perf_counter()
+        records = get_detection_dataset(name, filter_empty=False)
+        objects = sum(len(r["annotations"]) for r in records)
+        seconds = time.perf_counter() - start
+        print(f"{name}: {len(records)} images, {objects} objects ({seconds:.1f} s)", flush=True)
+
+
+def evaluate(cfg: DictConfig) -> tuple[Predictor, dict[str, float]]:
+    """The detector of a config, and its COCO metrics on the config's test set."""
+    predictor = Predictor(cfg)
+    return predictor, dict(Trainer.test(cfg, predictor.model)["bbox"])
+
+
+def finetune(arguments: Sequence[str]) -> None:
+    """Run the training command in a process of its own.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment)
+    if done.returncode:
+        raise RuntimeError(f"fine-tuning ended with code {done.returncode}")
+
+
+def draw(before: Predictor, after: Predictor, folder: Path) -> list[Path]:
+    """Before, after and ground truth of some test pictures, one by one and as a sheet."""
+    titles = ["before fine-tuning", "after fine-tuning", "ground truth"]
+    records = get_detection_dataset("shapes_shifted_val", filter_empty=False)
+    # Pictures with several objects tell more, and the new class (the last) is to be seen.
+    new_class = max(a["category_id"] for r in records for a in r["annotations"])
+
+    def interest(record: dict) -> tuple[bool, bool]:
+        classes = [a["category_id"] for a in record["annotations"]]
+        return new_class in classes, len(classes) > 2
+
+    chosen = sorted(records, key=interest, reverse=True)[:PICTURES]
+    rows, written = [], []
+    for record in chosen:
+        image = read_image(record["file_name"], format="BGR")
+        rgb = image[:, :, ::-1]
+        row = [
+            draw_detections(rgb, p(image)["instances"], after.metadata, threshold=THRESHOLD)
+            for p in (before, after)
+        ]
+        row.append(draw_ground_truth(record, after.metadata, image=rgb))
+        rows.append(row)
+        target = folder / f"{Path(record['file_name']).stem}.png"
+        written.append(Path(save_picture(side_by_side(row, titles), target)))
+    sheet = contact_sheet(rows[:SHEET_ROWS], titles)
+    return [Path(save_picture(sheet, folder.parent / "shapes_shifted.png")), *written]
+
+
+def draw_sheet(predictor: Predictor, name: str, output: Path) -> Path:
+    """Detections beside the ground truth for some pictures of a data set."""
+    records = get_detection_dataset(name, filter_empty=True)
+    cells = []
+    for record in records[: 2 * SHEET_ROWS]:
+        image = read_image(record["file_name"], format="BGR")
+        rgb = image[:, :, ::-1]
+        found = predictor(image)["instances"]
+        cells += [
+            draw_detections(rgb, found, predictor.metadata, threshold=THRESHOLD, scale=2),
+            draw_ground_truth(record, predictor.metadata, image=rgb, scale=2),
+        ]
+    rows = [cells[i : i + 4] for i in range(0, len(cells), 4)]
+    sheet = contact_sheet(rows, ["detections", "ground truth"] * 2)
+    return Path(save_picture(sheet, output))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code."""
+    args = get_parser().parse_args(argv)
+    output = args.output.resolve()
+    shown = str(output.relative_to(ROOT)) if output.is_relative_to(ROOT) else str(output)
+    try:
+        weights = str(Path(args.weights).resolve()) if args.weights else shipped_checkpoint()
+    except FileNotFoundError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    setup_logger(name="detectron2", color=sys.stdout.isatty())
+    setup_logger(name="stageinteractor", color=sys.stdout.isatty())
+    steps = Steps(6)
+
+    steps.next("data: built-in shapes, made on first use")
+    build_data()
+    # What an earlier run, whole or cut short, left behind would mix with this one's results.
+    for leftover in ("finetune", "pictures"):
+        shutil.rmtree(output / leftover, ignore_errors=True)
+    output.mkdir(parents=True, exist_ok=True)
+
+    weights_shown = os.path.relpath(weights, ROOT) if weights.startswith(str(ROOT)) else weights
+    start_from = f"train.init_checkpoint={weights_shown}"
+    shipped = ["train_net.py", "--config-file", SHIPPED_CONFIG, "--eval-only"]
+
+    def config(name: str, *overrides: str) -> DictConfig:
+        return apply_overrides(get_config(name), [*overrides, *args.opts])
+
+    overrides = [start_from, f"train.output_dir={shown}/shapes_val"]
+    steps.next("the shipped checkpoint on shapes_val", [*shipped, *overrides])
+    cfg = config(SHIPPED_CONFIG, f"train.init_checkpoint={weights}")
+    cfg.train.output_dir = str(output / "shapes_val")
+    predictor, on_val = evaluate(cfg)
+    sheet = draw_sheet(predictor, "shapes_val", output / "shapes_val.png")
+
+    overrides = [
+        start_from,
+        f"train.output_dir={shown}/before",
+        "dataloader.test.dataset.names=shapes_shifted_val",
+    ]
+    steps.next("the same, unchanged, on shapes_shifted_val", [*shipped, *overrides])
+    print(
+        "It has never seen these looks, and it knows one class less: the new class counts with "
+        "AP 0 in the mean over the classes.",
+        flush=True,
+    )
+    cfg = config(SHIPPED_CONFIG, f"train.init_checkpoint={weights}", overrides[-1])
+    cfg.train.output_dir = str(output / "before")
+    before, ap_before = evaluate(cfg)
+
+    training = [
+        *("train_net.py", "--config-file", FINETUNE_CONFIG),
+        *(start_from, f"train.output_dir={shown}/finetune", *args.opts),
+    ]
+    if args.max_iter is not None:
+        training.append(f"train.max_iter={args.max_iter}")
+    steps.next("fine-tuning on shapes_shifted_train: some minutes", training)
+    finetune(training)
+
+    final = output / "finetune" / "model_final.pth"
+    overrides = [f"train.init_checkpoint={shown}/finetune/model_final.pth"]
+    evaluation = ["train_net.py", "--config-file", FINETUNE_CONFIG, "--eval-only", *overrides]
+    steps.next("the fine-tuned detector on shapes_shifted_val", evaluation)
+    cfg = config(FINETUNE_CONFIG, f"train.init_checkpoint={final}")
+    cfg.train.output_dir = str(output / "after")
+    after, ap_after = evaluate(cfg)
+
+    steps.next("pictures and curves")
+    pictures = draw(before, after, output / "pictures")
+    metrics = output / "finetune" / "metrics.json"
+    loss_curves = plot_loss_curves(metrics, output / "loss_curves.png")
+    ap_curves = plot_ap_curves(
+        metrics, output / "ap_curves.png", ap_before, title="AP on shapes_shifted_val"
+    )
+
+    print(f"\nDone in {steps.passed()} on {torch.get_num_threads()} threads. Look at")
+    for what, where in [
+        ("detections on shapes_val", sheet),
+        ("before, after, ground truth", pictures[0]),
+        (f"the same, {len(pictures) - 1} pictures", output / "pictures"),
+        ("loss curves", loss_curves),
+        ("AP curves", ap_curves),
+        ("fine-tuned weights", final),
+        ("metrics, logs, TensorBoard", output / "finetune"),
+    ]:
+        where = Path(where)
+        print(f"  {what:28} {where.relative_to(ROOT) if where.is_relative_to(ROOT) else where}")
+    print("  your own pictures            python demo/demo.py --input FILES --output FOLDER")
+    print(
+        f"shapes_val AP {on_val['AP']:.1f} | "
+        f"shapes_shifted AP {ap_before['AP']:.1f} -> {ap_after['AP']:.1f}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
