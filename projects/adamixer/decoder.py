@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor, nn
+
 from stageinteractor.modeling import (
     QUERY_HEADS,
     CascadeDecoder,
@@ -10,7 +12,6 @@ from stageinteractor.modeling import (
     IoFBiasedSelfAttention,
 )
 from stageinteractor.modeling.stage import FeedForward
-from torch import Tensor, nn
 
 from .mixing import AdaptiveMixing
 from .sampling import AdaptiveSampling

@@ -6,9 +6,10 @@ Letters: B images, N queries, C channels, G groups, e = C / G, P sampling points
 from __future__ import annotations
 
 import torch
+from torch import Tensor, nn
+
 from stageinteractor.modeling import FilterBank
 from stageinteractor.modeling.mixing import zero_weight_linear
-from torch import Tensor, nn
 
 __all__ = ["AdaptiveMixing"]
 

@@ -9,9 +9,10 @@ import math
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor, nn
+
 from stageinteractor.modeling.sampling import SamplingPoints, level_weights, sample_features
 from stageinteractor.structures.boxes import xyzr_to_size
-from torch import Tensor, nn
 
 __all__ = ["AdaptiveSampling"]
 

@@ -157,7 +157,9 @@ def _load_lite0_weights(body: nn.Module) -> None:
     wanted = body.state_dict()
     lacking = sorted(set(wanted) - set(converted))
     if lacking:
-        raise ValueError(f"{path} lacks {len(lacking)} tensors of EfficientNet-Lite0: {lacking[:5]}")
+        raise ValueError(
+            f"{path} lacks {len(lacking)} tensors of EfficientNet-Lite0, such as {lacking[:5]}"
+        )
     body.load_state_dict({key: converted[key] for key in wanted})
 
 
