@@ -1,0 +1,6 @@
+"""A query takes a gathered label from IoU 0.6 on instead of 0.5."""
+
+from ..stageinteractor_r50_100q_1x import dataloader, lr_multiplier, model, optimizer, train  # noqa: F401
+
+model.criterion.label_assigner.iou_threshold = 0.6
+train.output_dir = "output/ablations/iou_threshold_60"

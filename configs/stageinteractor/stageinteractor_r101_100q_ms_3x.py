@@ -1,0 +1,7 @@
+"""ResNet-101, 100 queries, multi-scale training, 36 epochs."""
+
+from .stageinteractor_r50_100q_ms_3x import dataloader, lr_multiplier, model, optimizer, train  # noqa: F401
+
+model.backbone.bottom_up.stages.depth = 101
+train.init_checkpoint = "detectron2://ImageNetPretrained/torchvision/R-101.pkl"
+train.output_dir = "output/stageinteractor_r101_100q_ms_3x"
