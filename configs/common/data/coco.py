@@ -1,0 +1,48 @@
+"""COCO 2017 at 800/1333 pixels with horizontal flips."""
+
+from detectron2.config import LazyCall as L
+from detectron2.data.transforms import RandomFlip, ResizeShortestEdge
+from detectron2.evaluation import COCOEvaluator
+from omegaconf import OmegaConf
+
+from stageinteractor.data import (
+    DetectionMapper,
+    build_test_loader,
+    build_train_loader,
+    get_detection_dataset,
+)
+
+dataloader = OmegaConf.create()
+
+dataloader.train = L(build_train_loader)(
+    dataset=L(get_detection_dataset)(
+        names="coco_2017_train", json_file=None, image_root=None, name=None, filter_empty=True
+    ),
+    mapper=L(DetectionMapper)(
+        is_train=True,
+        augmentations=[
+            L(ResizeShortestEdge)(short_edge_length=800, max_size=1333),
+            L(RandomFlip)(prob=0.5),
+        ],
+        image_format="RGB",
+    ),
+    total_batch_size=16,
+    num_workers=4,
+    skip_unreadable=False,
+)
+
+dataloader.test = L(build_test_loader)(
+    dataset=L(get_detection_dataset)(
+        names="coco_2017_val", json_file=None, image_root=None, name=None, filter_empty=False
+    ),
+    mapper=L(DetectionMapper)(
+        is_train=False,
+        augmentations=[L(ResizeShortestEdge)(short_edge_length=800, max_size=1333)],
+        image_format="${...train.mapper.image_format}",
+    ),
+    batch_size=1,
+    num_workers=4,
+)
+
+# dataset_name and output_dir are filled in for each test set.
+dataloader.evaluator = L(COCOEvaluator)(dataset_name=None, output_dir=None, max_dets_per_image=None)

@@ -1,0 +1,24 @@
+"""Everything about a run that is not model, data or optimiser."""
+
+import torch
+
+train = dict(
+    output_dir="./output",
+    init_checkpoint="",  # "" is random initialisation
+    max_iter=87960,
+    device="cuda" if torch.cuda.is_available() else "cpu",
+    seed=-1,  # negative: another one in every run
+    cudnn_benchmark=False,
+    amp=dict(enabled=False, precision="float16"),  # or "bfloat16", also on the CPU
+    ddp=dict(broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False),
+    clip_grad=dict(enabled=True, max_norm=1.0, norm_type=2.0),
+    accumulation_steps=1,  # forward passes for one step of the optimiser
+    ema=dict(enabled=False, decay=0.9999),
+    # Number of processes that batch, learning rate and schedule are meant for; when the run has
+    # another, they are scaled. 0: never.
+    reference_world_size=0,
+    checkpointer=dict(period=5000, max_to_keep=5),
+    best_checkpointer=dict(enabled=True, metric="bbox/AP", mode="max"),
+    eval_period=5000,
+    log_period=20,
+)

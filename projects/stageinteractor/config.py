@@ -1,0 +1,158 @@
+"""Finding, loading and overriding LazyConfigs."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+
+from detectron2.config import LazyConfig
+from detectron2.utils.registry import locate
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import OverrideType
+from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+__all__ = ["apply_overrides", "find_config_file", "get_config"]
+
+
+def _config_folders() -> list[Path]:
+    package = Path(__file__).resolve().parent
+    # In an installed wheel; in a checkout, <checkout>/projects/stageinteractor/config.py.
+    folders = [package / "configs", package.parents[1] / "configs"]
+    return [folder for folder in folders if folder.is_dir()]
+
+
+def find_config_file(path: str) -> str:
+    """Resolve a config file.
+
+    Args:
+        path: a file, or a name relative to the configs that come with the project, with or
+            without a leading ``configs/``: ``stageinteractor/shapes_tiny.py``.
+
+    Raises:
+        FileNotFoundError: neither exists; names configs that are spelled alike.
+    """
+    if Path(path).is_file():
+        return str(path)
+    name = Path(path)
+    if name.parts[:1] == ("configs",):
+        name = Path(*name.parts[1:])
+    known = []
+    for folder in _config_folders():
+        if not name.is_absolute() and (folder / name).is_file():
+            return str(folder / name)
+        known += [
+            str(file.relative_to(folder))
+            for file in sorted(folder.rglob("*.py"))
+            if file.relative_to(folder).parts[0] != "common"
+        ]
+    near = difflib.get_close_matches(str(name), known, n=4, cutoff=0.4)
+    hint = f" Did you mean {', '.join(near)}?" if near else ""
+    raise FileNotFoundError(f"config file {path} does not exist.{hint}")
+
+
+def get_config(path: str) -> DictConfig:
+    """Load a config file; see :func:`find_config_file` for what ``path`` may be."""
+    return LazyConfig.load(find_config_file(path))
+
+
+def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """Set keys of a config from ``key=value`` texts, in Hydra's syntax.
+
+    Unlike Detectron2's ``LazyConfig.apply_overrides``, a key must exist, or be an argument of the
+    callable that its node stands for. ``+key=value`` adds a new one.
+
+    Args:
+        cfg: changed in place and returned.
+        overrides: e.g. ``["train.max_iter=100", "optimizer.lr=1e-4"]``.
+
+    Raises:
+        ValueError: a text is not ``key=value``.
+        KeyError: there is no such key; names the nearest ones.
+    """
+    parser = OverridesParser.create()
+    for text in overrides:
+        if "=" not in text:
+            raise ValueError(
+                f"{text!r} does not set anything: write overrides as key=value, "
+                "for example train.max_iter=100"
+            )
+        try:
+            override = parser.parse_override(text)
+        except HydraException as error:
+            raise ValueError(
+                f"the override {text!r} cannot be understood: {error}. Quote values with special "
+                "characters, for example key=\"'a, b'\""
+            ) from error
+        if override.type not in (OverrideType.CHANGE, OverrideType.ADD):
+            raise ValueError(f"only key=value and +key=value are supported, not {text!r}")
+        key = override.key_or_group
+        if override.type is OverrideType.CHANGE:
+            _check_key(cfg, key)
+        value = override.value()
+        try:
+            OmegaConf.update(cfg, key, value, merge=True, force_add=True)
+        except Exception as error:
+            raise ValueError(f"the override {text!r} cannot be applied: {error}") from error
+    return cfg
+
+
+def _check_key(cfg: DictConfig, key: str) -> None:
+    node = cfg
+    parts = key.replace("[", ".").replace("]", "").split(".")
+    for depth, part in enumerate(parts):
+        if isinstance(node, ListConfig):
+            if part.lstrip("-").isdigit() and -len(node) <= int(part) < len(node):
+                node = node._get_node(int(part))
+                continue
+        elif isinstance(node, DictConfig):
+            if node._is_none():
+                pass
+            elif part in node or node._get_node(part) is not None:
+                node = node._get_node(part)
+                if isinstance(node, DictConfig) and node._is_interpolation():
+                    node = node._dereference_node()
+                continue
+            elif depth == len(parts) - 1 and part in _arguments_of_target(node):
+                return
+        raise KeyError(_no_such_key(cfg, key, node, ".".join(parts[:depth])))
+
+
+def _arguments_of_target(node: DictConfig) -> set[str]:
+    """Names of the keyword arguments of what an ``L(...)`` node calls."""
+    target = node.get("_target_")
+    if target is None:
+        return set()
+    target = locate(target) if isinstance(target, str) else target
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except (TypeError, ValueError):
+        return set()
+    return {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+
+
+def _flat_keys(node: DictConfig | ListConfig, prefix: str = "") -> list[str]:
+    keys = []
+    items = node.items_ex(resolve=False) if isinstance(node, DictConfig) else enumerate(node)
+    for name, child in items:
+        if name == "_target_":
+            continue
+        key = f"{prefix}{name}"
+        keys.append(key)
+        if isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation():
+            keys += _flat_keys(child, f"{key}.")
+    return keys
+
+
+def _no_such_key(cfg: DictConfig, key: str, node: object, found: str) -> str:
+    candidates = _flat_keys(cfg)
+    if isinstance(node, DictConfig) and not node._is_none():
+        prefix = f"{found}." if found else ""
+        candidates += [prefix + argument for argument in _arguments_of_target(node)]
+    near = difflib.get_close_matches(key, candidates, n=4, cutoff=0.5)
+    last = key.rsplit(".", 1)[-1]
+    near += [c for c in candidates if c.rsplit(".", 1)[-1] == last and c not in near][:3]
+    hint = f"the nearest keys are {', '.join(near)}" if near else "no key is spelled alike"
+    return f"the config has no key {key!r}; {hint}. +{key}=... would add it"

@@ -1,0 +1,32 @@
+"""Data sets, mapper and loaders, on Detectron2's. Importing it registers the built-in data sets."""
+
+from .build import build_test_loader, build_train_loader
+from .datasets import (
+    check_same_classes,
+    dataset_names,
+    dataset_num_classes,
+    get_detection_dataset,
+    register_coco_json,
+)
+from .mapper import DetectionMapper, SkipUnreadable, UnreadableImageError
+from .shapes import SHAPES, ShapesSpec, ensure_shapes, generate_shapes, register_shapes
+
+__all__ = [
+    "SHAPES",
+    "DetectionMapper",
+    "ShapesSpec",
+    "SkipUnreadable",
+    "UnreadableImageError",
+    "build_test_loader",
+    "build_train_loader",
+    "check_same_classes",
+    "dataset_names",
+    "dataset_num_classes",
+    "ensure_shapes",
+    "generate_shapes",
+    "get_detection_dataset",
+    "register_coco_json",
+    "register_shapes",
+]
+
+register_shapes()
