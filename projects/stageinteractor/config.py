@@ -6,6 +6,7 @@ import difflib
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import LazyConfig
 from detectron2.utils.registry import locate
@@ -79,24 +80,32 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
                 f"{text!r} does not set anything: write overrides as key=value, "
                 "for example train.max_iter=100"
             )
-        try:
-            override = parser.parse_override(text)
-        except HydraException as error:
-            raise ValueError(
-                f"the override {text!r} cannot be understood: {error}. Quote values with special "
-                "characters, for example key=\"'a, b'\""
-            ) from error
-        if override.type not in (OverrideType.CHANGE, OverrideType.ADD):
-            raise ValueError(f"only key=value and +key=value are supported, not {text!r}")
-        key = override.key_or_group
-        if override.type is OverrideType.CHANGE:
+        key, value, adds = _parse(parser, text)
+        if not adds:
             _check_key(cfg, key)
-        value = override.value()
         try:
             OmegaConf.update(cfg, key, value, merge=True, force_add=True)
         except Exception as error:
             raise ValueError(f"the override {text!r} cannot be applied: {error}") from error
     return cfg
+
+
+def _parse(parser: OverridesParser, text: str) -> tuple[str, Any, bool]:
+    """Key, value, and whether the key is to be added."""
+    key, value = text.split("=", 1)
+    try:
+        override = parser.parse_override(text)
+    except HydraException as error:
+        # Hydra's grammar knows ASCII only; a path or a name is taken as it stands.
+        if any(c in value for c in "[]{}(),'\"") or not key:
+            raise ValueError(
+                f"the override {text!r} cannot be understood: {error}. Quote values with special "
+                "characters, for example key=\"'a, b'\""
+            ) from error
+        return key.lstrip("+"), value, key.startswith("+")
+    if override.type not in (OverrideType.CHANGE, OverrideType.ADD):
+        raise ValueError(f"only key=value and +key=value are supported, not {text!r}")
+    return override.key_or_group, override.value(), override.type is OverrideType.ADD
 
 
 def _check_key(cfg: DictConfig, key: str) -> None:
@@ -147,12 +156,12 @@ def _flat_keys(node: DictConfig | ListConfig, prefix: str = "") -> list[str]:
 
 
 def _no_such_key(cfg: DictConfig, key: str, node: object, found: str) -> str:
-    candidates = _flat_keys(cfg)
+    candidates = set(_flat_keys(cfg))
     if isinstance(node, DictConfig) and not node._is_none():
         prefix = f"{found}." if found else ""
-        candidates += [prefix + argument for argument in _arguments_of_target(node)]
+        candidates |= {prefix + argument for argument in _arguments_of_target(node)}
     near = difflib.get_close_matches(key, candidates, n=4, cutoff=0.5)
     last = key.rsplit(".", 1)[-1]
-    near += [c for c in candidates if c.rsplit(".", 1)[-1] == last and c not in near][:3]
+    near += [c for c in sorted(candidates) if c.rsplit(".", 1)[-1] == last and c not in near][:3]
     hint = f"the nearest keys are {', '.join(near)}" if near else "no key is spelled alike"
     return f"the config has no key {key!r}; {hint}. +{key}=... would add it"

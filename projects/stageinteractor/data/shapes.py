@@ -12,11 +12,9 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import cv2
@@ -238,7 +236,6 @@ def render_image(spec: ShapesSpec, index: int) -> tuple[np.ndarray, list[tuple[i
 
 
 def _write_image(spec: ShapesSpec, folder: str, index: int) -> dict:
-    cv2.setNumThreads(0)
     image, objects = render_image(spec, index)
     extension = "png" if index % 10 == 0 else "jpg"
     name = f"{index:06d}.{extension}"
@@ -258,7 +255,7 @@ def generate_shapes(
         spec: what to draw.
         folder: where to; it appears when all is written, so an interrupted or simultaneous call
             never leaves half a data set.
-        workers: processes; default: one a core.
+        workers: threads; default: one a core.
         title: what the progress bar says.
     """
     folder = Path(folder)
@@ -266,15 +263,13 @@ def generate_shapes(
     partly = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         (partly / "images").mkdir()
-        workers = workers or os.cpu_count() or 1
-        write: Callable[[int], dict] = partial(_write_image, spec, str(partly / "images"))
-        indices = range(spec.num_images)
-        progress = partial(tqdm, total=spec.num_images, desc=f"drawing {title}", unit="image")
-        if workers == 1 or spec.num_images < 64:
-            records = list(progress(map(write, indices)))
-        else:
-            with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-                records = list(progress(pool.map(write, indices, chunksize=32)))
+        write = partial(_write_image, spec, str(partly / "images"))
+        # Threads suffice, as OpenCV and NumPy release the lock, and work in any caller, also in a
+        # notebook or a loader process.
+        with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+            written = pool.map(write, range(spec.num_images))
+            progress = tqdm(written, f"drawing {title}", spec.num_images, unit="image")
+            records = list(progress)
         annotations = []
         for image_id, record in enumerate(records, start=1):
             for label, box in record["objects"]:
