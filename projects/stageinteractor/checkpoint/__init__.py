@@ -1,0 +1,1 @@
+"""Checkpoints: official weights -> ours, and back."""

@@ -1,0 +1,159 @@
+#!/usr/bin/env python
+"""Compare this implementation with numeric cases of the official one.
+
+    python tools/check_parity.py CASE.npz ...
+
+Builds what each case's config describes, loads the case's weights through the converter of
+official checkpoints, runs it, and prints one row a quantity: case, quantity, largest absolute
+and relative difference, limit, verdict. Relative differences are relative to the largest number of
+the reference array; those of gradients compare L2 norms.
+
+Limits: logits, features and filters 1e-4 (--atol); boxes and sampling points 5e-3 pixels; losses
+1e-5 relative; gradients 2e-3 relative (the attention's tau 1e-2); assignments, labels and targets
+identical, or of the same total cost where objects tie. A row that is out of tolerance is looked at
+again in float64, and with the inputs changed in their last bit; if rounding explains it, the row
+is accepted and its verdict says why.
+
+Exit status: 0 if every row is within tolerance and every array of every file was compared, else 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from parity_cases import CaseError, Report, Row, Settings, check_case
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("cases", nargs="+", type=Path, metavar="CASE.npz")
+    parser.add_argument(
+        "--atol",
+        type=float,
+        default=1e-4,
+        help="largest absolute difference of logits, features and filters (default: %(default)s)",
+    )
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
+    parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
+    parser.add_argument(
+        "--tf32", action="store_true", help="let CUDA use TF32, which is off otherwise"
+    )
+    parser.add_argument(
+        "--autocast",
+        choices=sorted(HALF),
+        help="report the drift of half precision; the rows then have no limits",
+    )
+    parser.add_argument(
+        "--summary",
+        action="store_true",
+        help="one row for all stages, images, levels and parameters of a quantity",
+    )
+    args = parser.parse_args(argv)
+    if not args.atol > 0:
+        parser.error(f"--atol must be positive, not {args.atol}")
+    if args.autocast and args.dtype != "float32":
+        parser.error("--autocast goes with --dtype float32")
+    try:
+        device = torch.device(args.device)
+    except RuntimeError:
+        parser.error(f"--device {args.device!r} is no device")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: PyTorch finds no GPU here")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    torch.backends.cuda.matmul.allow_tf32 = args.tf32
+    torch.backends.cudnn.allow_tf32 = args.tf32
+    torch.manual_seed(0)
+    settings = Settings(
+        dtype=DTYPES[args.dtype],
+        device=args.device,
+        atol=args.atol,
+        autocast=HALF.get(args.autocast),
+    )
+    reports = []
+    errors = 0
+    print(_line("case", "quantity", "max abs", "max rel", "limit", "verdict"))
+    for path in args.cases:
+        try:
+            report = check_case(path, settings)
+        except (CaseError, FileNotFoundError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            errors += 1
+            continue
+        reports.append(report)
+        print_report(report, summary=args.summary)
+    return conclude(reports, errors)
+
+
+def print_report(report: Report, *, summary: bool) -> None:
+    rows = summarize(report.rows) if summary else report.rows
+    for row in rows:
+        numbers = (f"{row.max_abs:.2e}", f"{row.max_rel:.2e}")
+        print(_line(report.case, row.quantity, *numbers, row.limit, row.verdict))
+
+
+def summarize(rows: Sequence[Row]) -> list[Row]:
+    """One row for each quantity whatever its stage, image, level or parameter: the worst. Rows
+    whose verdict is special stay as they are."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    special = []
+    for row in rows:
+        if not row.ok or row.by_rounding:
+            special.append(row)
+        else:
+            groups.setdefault((general_name(row.quantity), row.verdict), []).append(row)
+    merged = []
+    for (name, verdict), members in groups.items():
+        worst = max(members, key=lambda row: row.excess)
+        merged.append(
+            Row(
+                f"{name} [{len(members)}]" if len(members) > 1 else name,
+                max(row.max_abs for row in members),
+                max(row.max_rel for row in members),
+                worst.excess,
+                worst.limit,
+                verdict,
+            )
+        )
+    return merged + special
+
+
+def general_name(quantity: str) -> str:
+    """``stage3/bank2/M`` -> ``stage*/bank*/M``; gradients lose the parameter's name."""
+    match = re.match(r"(grad(?:norm|_norm)?)/(?:(.*)\.)?(\w+)$", quantity)
+    if match and match.group(2):
+        return f"{match.group(1)}/*" + ("iof_tau" if match.group(3) == "iof_tau" else "")
+    return re.sub(r"\d+(?=/|$)", "*", quantity)
+
+
+def conclude(reports: Sequence[Report], errors: int) -> int:
+    rows = [row for report in reports for row in report.rows]
+    failing = [row for row in rows if not row.ok]
+    rounding = sum(row.by_rounding for row in rows)
+    print(
+        f"{len(reports)} cases, {len(rows)} rows: {len(rows) - len(failing)} ok "
+        f"({rounding} of them after a look at rounding), {len(failing)} out of tolerance or not "
+        f"compared, {errors} files unusable"
+    )
+    return 1 if failing or errors else 0
+
+
+def _line(case: str, quantity: str, absolute: str, relative: str, limit: str, verdict: str) -> str:
+    return f"{case:32} {quantity:64} {absolute:>9} {relative:>9}  {limit:20} {verdict}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
