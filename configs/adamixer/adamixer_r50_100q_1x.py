@@ -1,8 +1,8 @@
 """AdaMixer, ResNet-50, 100 queries, 12 epochs: 42.7 AP published."""
 
+from ..common.data.coco_opencv import dataloader  # noqa: F401
 from ..common.models.adamixer_r50 import model  # noqa: F401
 from ..stageinteractor.stageinteractor_r50_100q_1x import (  # noqa: F401
-    dataloader,
     lr_multiplier,
     optimizer,
     train,

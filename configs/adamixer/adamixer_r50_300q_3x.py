@@ -1,6 +1,6 @@
 """AdaMixer, ResNet-50, 300 queries, 36 epochs: 47.0 AP published."""
 
-from ..common.models.adamixer_r50 import model  # noqa: F401
+from ..common.models.adamixer_r50 import model
 from ..stageinteractor.stageinteractor_r50_300q_crop_3x import (  # noqa: F401
     dataloader,
     lr_multiplier,

@@ -25,8 +25,7 @@ model.backbone.in_features = ["s1", "s2", "s3", "s4"]
 # These weights were trained on BGR images.
 model.pixel_mean = [103.530, 116.280, 123.675]
 model.pixel_std = [57.375, 57.120, 58.395]
-dataloader.train.mapper.image_format = "BGR"
-dataloader.test.mapper.image_format = "BGR"
+dataloader.train.mapper.image_format = "BGR"  # the test mapper follows
 train.init_checkpoint = (
     "https://dl.fbaipublicfiles.com/pycls/dds_baselines/160906383/RegNetX-4.0GF_dds_8gpu.pyth"
 )

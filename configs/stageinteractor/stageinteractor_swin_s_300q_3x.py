@@ -5,12 +5,8 @@ from detectron2.config import LazyCall as L
 from stageinteractor.training.param_groups import params_with_decay_exceptions
 
 from ..common.models.stageinteractor_swin_s import model
-from .stageinteractor_r50_300q_crop_3x import (  # noqa: F401
-    dataloader,
-    lr_multiplier,
-    optimizer,
-    train,
-)
+from ..common.schedule import multistep_schedule
+from .stageinteractor_r50_300q_crop_3x import dataloader, optimizer, train  # noqa: F401
 
 model.initial_queries.num_queries = 300
 # ImageNet-1k, 224 pixels, as published with Swin.
@@ -28,5 +24,5 @@ optimizer.params = L(params_with_decay_exceptions)(
         r"^decoder\.stages\.\d+\.(attention|mixing|ffn)\.norm\.",
     ]
 )
-lr_multiplier.warmup_length = 1000 / train.max_iter
+lr_multiplier = multistep_schedule(36, (24, 33), warmup_iters=1000)
 train.output_dir = "output/stageinteractor_swin_s_300q_3x"

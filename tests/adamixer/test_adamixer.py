@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from adamixer import AdaMixerDecoder, AdaptiveMixing, AdaptiveSampling, refine_by_scale
 
+from adamixer import AdaMixerDecoder, AdaptiveMixing, AdaptiveSampling, refine_by_scale
 from stageinteractor.modeling import (
     QUERY_HEADS,
     CascadeDynamicMixing,

@@ -8,11 +8,11 @@ import re
 
 import pytest
 import torch
-from adamixer import AdaMixerDecoder
 from detectron2.layers import ShapeSpec
 from scipy.stats import kstest, norm, uniform
 from torch import nn
 
+from adamixer import AdaMixerDecoder
 from stageinteractor.modeling import InitialQueries, SharedNormChannelMapper, StageInteractorDecoder
 
 CHANNELS, GROUPS, CLASSES = 64, 4, 5

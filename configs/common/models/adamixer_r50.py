@@ -1,8 +1,8 @@
 """AdaMixer with ResNet-50 and 100 queries, as released."""
 
-from adamixer import AdaMixerDecoder
 from detectron2.config import LazyCall as L
 
+from adamixer import AdaMixerDecoder
 from stageinteractor.training import StagewiseMatcher
 
 from .stageinteractor_r50 import model
