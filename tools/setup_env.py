@@ -170,18 +170,18 @@ class Environment:
         """Make the environment, or make it anew if it does not work.
 
         Raises:
-            SetupError: it is in use by this very script but lacks pip, or cannot be made.
+            SetupError: it cannot be made.
         """
         if self._works("-m", "pip", "--version"):
             self._say(f"{self.path} is there, keep it")
             return
         if self._works("-c", "pass"):
+            # Made by another tool without pip, which is then added; or interrupted while pip was
+            # being put in, which ensurepip may take for complete.
             self._say(f"{self.path} has no pip, add it")
-            self._check(
-                [str(self.python), "-m", "ensurepip", "--upgrade"],
-                f"Could not add pip to {self.path}. Remove that folder and try again.",
-            )
-            return
+            self._works("-m", "ensurepip", "--upgrade")
+            if self._works("-m", "pip", "--version"):
+                return
         base = self.probe(sys.executable)
         share = base.has("torch", "torchvision")
         self._say(f"make {self.path} with {sys.executable}")
