@@ -69,7 +69,7 @@ def export_weights(source: Path, output: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: the result is larger than what the repository is to carry, or not finite.
     """
-    from stageinteractor.engine.checkpointer import inference_weights
+    from stageinteractor.checkpoint.checkpointer import inference_weights
 
     state = inference_weights(torch.load(source, map_location="cpu", weights_only=False))
     weights = {

@@ -133,7 +133,7 @@ def _test_metadata(cfg: DictConfig) -> Metadata:
 
 
 def _load_weights(model: torch.nn.Module, path: str) -> None:
-    from .checkpointer import Checkpointer
+    from ..checkpoint.checkpointer import Checkpointer
 
     if not path:
         logger.warning(
