@@ -12,7 +12,7 @@ from ..common.train import train
 lr_multiplier = cosine_schedule(warmup_share=0.1)
 
 model.num_classes = 6
-optimizer.lr = 5e-4
+optimizer.lr = 7e-4
 
 train.output_dir = "./output/shapes_tiny"
 train.max_iter = 8000
@@ -21,3 +21,5 @@ train.eval_period = 2000
 train.checkpointer.period = 1000
 train.checkpointer.max_to_keep = 2
 train.log_period = 50
+train.ema.enabled = True
+train.ema.decay = 0.998
