@@ -28,5 +28,3 @@ __all__ = [
     "register_coco_json",
     "register_shapes",
 ]
-
-register_shapes()

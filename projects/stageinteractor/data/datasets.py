@@ -16,7 +16,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_datas
 from detectron2.data.datasets import load_coco_json
 from detectron2.structures import BoxMode
 
-from .shapes import SHAPES, ensure_shapes
+from .shapes import ensure_shapes
 
 __all__ = [
     "check_same_classes",
@@ -206,9 +206,9 @@ def _resolve(
 
 
 def _require_files(name: str) -> None:
-    if name in SHAPES:
-        ensure_shapes(name)
     metadata = MetadataCatalog.get(name)
+    if metadata.get("shapes_spec") is not None:
+        ensure_shapes(name)
     json_file, image_root = metadata.get("json_file"), metadata.get("image_root")
     if json_file and "://" not in json_file and not Path(json_file).is_file():
         raise FileNotFoundError(
