@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from adamixer import AdaMixerDecoder
 from torch import nn
 
+from adamixer import AdaMixerDecoder
 from stageinteractor.checkpoint.official_names import ADAMIXER
 from stageinteractor.training import StagewiseMatcher
 

@@ -10,6 +10,9 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from tabulate import tabulate
 
+from .official import adapt_checkpoint
+from .official_files import read_checkpoint
+
 __all__ = ["BEST_CHECKPOINT", "Checkpointer", "ResumeError", "inference_weights"]
 
 logger = logging.getLogger(__name__)
@@ -29,8 +32,9 @@ class Checkpointer(DetectionCheckpointer):
     is refused.
 
     Files are read with ``weights_only=True``; the pickles of Detectron2's model zoo
-    (``detectron2://...pkl``) are read as Detectron2 reads them. A checkpoint with averaged (EMA)
-    weights initialises a model with the plain ones, unless ``prefer_ema`` is set.
+    (``detectron2://...pkl``) are read as Detectron2 reads them. Checkpoints of the authors' code,
+    and ImageNet weights of torchvision and timm, are recognised and converted. A checkpoint with
+    averaged (EMA) weights initialises a model with the plain ones, unless ``prefer_ema`` is set.
     """
 
     def __init__(
@@ -55,6 +59,9 @@ class Checkpointer(DetectionCheckpointer):
         """
         Raises:
             FileNotFoundError: there is no such file.
+            CheckpointFileError: it is damaged, or opening it would run code.
+            CheckpointMismatchError: it is an official checkpoint, or ImageNet weights, of another
+                network.
             ResumeError: see :meth:`resume_or_load`.
         """
         if path and "://" not in path and not Path(path.split("?")[0]).is_file():
@@ -86,13 +93,7 @@ class Checkpointer(DetectionCheckpointer):
             super().tag_last_checkpoint(last_filename_basename)
 
     def _torch_load(self, f: str) -> Any:
-        try:
-            return torch.load(f, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise ValueError(
-                f"checkpoint {f} cannot be read: it is damaged, or holds other Python objects "
-                f"than tensors and plain containers ({error})"
-            ) from error
+        return adapt_checkpoint(read_checkpoint(f), self.model, f)
 
     def _load_model(self, checkpoint: Any):
         if self.prefer_ema and "ema" in checkpoint:

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from .official_files import split_weights
 from .official_names import FORMATS, STAGEINTERACTOR, OfficialFormat
 
 __all__ = [
     "CheckpointMismatchError",
     "ConvertedWeights",
+    "adapt_checkpoint",
     "convert_backbone_state_dict",
     "convert_official_state_dict",
     "convert_to_official",
@@ -26,8 +29,11 @@ __all__ = [
     "is_official_state_dict",
 ]
 
-_OFFICIAL_NAME = re.compile(r"roi_head\.bbox_head\.\d+\..+")
-_CLASS_LAYER = re.compile(r"decoder\.stages\.\d+\.class_tower\.out\..*")
+_OFFICIAL_NAME = re.compile(r"(module\.)?roi_head\.bbox_head\.\d+\..+")
+# What depends on the number of classes or of queries alone.
+_RESIZABLE = re.compile(
+    r"decoder\.stages\.\d+\.class_tower\.out\..*|initial_queries\.content\.weight"
+)
 _BATCH_COUNT = ".num_batches_tracked"
 
 
@@ -54,7 +60,7 @@ def convert_official_state_dict(
     state_dict: Mapping[str, Tensor],
     model: nn.Module,
     *,
-    allow_other_classes: bool = False,
+    allow_other_sizes: bool = False,
     require_unused: bool = False,
 ) -> ConvertedWeights:
     """Official weights -> weights that ``model.load_state_dict`` takes strictly.
@@ -63,8 +69,9 @@ def convert_official_state_dict(
         state_dict: weights under the official names.
         model: the detector that they are for; the meta device is enough, and so is a detector
             whose backbone has no parameters.
-        allow_other_classes: accept a class layer of another shape, e.g. COCO's 80 classes for a
-            data set with six. Its tensors are converted all the same; the caller leaves them out.
+        allow_other_sizes: accept another number of classes or queries, e.g. COCO's 80 classes for
+            a data set with six. Such tensors are converted all the same; the caller leaves out
+            what does not fit.
         require_unused: also insist on the tensors that the official network holds without use.
 
     Raises:
@@ -72,6 +79,12 @@ def convert_official_state_dict(
     """
     official_format = _find_format(state_dict, [f.mark for f in FORMATS])
     wanted = {key: value.shape for key, value in model.state_dict().items()}
+    for other in FORMATS:
+        if other is not official_format and any(other.our_mark.fullmatch(key) for key in wanted):
+            raise CheckpointMismatchError(
+                f"these are official {official_format.name} weights, but the model is "
+                f"{other.name}: choose a config of {official_format.name}"
+            )
     weights: dict[str, Tensor] = {}
     extras: dict[str, Tensor] = {}
     problems = _Problems()
@@ -92,7 +105,7 @@ def convert_official_state_dict(
         if name not in weights:
             problems.missing.append(label)
         elif weights[name].shape != shape and not (
-            allow_other_classes and _CLASS_LAYER.fullmatch(name)
+            allow_other_sizes and _RESIZABLE.fullmatch(name)
         ):
             problems.shapes.append(
                 f"{label} is {tuple(weights[name].shape)}, the model has {tuple(shape)}"
@@ -160,10 +173,14 @@ def convert_to_official(
         stem = key[: -len(".running_var")]
         if key.endswith(".running_var") and stem + _BATCH_COUNT not in official:
             unused[stem + _BATCH_COUNT] = torch.tensor(0)
-    unknown = sorted(set(extras or {}) - set(unused))
-    if unknown:
+    foreign = sorted(
+        key
+        for key, value in (extras or {}).items()
+        if key not in unused or unused[key].shape != value.shape
+    )
+    if foreign:
         raise CheckpointMismatchError(
-            f"the extras {_some(unknown)} do not belong to this {official_format.name} model"
+            f"the extras {_some(foreign)} do not belong to this {official_format.name} model"
         )
     official.update(unused)
     official.update(extras or {})
@@ -234,6 +251,36 @@ def convert_backbone_state_dict(
             problems.missing.append(name)
     problems.raise_if_any("the ImageNet weights")
     return weights
+
+
+def adapt_checkpoint(
+    checkpoint: dict[str, Any], model: nn.Module, path: str | Path
+) -> dict[str, Any]:
+    """Let Detectron2's checkpointer take a file of the authors' code or of an ImageNet model.
+
+    Args:
+        checkpoint: as :func:`~.official_files.read_checkpoint` returns it.
+        model: the detector to be initialised. Its number of classes and queries may differ.
+        path: of the file, for messages.
+
+    Returns:
+        {"model": converted weights}, or the checkpoint itself if it is of neither kind.
+
+    Raises:
+        CheckpointMismatchError: it is of such a kind, but of another network.
+    """
+    weights = next(
+        (checkpoint[k] for k in ("state_dict", "model") if isinstance(checkpoint.get(k), Mapping)),
+        checkpoint,
+    )
+    if is_official_state_dict(weights):
+        weights, _ = split_weights(checkpoint, path)
+        converted = convert_official_state_dict(weights, model, allow_other_sizes=True)
+        return {"model": converted.model}
+    if is_backbone_state_dict(weights):
+        weights, _ = split_weights(checkpoint, path)
+        return {"model": convert_backbone_state_dict(weights, model)}
+    return checkpoint
 
 
 def _find_format(names: Iterable[str], marks: list[re.Pattern[str]]) -> OfficialFormat:

@@ -1,0 +1,102 @@
+#!/usr/bin/env python
+"""Convert checkpoints of the authors' code for this implementation, and back.
+
+    python tools/convert_checkpoint.py official.pth --config-file CONFIG --output ours.pth
+    python tools/convert_checkpoint.py ours.pth --config-file CONFIG --output official.pth \\
+        --to-official
+
+CONFIG is the config of the detector that the checkpoint belongs to (a path, or a name such as
+stageinteractor/stageinteractor_r50_100q_1x.py); KEY=VALUE arguments override its entries. The
+result is a .pth or, with the safetensors package, a .safetensors file, which train_net.py takes as
+train.init_checkpoint. There and back yields the same tensors bit for bit, also those few that the
+authors' network holds without using them.
+
+Exit status: 0, or 1 with the names of the tensors if file and config do not fit; the output is then
+left as it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from detectron2.config import instantiate
+
+from stageinteractor.checkpoint.official import (
+    convert_official_state_dict,
+    convert_to_official,
+    is_official_state_dict,
+)
+from stageinteractor.checkpoint.official_files import (
+    read_checkpoint,
+    split_weights,
+    write_checkpoint,
+    write_official,
+)
+from stageinteractor.config import apply_overrides, get_config
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", type=Path, help="file to convert")
+    parser.add_argument("--config-file", required=True, help="config of the detector")
+    parser.add_argument("--output", required=True, type=Path, help="file to write")
+    parser.add_argument("--to-official", action="store_true", help="convert in the other direction")
+    parser.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        help="open files that run code when they are opened; only if you trust their source",
+    )
+    parser.add_argument(
+        "--allow-missing-unused",
+        action="store_true",
+        help="accept an official file without the tensors that its network holds unused",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="entries of the config")
+    args = parser.parse_args(argv)
+    if args.output.resolve() == args.checkpoint.resolve():
+        parser.error("--output is the file to convert; choose another name")
+    return args
+
+
+def convert(args: argparse.Namespace) -> str:
+    """Do it, and say what was done."""
+    cfg = get_config(args.config_file)
+    apply_overrides(cfg, args.overrides)
+    with torch.device("meta"):  # names and shapes are all that is needed of the model
+        model = instantiate(cfg.model)
+    checkpoint = read_checkpoint(args.checkpoint, allow_pickle=args.allow_pickle)
+    weights, extras = split_weights(checkpoint, args.checkpoint)
+    if args.to_official:
+        if is_official_state_dict(weights):
+            raise ValueError(f"{args.checkpoint} is an official checkpoint already")
+        official = convert_to_official(weights, model, extras=extras)
+        write_official(args.output, official)
+        return f"{args.output}: {len(official)} tensors under their official names"
+    converted = convert_official_state_dict(
+        weights, model, require_unused=not args.allow_missing_unused
+    )
+    write_checkpoint(args.output, converted.model, converted.extras)
+    return (
+        f"{args.output}: {len(converted.model)} tensors, and {len(converted.extras)} without use "
+        "kept for the way back"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    try:
+        print(convert(args))
+    except (ImportError, OSError, ValueError, KeyError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
