@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import cv2
 import torch
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.data.build import build_batch_data_loader
@@ -27,8 +26,11 @@ def build_train_loader(
     skip_unreadable: bool = False,
     aspect_ratio_grouping: bool = True,
     sampler: Sampler | None = None,
-):
+) -> Iterable[list[dict[str, Any]]]:
     """Detectron2's ``build_detection_train_loader``: an endless stream of batches.
+
+    The random numbers follow ``train.seed``: the sampler's order comes from the main process',
+    and every loader process is seeded from it.
 
     Args:
         dataset: dataset dicts.
@@ -36,7 +38,7 @@ def build_train_loader(
         total_batch_size: images a step over all processes.
         num_workers: loader processes of each process.
         skip_unreadable: count and skip images that cannot be read, instead of stopping.
-        aspect_ratio_grouping: batch landscape and portrait images apart.
+        aspect_ratio_grouping: batch landscape and portrait images apart, to pad less.
         sampler: default: Detectron2's endless ``TrainingSampler``.
 
     Raises:
@@ -48,15 +50,11 @@ def build_train_loader(
     if total_batch_size < 1 or total_batch_size % world_size:
         raise ValueError(
             f"dataloader.train.total_batch_size={total_batch_size} cannot be shared evenly by "
-            f"{world_size} processes: use a multiple of {world_size}"
+            f"{world_size} process(es): use a positive multiple of {world_size}"
         )
     if skip_unreadable:
         mapper = SkipUnreadable(mapper, num_images=len(dataset))
-    extra = {}
-    if "pin_memory" in _loader_options() and torch.cuda.is_available():
-        extra["pin_memory"] = True  # newer Detectron2 only
-    # A loader process of its own is the unit of parallelism; OpenCV's threads would compete.
-    cv2.setNumThreads(0)
+    extra = {"pin_memory": True} if torch.cuda.is_available() and _takes("pin_memory") else {}
     return build_detection_train_loader(
         dataset,
         mapper=mapper,
@@ -77,6 +75,12 @@ def build_test_loader(
 ) -> DataLoader:
     """Detectron2's ``build_detection_test_loader``: every image once, shared by the processes.
 
+    Args:
+        dataset: dataset dicts.
+        mapper: dataset dict -> model input.
+        batch_size: images a step of each process.
+        num_workers: loader processes of each process.
+
     Raises:
         ValueError: an empty data set.
     """
@@ -87,5 +91,13 @@ def build_test_loader(
     )
 
 
-def _loader_options() -> set[str]:
-    return set(inspect.signature(build_batch_data_loader).parameters)
+def _takes(option: str) -> bool:
+    # Detectron2 0.6 passes nothing on to the DataLoader; later versions pass on all.
+    return all(
+        option in parameters
+        or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+        for parameters in (
+            inspect.signature(f).parameters
+            for f in (inspect.unwrap(build_detection_train_loader), build_batch_data_loader)
+        )
+    )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import logging
 import math
+import os
+import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -28,11 +31,23 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+_WITHOUT_AREA = "without area (dropped)"
+_NOT_FINITE = "not finite (dropped)"
+_OUTSIDE = "outside of their image (dropped)"
+_CLIPPED = "reaching out of their image (clipped)"
+# Less than this many pixels outside is the rounding of a tool and not worth a word.
+_TOLERANCE = 0.01
+
 
 def register_coco_json(
     json_file: str, image_root: str | None = None, *, name: str | None = None
 ) -> str:
     """Register a COCO-format data set in Detectron2's catalogues; again is no error.
+
+    The file is checked as a whole, and is never changed. Where boxes have to be dropped or
+    clipped, or something is missing that COCO's evaluation needs ("area", "iscrowd", annotation
+    ids above 0), a completed copy in a cache folder takes its place, so that training and
+    evaluation agree on what the objects are; one log line counts the boxes.
 
     Args:
         json_file: the annotations. Without an "annotations" list it is a test set.
@@ -44,34 +59,49 @@ def register_coco_json(
         the catalogue name.
 
     Raises:
-        FileNotFoundError: JSON or image folder are missing.
-        ValueError: the file is not COCO format; the message names the entry at fault.
+        FileNotFoundError: JSON or image folder are missing, or the folder has none of the images.
+        ValueError: the file is not COCO format, where the message names the entry at fault; or
+            the name is taken by another data set.
     """
-    path = Path(json_file)
-    root = path.parent if image_root is None else Path(image_root)
+    path = Path(json_file).expanduser()
+    root = path.parent if image_root is None else Path(image_root).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"annotation file {path} does not exist")
     if not root.is_dir():
         raise FileNotFoundError(
             f"image folder {root} of {path} does not exist: set image_root beside json_file"
         )
+    source = (str(path.resolve()), str(root.resolve()))
     if name is None:
-        digest = hashlib.sha1(f"{path.resolve()}\n{root.resolve()}".encode()).hexdigest()[:8]
+        digest = hashlib.sha1("\n".join(source).encode()).hexdigest()[:8]
         name = f"{path.stem}_{digest}"
     if name in DatasetCatalog.list():
-        known = MetadataCatalog.get(name).get("json_file")
-        if known != str(path):
-            raise ValueError(f"the data set name {name!r} is taken already, by {known}")
+        known = MetadataCatalog.get(name).get("source")
+        if known != source:
+            raise ValueError(
+                f"the data set name {name!r} is taken already"
+                + (f", by {known[0]} with the images of {known[1]}" if known else "")
+            )
         return name
-    categories = _check_coco_json(path)
-    DatasetCatalog.register(name, partial(_load_checked, str(path), str(root), name))
+
+    content = path.read_bytes()
+    document = _parse(path, content)
+    _check_document(path, document)
+    _check_images(path, root, document["images"])
+    repaired = _repair(document, path)
+    if repaired is not None:
+        digest = hashlib.sha1(content).hexdigest()[:16]
+        path = _write_to_cache(f"{path.stem}-{digest}.json", json.dumps(repaired))
+    categories = sorted(document["categories"], key=lambda c: c["id"])
     MetadataCatalog.get(name).set(
         thing_classes=[c["name"] for c in categories],
         thing_dataset_id_to_contiguous_id={c["id"]: i for i, c in enumerate(categories)},
         json_file=str(path),
         image_root=str(root),
+        source=source,
         evaluator_type="coco",
     )
+    DatasetCatalog.register(name, partial(load_coco_json, str(path), str(root), name))
     return name
 
 
@@ -85,69 +115,73 @@ def get_detection_dataset(
 ) -> list[dict[str, Any]]:
     """Detectron2's dataset dicts of registered data sets, or of a COCO-format JSON.
 
+    Boxes without area, not finite or outside of their image are dropped and boxes that reach out
+    of it clipped; one log line counts them. The order is always the same: that of ``names``, and
+    within a COCO data set that of the image ids.
+
     Args:
         names: catalogue name or names. Not used when ``json_file`` is given.
         json_file, image_root, name: see :func:`register_coco_json`.
         filter_empty: leave out images without objects (or with crowds only).
 
-    Boxes without area and boxes outside of their image are dropped, boxes that reach out of it
-    clipped; one log line counts them.
-
     Raises:
-        FileNotFoundError, ValueError, KeyError: see :func:`register_coco_json`; an unknown name;
-            no image is left.
+        FileNotFoundError: a file or folder is missing.
+        KeyError: a name is not registered.
+        ValueError: the JSON is not COCO format (see :func:`register_coco_json`), the data sets
+            differ in their classes, or no image is left.
     """
     names = _resolve(names, json_file, image_root, name)
-    for dataset_name in names:
-        _require_files(dataset_name)
+    dataset_num_classes(names)
     # Boxes are checked before images are filtered: an image may lose its last one.
     dicts = []
     for dataset_name in names:
-        part = get_detection_dataset_dicts(dataset_name, filter_empty=False)
-        dicts.extend(_clean_boxes(part, dataset_name))
-    if filter_empty and any(d.get("annotations") for d in dicts):
-        kept = [
-            d for d in dicts if any(a.get("iscrowd", 0) == 0 for a in d.get("annotations", ()))
-        ]
-        if len(kept) < len(dicts):
-            logger.info(
-                "%s: %d of %d images have no object and are left out (filter_empty=True)",
-                ", ".join(names),
-                len(dicts) - len(kept),
-                len(dicts),
-            )
-        dicts = kept
-    elif filter_empty:
+        _require_files(dataset_name)
+        try:
+            part = get_detection_dataset_dicts(dataset_name, filter_empty=False)
+        except AssertionError as error:
+            raise ValueError(f"data set {dataset_name} cannot be used: {error}") from error
+        dicts.extend(_clean_dicts(part, dataset_name))
+    if not filter_empty:
+        return dicts
+    kept = [d for d in dicts if any(not a.get("iscrowd", 0) for a in d.get("annotations", ()))]
+    if not kept:
         raise ValueError(
             f"{', '.join(names)}: none of the {len(dicts)} images has an object; "
             "set filter_empty=False to use them all the same"
         )
-    return dicts
+    if len(kept) < len(dicts):
+        logger.info(
+            "%s: %d of %d images have no object and are left out (filter_empty=True)",
+            ", ".join(names),
+            len(dicts) - len(kept),
+            len(dicts),
+        )
+    return kept
 
 
 def dataset_names(dataset: Mapping[str, Any]) -> list[str]:
     """Catalogue names that a config node ``dataloader.*.dataset`` stands for.
 
-    Registers the JSON where one is given, and generates a built-in data set where it is missing,
-    so that metadata and files are there afterwards.
+    Registers the JSON where one is given, and draws a built-in data set where it is missing, so
+    that metadata and files are there afterwards.
+
+    Raises:
+        FileNotFoundError, KeyError, ValueError: see :func:`get_detection_dataset`.
     """
-    names = _resolve(
-        dataset.get("names"),
-        dataset.get("json_file"),
-        dataset.get("image_root"),
-        dataset.get("name"),
-    )
+    keys = ("names", "json_file", "image_root", "name")
+    names = _resolve(*(dataset.get(key) for key in keys))
     for name in names:
         _require_files(name)
     return names
 
 
-def dataset_num_classes(names: Sequence[str]) -> int | None:
+def dataset_num_classes(names: str | Sequence[str]) -> int | None:
     """Number of classes of registered data sets; None where their metadata does not say.
 
     Raises:
         ValueError: they differ in their classes.
     """
+    names = [names] if isinstance(names, str) else list(names)
     known = {n: MetadataCatalog.get(n).get("thing_classes") for n in names}
     classes = {n: list(c) for n, c in known.items() if c is not None}
     if not classes:
@@ -167,19 +201,28 @@ def check_same_classes(
     """Two data sets must agree in their class names and in the order of their ids.
 
     Raises:
-        ValueError: they do not; the message names the first difference.
+        ValueError: they do not; the message names the difference.
     """
-    if list(train_classes) == list(test_classes):
+    train_classes, test_classes = list(train_classes), list(test_classes)
+    if train_classes == test_classes:
         return
-    for i, (a, b) in enumerate(zip(train_classes, test_classes)):
-        if a != b:
-            detail = f"class {i} is {a!r} in the first and {b!r} in the second"
-            break
-    else:
-        detail = f"they have {len(train_classes)} and {len(test_classes)} classes"
+    details = []
+    for name, ours, theirs in [
+        (train_name, train_classes, test_classes),
+        (test_name, test_classes, train_classes),
+    ]:
+        only = [c for c in ours if c not in theirs]
+        if only:
+            shown = ", ".join(map(repr, only[:8])) + (", ..." if len(only) > 8 else "")
+            details.append(f"only {name} has {shown}")
+    if not details:
+        pairs = enumerate(zip(train_classes, test_classes))
+        different = [f"class {i} is {a!r} there and {b!r} here" for i, (a, b) in pairs if a != b]
+        numbers = f"they have {len(train_classes)} and {len(test_classes)} classes"
+        details.append(different[0] if different else numbers)
     raise ValueError(
-        f"the classes of {train_name} and {test_name} differ: {detail}. "
-        "Give both files the same categories"
+        f"the classes of {train_name} and {test_name} differ: {'; '.join(details)}. "
+        "Both need the same categories, in the same order of their ids"
     )
 
 
@@ -191,16 +234,19 @@ def _resolve(
 ) -> list[str]:
     if json_file:
         return [register_coco_json(json_file, image_root, name=name)]
-    if not names:
-        raise ValueError("a data set needs names, or json_file and image_root")
     if image_root:
         raise ValueError(f"image_root={image_root} is given without json_file")
+    if not names:
+        raise ValueError("a data set needs names, or json_file and image_root")
     names = [names] if isinstance(names, str) else list(names)
-    missing = [n for n in names if n not in DatasetCatalog.list()]
-    if missing:
+    registered = DatasetCatalog.list()
+    for missing in (n for n in names if n not in registered):
+        near = difflib.get_close_matches(str(missing), registered, n=3)
         raise KeyError(
-            f"no data set is registered as {', '.join(missing)}: use a registered name such as "
-            "coco_2017_train or shapes_train, or give json_file and image_root"
+            f"no data set is registered as {missing!r}: "
+            + (f"did you mean {' or '.join(near)}? Else use" if near else "use")
+            + " a registered name such as coco_2017_train or shapes_train, or give json_file and "
+            "image_root"
         )
     return names
 
@@ -210,117 +256,222 @@ def _require_files(name: str) -> None:
     if metadata.get("shapes_spec") is not None:
         ensure_shapes(name)
     json_file, image_root = metadata.get("json_file"), metadata.get("image_root")
+    advice = (
+        "put it there, or set the environment variable DETECTRON2_DATASETS to the folder that "
+        "holds the data sets"
+    )
     if json_file and "://" not in json_file and not Path(json_file).is_file():
         raise FileNotFoundError(
-            f"annotation file {json_file} of data set {name} does not exist: put it there, or "
-            "set the environment variable DETECTRON2_DATASETS to the folder of the data sets"
+            f"annotation file {json_file} of data set {name} does not exist: {advice}"
         )
     if image_root and "://" not in image_root and not Path(image_root).is_dir():
-        raise FileNotFoundError(f"image folder {image_root} of data set {name} does not exist")
+        raise FileNotFoundError(
+            f"image folder {image_root} of data set {name} does not exist: {advice}"
+        )
 
 
-def _check_coco_json(path: Path) -> list[dict[str, Any]]:
-    """Refuse what is not COCO format; returns the categories sorted by id."""
+def _parse(path: Path, content: bytes) -> Any:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+        return json.loads(content)
+    except ValueError as error:  # also of the encoding
         raise ValueError(f"{path} cannot be read as JSON: {error}") from error
+
+
+def _check_document(path: Path, document: Any) -> None:
+    """Refuse what is not COCO format; the message names the first entry at fault."""
     if not isinstance(document, dict):
         raise ValueError(f"{path} is not in COCO format: its top level is not an object")
     for key in ("images", "categories"):
         if not isinstance(document.get(key), list) or not document[key]:
-            raise ValueError(f"{path} is not in COCO format: it has no list {key!r}, or an empty one")
+            raise ValueError(
+                f"{path} is not in COCO format: it has no list {key!r}, or an empty one"
+            )
+    annotations = document.get("annotations", [])
+    if not isinstance(annotations, list):
+        raise ValueError(f"{path} is not in COCO format: 'annotations' is not a list")
+    _check_entries(path, "image", document["images"], ("id", "file_name", "height", "width"))
+    _check_entries(path, "category", document["categories"], ("id", "name"))
+    _check_entries(path, "annotation", annotations, ("id", "image_id", "category_id", "bbox"))
+
     for image in document["images"]:
-        for key in ("id", "file_name", "height", "width"):
-            if not isinstance(image, dict) or key not in image:
-                raise ValueError(f"{path}: image {_short(image)} has no {key!r}")
-    _refuse_repeated(path, "image", document["images"])
+        what = f"{path}: image {image['id']!r} has"
+        if not isinstance(image["file_name"], str):
+            raise ValueError(f"{what} file_name {image['file_name']!r}, which is not a text")
+        for key in ("height", "width"):
+            if not _is_number(image[key]) or not image[key] >= 1:
+                raise ValueError(f"{what} {key} {image[key]!r}, which is not a number of pixels")
     for category in document["categories"]:
-        for key in ("id", "name"):
-            if not isinstance(category, dict) or key not in category:
-                raise ValueError(f"{path}: category {_short(category)} has no {key!r}")
-    _refuse_repeated(path, "category", document["categories"])
+        if not isinstance(category["name"], str):
+            raise ValueError(f"{path}: category {category['id']!r} has a name that is not a text")
+        if not isinstance(category["id"], int):
+            raise ValueError(f"{path}: category id {category['id']!r} is not a whole number")
 
     image_ids = {image["id"] for image in document["images"]}
     category_ids = {category["id"] for category in document["categories"]}
-    annotations = document.get("annotations", [])
-    if not isinstance(annotations, list):
-        raise ValueError(f"{path}: 'annotations' is not a list")
     for annotation in annotations:
-        for key in ("id", "image_id", "category_id", "bbox"):
-            if not isinstance(annotation, dict) or key not in annotation:
-                raise ValueError(f"{path}: annotation {_short(annotation)} has no {key!r}")
-        what = f"{path}: annotation {annotation['id']}"
-        if annotation["category_id"] not in category_ids:
-            raise ValueError(
-                f"{what} has category_id {annotation['category_id']}, which is not in 'categories'"
-            )
-        if annotation["image_id"] not in image_ids:
-            raise ValueError(
-                f"{what} has image_id {annotation['image_id']}, which is not in 'images'"
-            )
+        what = f"{path}: annotation {annotation['id']!r} has"
+        for key, known, where in [
+            ("category_id", category_ids, "categories"),
+            ("image_id", image_ids, "images"),
+        ]:
+            if isinstance(annotation[key], (list, dict)) or annotation[key] not in known:
+                raise ValueError(f"{what} {key} {annotation[key]!r}, which is not in {where!r}")
         box = annotation["bbox"]
-        if not (
-            isinstance(box, list)
-            and len(box) == 4
-            and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in box)
-        ):
-            raise ValueError(f"{what} has bbox {box!r}, which is not four numbers")
-    _refuse_repeated(path, "annotation", annotations)
-    return sorted(document["categories"], key=lambda c: c["id"])
+        if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
+            raise ValueError(f"{what} bbox {box!r}, which is not four numbers")
+        if annotation.get("ignore"):
+            raise ValueError(
+                f"{what} 'ignore' set, which Detectron2 does not support: use 'iscrowd', or "
+                "remove the annotation"
+            )
 
 
-def _refuse_repeated(path: Path, kind: str, entries: list[dict[str, Any]]) -> None:
-    try:
-        repeated = [i for i, count in Counter(e["id"] for e in entries).items() if count > 1]
-    except TypeError as error:
-        raise ValueError(f"{path}: a {kind} id is neither a number nor a text") from error
+def _check_entries(path: Path, kind: str, entries: list[Any], keys: Sequence[str]) -> None:
+    for entry in entries:
+        text = repr(entry)
+        shown = text if len(text) <= 80 else text[:77] + "..."
+        if not isinstance(entry, dict):
+            raise ValueError(f"{path}: {kind} {shown} is not an object")
+        for key in keys:
+            if key not in entry:
+                raise ValueError(f"{path}: {kind} {shown} has no {key!r}")
+        if not isinstance(entry["id"], (int, str)):
+            raise ValueError(f"{path}: {kind} {shown} has an id that is neither number nor text")
+    if len({type(entry["id"]) for entry in entries}) > 1:
+        raise ValueError(f"{path}: some {kind} ids are numbers and others are texts")
+    counts = Counter(entry["id"] for entry in entries)
+    repeated = [i for i, count in counts.items() if count > 1]
     if repeated:
-        raise ValueError(f"{path}: {kind} id {repeated[0]} occurs more than once")
+        raise ValueError(f"{path}: {kind} id {repeated[0]!r} occurs more than once")
 
 
-def _short(entry: object) -> str:
-    text = repr(entry)
-    return text if len(text) <= 80 else text[:77] + "..."
+def _check_images(path: Path, root: Path, images: list[dict[str, Any]]) -> None:
+    # A few may be missing, which is found out when they are read; all of them is a wrong folder.
+    some = images[:20]
+    if not any((root / image["file_name"]).is_file() for image in some):
+        raise FileNotFoundError(
+            f"image folder {root} does not hold the images of {path}: for example, there is no "
+            f"{root / some[0]['file_name']}. Set image_root to the folder that the file names "
+            "are relative to"
+        )
 
 
-def _load_checked(json_file: str, image_root: str, name: str) -> list[dict[str, Any]]:
-    return load_coco_json(json_file, image_root, name)
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _clean_boxes(dicts: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
-    """Drop boxes without area, clip boxes to the image; one log line says how many."""
-    dropped = Counter()
+def _clip_box(
+    box: Sequence[float], width: float, height: float
+) -> tuple[tuple[float, float, float, float] | None, str | None]:
+    """The part of an ``xyxy`` box within the image, None for nothing; and what was wrong."""
+    x0, y0, x1, y1 = box
+    if not (math.isfinite(x0) and math.isfinite(y0) and math.isfinite(x1) and math.isfinite(y1)):
+        return None, _NOT_FINITE
+    if x1 <= x0 or y1 <= y0:
+        return None, _WITHOUT_AREA
+    inside = max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))
+    if inside[2] <= inside[0] or inside[3] <= inside[1]:
+        return None, _OUTSIDE
+    beyond = max(inside[0] - x0, inside[1] - y0, x1 - inside[2], y1 - inside[3])
+    return inside, _CLIPPED if beyond > _TOLERANCE else None
+
+
+def _log_problems(problems: Counter, what: str) -> None:
+    if problems:
+        counts = ", ".join(f"{count} {problem}" for problem, count in sorted(problems.items()))
+        logger.warning("boxes of %s: %s", what, counts)
+
+
+def _repair(document: dict[str, Any], path: Path) -> dict[str, Any] | None:
+    """A copy of a checked document that COCO's evaluation can use; None where it needs none."""
+    annotations = document.get("annotations")
+    if annotations is None:
+        return None
+    sizes = {image["id"]: (image["width"], image["height"]) for image in document["images"]}
+    # pycocotools takes the annotation id 0 for "no match", and cannot use texts.
+    renumber = any(not isinstance(a["id"], int) or a["id"] < 1 for a in annotations)
+    changed = renumber or "info" not in document
+    problems: Counter = Counter()
+    repaired = []
+    for annotation in annotations:
+        x, y, w, h = annotation["bbox"]
+        inside, problem = _clip_box((x, y, x + w, y + h), *sizes[annotation["image_id"]])
+        if problem is not None:
+            problems[problem] += 1
+            changed = True
+            if inside is None:
+                continue
+            x0, y0, x1, y1 = inside
+            annotation = {**annotation, "bbox": [x0, y0, x1 - x0, y1 - y0]}
+            if _is_number(annotation.get("area")):
+                annotation["area"] = min(annotation["area"], (x1 - x0) * (y1 - y0))
+        if not _is_number(annotation.get("area")) or not math.isfinite(annotation["area"]):
+            annotation = {**annotation, "area": annotation["bbox"][2] * annotation["bbox"][3]}
+            changed = True
+        if "iscrowd" not in annotation:
+            annotation = {**annotation, "iscrowd": 0}
+            changed = True
+        if _has_no_polygon(annotation.get("segmentation")):
+            # Detectron2 would drop the object with its mask, and the evaluation would miss it.
+            annotation = {k: v for k, v in annotation.items() if k != "segmentation"}
+            changed = True
+        if renumber:
+            annotation = {**annotation, "id": len(repaired) + 1}
+        repaired.append(annotation)
+    _log_problems(problems, str(path))
+    return {"info": {}, **document, "annotations": repaired} if changed else None
+
+
+def _has_no_polygon(segmentation: Any) -> bool:
+    if not isinstance(segmentation, list) or not segmentation:
+        return False  # a mask that is no polygon, or no mask
+    return not any(isinstance(p, list) and len(p) >= 6 and len(p) % 2 == 0 for p in segmentation)
+
+
+def _write_to_cache(name: str, text: str) -> Path:
+    """Write a file as a whole or not at all, where several processes may do the same."""
+    tried = []
+    for folder in (
+        Path("~/.cache/stageinteractor/annotations").expanduser(),
+        Path(tempfile.gettempdir(), "stageinteractor-annotations"),
+    ):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(
+                "w", dir=folder, suffix=".partial", delete=False, encoding="utf-8"
+            ) as file:
+                file.write(text)
+            os.replace(file.name, folder / name)
+            return folder / name
+        except OSError as error:
+            tried.append(f"{folder} ({error})")
+    raise OSError(f"no cache folder can be written: {'; '.join(tried)}")
+
+
+def _clean_dicts(dicts: Sequence[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """Dataset dicts whose boxes have area and lie within their image; one log line counts."""
+    problems: Counter = Counter()
+    cleaned = []
     for record in dicts:
         kept = []
+        changed = False
         for annotation in record.get("annotations", ()):
-            if annotation.get("bbox_mode") != BoxMode.XYWH_ABS:
+            mode = annotation.get("bbox_mode")
+            if mode not in (BoxMode.XYWH_ABS, BoxMode.XYXY_ABS):
                 kept.append(annotation)
                 continue
-            x, y, w, h = (float(v) for v in annotation["bbox"])
-            if not all(map(math.isfinite, (x, y, w, h))):
-                dropped["not finite: dropped"] += 1
-                continue
-            if w <= 0 or h <= 0:
-                dropped["without area: dropped"] += 1
-                continue
-            x0, x1 = max(x, 0.0), min(x + w, float(record["width"]))
-            y0, y1 = max(y, 0.0), min(y + h, float(record["height"]))
-            if x1 <= x0 or y1 <= y0:
-                dropped["outside of the image: dropped"] += 1
-                continue
-            # A hundredth of a pixel is rounding of the annotation tool, not worth a word.
-            if max(x0 - x, y0 - y, x + w - x1, y + h - y1) > 0.01:
-                dropped["reaching out of the image: clipped"] += 1
-            if (x0, y0, x1, y1) != (x, y, x + w, y + h):
-                annotation["bbox"] = [x0, y0, x1 - x0, y1 - y0]
+            x0, y0, x1, y1 = map(float, annotation["bbox"])
+            if mode == BoxMode.XYWH_ABS:
+                x1, y1 = x0 + x1, y0 + y1
+            inside, problem = _clip_box((x0, y0, x1, y1), record["width"], record["height"])
+            if problem is not None:
+                problems[problem] += 1
+                changed = True
+                if inside is None:
+                    continue
+                annotation = {**annotation, "bbox": list(inside), "bbox_mode": BoxMode.XYXY_ABS}
             kept.append(annotation)
-        if "annotations" in record:
-            record["annotations"] = kept
-    if dropped:
-        logger.warning(
-            "%s: boxes %s", name, "; ".join(f"{k} {v}" for k, v in sorted(dropped.items()))
-        )
-    return dicts
-
-
+        # A copy: the lists of a catalogue belong to whoever registered them.
+        cleaned.append({**record, "annotations": kept} if changed else record)
+    _log_problems(problems, name)
+    return cleaned

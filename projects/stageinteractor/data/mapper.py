@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import struct
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import cv2
 from detectron2.data import DatasetMapper
 from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.data.transforms import Augmentation, Transform
+from PIL import Image
+from torch.utils.data import get_worker_info
 
 __all__ = ["DetectionMapper", "SkipUnreadable", "UnreadableImageError"]
 
 logger = logging.getLogger(__name__)
+
+# What Pillow raises for missing and damaged files, in its various decoders.
+_READ_ERRORS = (
+    OSError,
+    SyntaxError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+# What says nothing about the file: the machine has run short of something.
+_SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class UnreadableImageError(OSError):
@@ -22,8 +40,9 @@ class UnreadableImageError(OSError):
 class DetectionMapper(DatasetMapper):
     """Detectron2's ``DatasetMapper``, for boxes, with errors that name the file.
 
-    Orientation by EXIF, conversion to RGB, and dropping boxes that an augmentation made empty are
-    as there; an image whose last box is dropped is kept and trained on.
+    Orientation by EXIF, conversion to ``image_format`` (from grey, palette, RGBA, ...), and
+    dropping of boxes that an augmentation made empty are as there. An image whose last box is
+    dropped is kept and trained on.
     """
 
     def __init__(
@@ -38,9 +57,10 @@ class DetectionMapper(DatasetMapper):
     ):
         """
         Args:
-            is_train: keep and transform the annotations.
-            augmentations: Detectron2's augmentations, in order.
-            image_format: what the detector takes; "RGB".
+            is_train: keep the annotations, and transform them with the image.
+            augmentations: Detectron2's augmentations, in order; which of them resizes, and how,
+                is the config's choice.
+            image_format: what the detector takes; "RGB" or "BGR".
             use_instance_mask, instance_mask_format, recompute_boxes: see ``DatasetMapper``.
         """
         super().__init__(
@@ -54,51 +74,86 @@ class DetectionMapper(DatasetMapper):
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """
+        Args:
+            dataset_dict: as Detectron2 defines it; it is not changed.
+
+        Returns:
+            the dict without "annotations", with "image" (3, H, W) uint8, "height" and "width" of
+            the original image, and in training "instances" (gt_boxes, gt_classes).
+
         Raises:
             UnreadableImageError: the image is missing or damaged; names the file.
-            ValueError: its size is not what the annotations say; names the file.
+            detectron2.data.detection_utils.SizeMismatchError: a ValueError; the image has another
+                size than the annotations say; names the file.
         """
+        if get_worker_info() is not None:
+            # Loader processes are the parallelism; threads within them would only compete.
+            cv2.setNumThreads(0)
+        file_name = dataset_dict["file_name"]
         try:
             return super().__call__(dataset_dict)
         except SizeMismatchError as error:
-            raise ValueError(
-                f"{error}: {dataset_dict['file_name']} does not have the height and width that "
-                "its annotations state"
-            ) from error
-        except (OSError, SyntaxError) as error:
-            # Pillow raises SyntaxError for some damaged PNG files.
+            raise SizeMismatchError(f"image {file_name}: {error}") from error
+        except _READ_ERRORS as error:
+            if isinstance(error, OSError) and error.errno in _SHORTAGES:
+                raise
+            advice = "Repair or remove it"
+            if self.is_train:
+                advice += (
+                    ", or skip such images in training with dataloader.train.skip_unreadable=true"
+                )
             raise UnreadableImageError(
-                f"image {dataset_dict['file_name']} cannot be read ({error}). Repair or remove "
-                "it, or leave such images out with dataloader.train.skip_unreadable=true"
+                f"image {file_name} cannot be read ({type(error).__name__}: {error}). {advice}"
             ) from error
 
 
 class SkipUnreadable:
     """Wraps a mapper: an unreadable image is counted and skipped instead of ending the run.
 
-    Detectron2's ``MapDataset`` then takes another image at random.
+    Detectron2's ``MapDataset`` then takes another image at random. Every loader process counts
+    for itself.
     """
 
-    def __init__(self, mapper: Callable[[dict[str, Any]], dict[str, Any]], num_images: int):
+    def __init__(
+        self,
+        mapper: Callable[[dict[str, Any]], dict[str, Any] | None],
+        num_images: int,
+        max_named: int = 5,
+    ):
         """
         Args:
             mapper: raises :class:`UnreadableImageError`.
             num_images: size of the data set, to notice when nothing in it can be read.
+            max_named: so many files are named in the log; of later ones it gives the number at
+                each doubling.
         """
         self.mapper = mapper
         self.num_images = num_images
+        self.max_named = max_named
         self.skipped: set[str] = set()
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any] | None:
+        """The mapper's result, or None for an unreadable image.
+
+        Raises:
+            UnreadableImageError: no image of the data set can be read.
+        """
         try:
             return self.mapper(dataset_dict)
         except UnreadableImageError as error:
-            name = dataset_dict["file_name"]
-            if name not in self.skipped:
-                self.skipped.add(name)
-                if len(self.skipped) >= self.num_images:
-                    raise UnreadableImageError(
-                        f"none of the {self.num_images} images can be read; the last one: {error}"
-                    ) from error
-                logger.warning("skipped unreadable image %s (%d so far)", name, len(self.skipped))
+            self._count(dataset_dict["file_name"], error)
             return None
+
+    def _count(self, file_name: str, error: UnreadableImageError) -> None:
+        if file_name in self.skipped:
+            return
+        self.skipped.add(file_name)
+        count = len(self.skipped)
+        if count >= self.num_images:
+            raise UnreadableImageError(
+                f"none of the {self.num_images} images can be read; the last one: {error}"
+            ) from error
+        if count <= self.max_named:
+            logger.warning("skipped unreadable image %s (%d so far)", file_name, count)
+        elif count & (count - 1) == 0:
+            logger.warning("skipped %d unreadable images so far", count)
