@@ -3,7 +3,7 @@
 12 epochs x 7,330 iterations of 16 images = 87,960; drops after epochs 8 and 11.
 """
 
-from ..common.data.coco import dataloader
+from ..common.data.coco_opencv import dataloader
 from ..common.models.stageinteractor_r50 import model
 from ..common.optim import optimizer
 from ..common.schedule import schedule_1x as lr_multiplier
