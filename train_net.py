@@ -26,9 +26,7 @@ USER_ERRORS = (OSError, ValueError, KeyError)
 def evaluate(cfg, args: Namespace) -> None:
     """Evaluate the weights of ``train.init_checkpoint``, or with --resume the run's last ones."""
     model = Trainer.build_model(cfg)
-    checkpointer = Checkpointer(
-        model, cfg.train.output_dir, prefer_ema=cfg.train.ema.enabled
-    )
+    checkpointer = Checkpointer(model, cfg.train.output_dir, prefer_ema=cfg.train.ema.enabled)
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
     Trainer.test(cfg, model)
 

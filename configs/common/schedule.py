@@ -1,4 +1,7 @@
-"""Learning rate schedules for 16 images a step: 117,266 training images, 7,330 iterations an epoch."""
+"""Learning rate schedules for 16 images a step.
+
+COCO has 117,266 training images with objects, so an epoch has 7,330 iterations.
+"""
 
 from detectron2.config import LazyCall as L
 from detectron2.solver import WarmupParamScheduler

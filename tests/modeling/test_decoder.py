@@ -95,7 +95,9 @@ def test_images_of_a_batch_do_not_see_each_other():
     features, content, xyzr = [f.double() for f in features], content.double(), xyzr.double()
     together = decoder(features, strides, content, xyzr)[-1]
     for b in range(2):
-        alone = decoder([f[b : b + 1] for f in features], strides, content[b : b + 1], xyzr[b : b + 1])
+        alone = decoder(
+            [f[b : b + 1] for f in features], strides, content[b : b + 1], xyzr[b : b + 1]
+        )
         torch.testing.assert_close(alone[-1].logits[0], together.logits[b])
 
 

@@ -4,14 +4,14 @@ import torch.nn.functional as F
 
 from stageinteractor.modeling import CascadeDynamicMixing, DynamicFilters, FilterBank
 
-B, N, G, E, P, Q, O = 1, 2, 2, 3, 2, 4, 6
+B, N, G, E, P, Q, OUT = 1, 2, 2, 3, 2, 4, 6
 C = G * E
 
 
 def make_mixing(**kwargs):
     torch.manual_seed(0)
     mixing = CascadeDynamicMixing(
-        C, groups=G, base_points=P, sub_points=Q, out_points=O, **kwargs
+        C, groups=G, base_points=P, sub_points=Q, out_points=OUT, **kwargs
     ).double()
     for parameter in mixing.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
@@ -26,7 +26,7 @@ def make_bank(entries, seed=1):
 
     bank = FilterBank()
     for _ in range(entries):
-        bank = bank.deposit(DynamicFilters(rand(B, N, G, E, E), rand(B, N, G, O, P, Q)))
+        bank = bank.deposit(DynamicFilters(rand(B, N, G, E, E), rand(B, N, G, OUT, P, Q)))
     return bank
 
 
@@ -43,7 +43,7 @@ def ln2(x):
 
 def literal_mixing(mixing, q, x0, bank):
     """The mixing of one query, written out group by group as in the paper."""
-    rows = O // 2 if mixing.spatial_adapter is not None else O
+    rows = OUT // 2 if mixing.spatial_adapter is not None else OUT
     filters = mixing.filter_generator(q).view(G, -1)
     biases = mixing.bias_generator(q).view(G, -1)
     n = mixing.num_reused
@@ -58,10 +58,7 @@ def literal_mixing(mixing, q, x0, bank):
             static = mixing.static_mixing[j]
             points = x.view(P, Q, E)
             a = torch.stack(
-                [
-                    static.across_base_points(points[:, s].reshape(-1)).view(P, E)
-                    for s in range(Q)
-                ],
+                [static.across_base_points(points[:, s].reshape(-1)).view(P, E) for s in range(Q)],
                 dim=1,
             )
             d = torch.stack(
@@ -126,7 +123,7 @@ def test_gradient_flows_into_the_bank():
     assert all(e.channel.grad.abs().sum() > 0 for e in bank.entries)
     assert bank.entries[0].spatial.grad is None  # only the newest spatial filters are reused
     used = bank.entries[1].spatial.grad.abs().sum((0, 1, 2, 4, 5))
-    assert (used[: O // 2] > 0).all() and (used[O // 2 :] == 0).all()
+    assert (used[: OUT // 2] > 0).all() and (used[OUT // 2 :] == 0).all()
 
 
 def test_gradients_agree_with_finite_differences():

@@ -96,9 +96,7 @@ def test_level_weights_sum_to_one_and_peak_at_the_nearest_level(z):
 
 
 def test_a_point_outside_of_the_image_samples_zero():
-    points = SamplingPoints(
-        torch.full((1, 1, 1, 1, 2), -100.0), torch.full((1, 1, 1, 1), 3.0)
-    )
+    points = SamplingPoints(torch.full((1, 1, 1, 1, 2), -100.0), torch.full((1, 1, 1, 1), 3.0))
     features = [torch.ones(1, 4, 8, 8), torch.ones(1, 4, 4, 4)]
     weights = level_weights(points.z, 2, offset=3.0)
     assert torch.equal(

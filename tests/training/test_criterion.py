@@ -1,8 +1,8 @@
 import pytest
 import torch
-from random_cases import random_predictions, random_truth
 from torchvision.ops import sigmoid_focal_loss
 
+from random_cases import random_predictions, random_truth
 from stageinteractor.structures import GroundTruth, StageOutput, generalized_box_iou
 from stageinteractor.training import (
     Criterion,
@@ -91,9 +91,7 @@ def test_micro_batches_with_summed_counts_add_up_to_the_whole_batch(counts):
             for o in outputs
         ]
         n = counts[b]
-        truth_b = GroundTruth.collate(
-            [truth.boxes[b, :n]], [truth.labels[b, :n]], [(80, 100)]
-        )
+        truth_b = GroundTruth.collate([truth.boxes[b, :n]], [truth.labels[b, :n]], [(80, 100)])
         return outputs_b, truth_b
 
     target_counts = sum(criterion.count_targets(*part(b)) for b in range(2))
@@ -126,4 +124,6 @@ def test_half_precision_predictions_are_matched_and_scored_in_float32():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         result = make_criterion()(half, truth)
     assert result.loss_cls.dtype == torch.float32
-    torch.testing.assert_close(total(result), total(make_criterion()(outputs, truth)), rtol=0.02, atol=0)
+    torch.testing.assert_close(
+        total(result), total(make_criterion()(outputs, truth)), rtol=0.02, atol=0
+    )

@@ -2,8 +2,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_cases import random_predictions, random_truth
 
+from random_cases import random_predictions, random_truth
 from stageinteractor.structures import Assignment, GroundTruth, box_iou
 from stageinteractor.training import CrossStageMatcher, HungarianMatcher, StagewiseMatcher
 
@@ -66,7 +66,9 @@ def test_stage_two_does_not_listen_to_stage_zero():
 def test_iou_of_exactly_one_half_counts():
     assignment = Assignment(torch.tensor([[[0]]]))
     half = torch.tensor([[[[0.0, 0, 10, 5]]]])
-    assert CrossStageMatcher(0.5)(assignment, half, one_object(), num_classes=2).multi_hot.sum() == 1
+    assert (
+        CrossStageMatcher(0.5)(assignment, half, one_object(), num_classes=2).multi_hot.sum() == 1
+    )
 
 
 def test_a_query_may_carry_two_labels():

@@ -4,9 +4,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_cases import random_predictions, random_truth
 from scipy.optimize import linear_sum_assignment
 
+from random_cases import random_predictions, random_truth
 from stageinteractor.structures import GroundTruth
 from stageinteractor.training import HungarianMatcher, NonFinitePredictionError
 

@@ -107,9 +107,7 @@ class Checkpointer(DetectionCheckpointer):
             for key, in_checkpoint, in_model in incompatible.incorrect_shapes
         ]
         table = tabulate(rows, headers=["tensor", "in the checkpoint", "in the model"])
-        if self._resuming and (
-            rows or incompatible.missing_keys or incompatible.unexpected_keys
-        ):
+        if self._resuming and (rows or incompatible.missing_keys or incompatible.unexpected_keys):
             missing = ", ".join(incompatible.missing_keys[:5]) or "none"
             surplus = ", ".join(incompatible.unexpected_keys[:5]) or "none"
             raise ResumeError(

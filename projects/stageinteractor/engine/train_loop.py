@@ -180,8 +180,7 @@ class DetectionTrainLoop(SimpleTrainer):
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"iter{self.iter:07d}_rank{comm.get_rank()}.json"
         images = [
-            {"file_name": str(x.get("file_name", "")), "image_id": x.get("image_id")}
-            for x in batch
+            {"file_name": str(x.get("file_name", "")), "image_id": x.get("image_id")} for x in batch
         ]
         # Non-finite numbers as text: JSON has none.
         document = {

@@ -187,8 +187,10 @@ class Trainer(DefaultTrainer):
         if num_queries is not None:
             _warn_of_crowded_images(kwargs["dataset"], num_queries)
         target = node["_target_"]
-        return instantiate({"_target_": target}, **kwargs) if isinstance(target, str) else target(
-            **kwargs
+        return (
+            instantiate({"_target_": target}, **kwargs)
+            if isinstance(target, str)
+            else target(**kwargs)
         )
 
     @classmethod
@@ -268,7 +270,7 @@ class Trainer(DefaultTrainer):
         train.checkpointer.period = max(1, int(round(train.checkpointer.period / scale)))
         train.reference_world_size = num_workers
         logger.info(
-            "scaled the config from %d to %d processes: batch %d, learning rate %.3g, %d iterations",
+            "scaled from %d to %d processes: batch %d, learning rate %.3g, %d iterations",
             reference,
             num_workers,
             loader.total_batch_size,
@@ -309,7 +311,7 @@ def _warn_of_crowded_images(dataset: list[dict[str, Any]], num_queries: int) -> 
     if crowded:
         logger.warning(
             "%d of %d training images have more objects (up to %d) than the model has queries "
-            "(%d): some of their objects are never matched. Raise model.initial_queries.num_queries",
+            "(%d): some objects are never matched. Raise model.initial_queries.num_queries",
             crowded,
             len(counts),
             max(counts),

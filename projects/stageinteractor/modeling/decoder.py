@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 

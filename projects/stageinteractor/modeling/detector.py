@@ -21,8 +21,8 @@ __all__ = ["StageInteractor"]
 class StageInteractor(nn.Module):
     """Query-based detector whose stages interact (Teng et al., ICCV 2023).
 
-    Backbone with neck, initial queries and query head are parts; the criterion is injected, and only
-    needed for training. Input and output follow Detectron2's models.
+    Backbone with neck, initial queries and query head are parts; the criterion is injected, and
+    needed for training only. Input and output follow Detectron2's models.
     """
 
     def __init__(
@@ -143,7 +143,10 @@ class StageInteractor(nn.Module):
                     '"instances" with gt_boxes and gt_classes'
                 )
             classes = x["instances"].gt_classes
-            if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < self.num_classes:
+            if (
+                len(classes)
+                and not 0 <= int(classes.min()) <= int(classes.max()) < self.num_classes
+            ):
                 raise ValueError(
                     f"{x.get('file_name', 'an image')} has class {int(classes.max())} (smallest "
                     f"{int(classes.min())}), but the model has {self.num_classes} classes: set "

@@ -20,7 +20,9 @@ __all__ = [
 ]
 
 
-def zero_weight_linear(in_features: int, out_features: int, *, zero_bias: bool = False) -> nn.Linear:
+def zero_weight_linear(
+    in_features: int, out_features: int, *, zero_bias: bool = False
+) -> nn.Linear:
     """A linear layer that starts as a constant: weight 0, bias PyTorch's default or 0."""
     linear = nn.Linear(in_features, out_features)
     nn.init.zeros_(linear.weight)

@@ -72,4 +72,3 @@ class SharedNormChannelMapper(Backbone):
             name: self.norm(projection(features[name]))
             for name, projection in zip(self.in_features, self.projections)
         }
-

@@ -88,9 +88,7 @@ class SubBoxSampling(nn.Module):
 
     SCALE_OF_FIRST_LEVEL = 3.0  # z = 3, eight pixels, is met by the level of stride 4
 
-    def __init__(
-        self, channels: int, *, groups: int, base_points: int, sub_points: int
-    ):
+    def __init__(self, channels: int, *, groups: int, base_points: int, sub_points: int):
         super().__init__()
         if channels % groups:
             raise ValueError(f"{channels} channels cannot be split into {groups} groups")

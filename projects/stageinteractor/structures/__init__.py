@@ -1,6 +1,12 @@
 """Boxes and the values that cross from one room of the code to another."""
 
-from .boxes import box_iou, box_to_xyzr, generalized_box_iou, intersection_over_foreground, xyzr_to_box
+from .boxes import (
+    box_iou,
+    box_to_xyzr,
+    generalized_box_iou,
+    intersection_over_foreground,
+    xyzr_to_box,
+)
 from .outputs import Assignment, ClassTargets, GroundTruth, StageOutput
 
 __all__ = [

@@ -77,9 +77,7 @@ class GroundTruth(NamedTuple):
             padded_labels[i, :count] = labels[i]
         sizes = torch.tensor([(w, h) for h, w in image_sizes], dtype=padded_boxes.dtype)
         device = padded_boxes.device if device is None else device
-        return cls(
-            padded_boxes.to(device), padded_labels.to(device), num_objects, sizes.to(device)
-        )
+        return cls(padded_boxes.to(device), padded_labels.to(device), num_objects, sizes.to(device))
 
 
 class Assignment(NamedTuple):

@@ -52,9 +52,7 @@ class HungarianMatcher(nn.Module):
     in pixels, with a floor of 1e-6 on union and enclosing area.
     """
 
-    def __init__(
-        self, class_weight: float = 2.0, l1_weight: float = 5.0, giou_weight: float = 2.0
-    ):
+    def __init__(self, class_weight: float = 2.0, l1_weight: float = 5.0, giou_weight: float = 2.0):
         super().__init__()
         if min(class_weight, l1_weight, giou_weight) < 0:
             raise ValueError(
@@ -84,9 +82,7 @@ class HungarianMatcher(nn.Module):
         l1 = torch.cdist(corners, true_corners.expand(num_stages, -1, -1, -1), p=1)
 
         giou = -generalized_box_iou(boxes[:, :, :, None], truth.boxes[:, None])
-        total = (
-            self.class_weight * classification + self.l1_weight * l1 + self.giou_weight * giou
-        )
+        total = self.class_weight * classification + self.l1_weight * l1 + self.giou_weight * giou
         return MatchingCost(classification, l1, giou, total)
 
     @torch.no_grad()
