@@ -136,7 +136,7 @@ def general_name(quantity: str) -> str:
     match = re.match(r"(grad(?:norm|_norm)?)/(?:(.*)\.)?(\w+)$", quantity)
     if match and match.group(2):
         return f"{match.group(1)}/*" + ("iof_tau" if match.group(3) == "iof_tau" else "")
-    return re.sub(r"\d+(?=/|$)", "*", quantity)
+    return re.sub(r"(?<![^/])(stage|img|bank|case|feat|mix_preln|)\d+(?=/|$)", r"\1*", quantity)
 
 
 def conclude(reports: Sequence[Report], errors: int) -> int:

@@ -58,7 +58,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="accept an official file without the tensors that its network holds unused",
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="entries of the config")
-    args = parser.parse_args(argv)
+    # Options may stand among the overrides.
+    args = parser.parse_intermixed_args(argv)
     if args.output.resolve() == args.checkpoint.resolve():
         parser.error("--output is the file to convert; choose another name")
     return args

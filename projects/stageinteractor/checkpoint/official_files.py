@@ -57,6 +57,8 @@ def read_checkpoint(path: str | Path, *, allow_pickle: bool = False) -> dict[str
         raise FileNotFoundError(f"no such checkpoint: {path}")
     if path.suffix == _SAFETENSORS:
         return _read_safetensors(path)
+    with path.open("rb"):
+        pass  # what the system refuses to open is not damaged, and its own error says why
     try:
         with _numpy_scalars_allowed():
             checkpoint = torch.load(path, map_location="cpu", weights_only=not allow_pickle)
@@ -77,6 +79,7 @@ def read_checkpoint(path: str | Path, *, allow_pickle: bool = False) -> dict[str
         ImportError,
         IndexError,
         KeyError,
+        OSError,
         RuntimeError,
         TypeError,
         UnicodeDecodeError,
