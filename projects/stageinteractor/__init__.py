@@ -17,11 +17,12 @@ stageinteractor needs {missing}, which this Python environment does not have.
 Install PyTorch first (https://pytorch.org/get-started/locally), then Detectron2 by one of these:
   from git, with its compiled operators (a compiler is needed):
       pip install --no-build-isolation "git+https://github.com/facebookresearch/detectron2.git"
-  as a wheel from PyPI, without compiled operators (none is needed here):
-      pip install --no-deps sal-detectron2==0.7.2
-      (on Python versions other than 3.10 it takes more options, see docs/dependencies.md)
+  as a wheel from PyPI, without compiled operators (none is needed here; the wheel is tagged for
+  Python 3.10 but holds Python files only, so it is put in place whatever the version):
+      pip install --no-deps --only-binary=:all: --python-version 3.10 sal-detectron2==0.7.2 \\
+          --target "$(python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')"
   without a network:
-      pip install --no-index --no-deps <folder with the wheel>/sal_detectron2-0.7.2-*.whl
+      the same command with --no-index --find-links <folder with the wheel>
 In a clone of the repository, `make demo` or `make test` sets all of this up in .venv.
 docs/dependencies.md tells more about each way."""
 

@@ -1,0 +1,25 @@
+"""What all tests share: the same examples in every run, and no files outside temporary folders."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("repository", deadline=None, derandomize=True, database=None)
+settings.load_profile("repository")
+
+# Detectron2 and the built-in data set look at this variable, the former on import, so it is set
+# here, before any test is collected. Worker processes of pytest-xdist inherit it: what one of them
+# generates, the others find.
+_IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+if not _IS_WORKER:
+    os.environ["DETECTRON2_DATASETS"] = tempfile.mkdtemp(prefix="stageinteractor-tests-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not _IS_WORKER:
+        shutil.rmtree(os.environ["DETECTRON2_DATASETS"], ignore_errors=True)

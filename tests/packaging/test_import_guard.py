@@ -1,0 +1,102 @@
+"""``import stageinteractor`` with Detectron2 there, absent, and broken."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECTS = Path(__file__).resolve().parents[2] / "projects"
+
+# Makes the named modules look as if they were not installed.
+BLOCK = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {names!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Blocker())
+sys.path.insert(0, {projects!r})
+"""
+
+
+def run_python(code: str, **kwargs) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, **kwargs
+    )
+
+
+def import_without(*names: str) -> str:
+    """Standard error of ``import stageinteractor`` where the named modules are missing."""
+    block = BLOCK.format(names=set(names), projects=str(PROJECTS))
+    result = run_python(block + "import stageinteractor")
+    assert result.returncode == 1
+    return result.stderr
+
+
+def import_with_fake_detectron2(folder: Path, source: str) -> str:
+    """Standard error of ``import stageinteractor`` with a Detectron2 of this source."""
+    package = folder / "detectron2"
+    package.mkdir()
+    (package / "__init__.py").write_text(source)
+    paths = f"import sys; sys.path[:0] = [{str(folder)!r}, {str(PROJECTS)!r}]\n"
+    result = run_python(paths + "import stageinteractor")
+    assert result.returncode == 1
+    return result.stderr
+
+
+def test_without_detectron2_one_error_tells_every_way_to_install_it():
+    stderr = import_without("detectron2")
+    assert stderr.count("Traceback") == 1
+    assert "ImportError: stageinteractor needs Detectron2," in stderr
+    assert "git+https://github.com/facebookresearch/detectron2" in stderr
+    assert "sal-detectron2" in stderr
+    assert "--no-index" in stderr
+    assert "docs/dependencies.md" in stderr
+
+
+def test_without_torch_the_error_names_it_too(tmp_path):
+    stderr = import_with_fake_detectron2(
+        tmp_path, "raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')"
+    )
+    assert stderr.count("Traceback") == 1
+    assert "ImportError: stageinteractor needs PyTorch and Detectron2," in stderr
+
+
+@pytest.mark.parametrize(
+    ("source", "cause"),
+    [
+        ("import missing_dependency_of_detectron2", "ModuleNotFoundError"),
+        ("raise ImportError('_C.so: undefined symbol')", "ImportError: _C.so: undefined symbol"),
+        ("raise OSError('libcudart.so.11: cannot open')", "OSError: libcudart.so.11"),
+        ("from torch_of_another_version.x import y", "torch_of_another_version"),
+    ],
+)
+def test_a_broken_detectron2_is_not_called_absent(tmp_path, source, cause):
+    stderr = import_with_fake_detectron2(tmp_path, source)
+    assert "ImportError: Detectron2 is installed, but importing it failed" in stderr
+    assert cause in stderr.split("The above exception was the direct cause")[0]
+    assert cause in stderr.splitlines()[-2], "the message itself names the cause"
+    assert "needs Detectron2" not in stderr
+
+
+def test_importing_the_package_imports_none_of_its_rooms(tmp_path):
+    (tmp_path / "detectron2").mkdir()
+    (tmp_path / "detectron2" / "__init__.py").touch()
+    result = run_python(
+        f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(PROJECTS)!r}]\n"
+        "import stageinteractor\n"
+        "print([name for name in sys.modules if name.startswith('stageinteractor')])"
+    )
+    assert result.stdout.strip() == "['stageinteractor']", result.stderr
+
+
+def test_get_config_is_reachable_from_the_package():
+    import stageinteractor
+    from stageinteractor.config import get_config
+
+    assert stageinteractor.get_config is get_config
+    with pytest.raises(AttributeError, match="no attribute 'get_confg'"):
+        stageinteractor.get_confg  # noqa: B018

@@ -1,0 +1,129 @@
+"""The requirement files agree with each other, with setup.py and with their documentation."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[2]
+REQUIREMENTS = ROOT / "requirements"
+PYTHON_VERSIONS = ("3.9", "3.10", "3.11", "3.12", "3.13")
+
+
+def read(name: str) -> list[Requirement]:
+    lines = (
+        re.split("#|--hash", line)[0].strip()
+        for line in (REQUIREMENTS / name).read_text().splitlines()
+    )
+    return [Requirement(line) for line in lines if line and not line.startswith("-")]
+
+
+def pins(name: str, python: str) -> dict[str, str]:
+    """Distribution -> pinned version, on Linux with this Python version."""
+    environment = {
+        "python_version": python,
+        "python_full_version": f"{python}.0",
+        "sys_platform": "linux",
+        "platform_python_implementation": "CPython",
+    }
+    result: dict[str, str] = {}
+    for requirement in read(name):
+        if requirement.marker is None or requirement.marker.evaluate(environment):
+            (specifier,) = requirement.specifier
+            assert specifier.operator == "==" and "*" not in specifier.version, requirement
+            key = canonicalize_name(requirement.name)
+            assert key not in result, f"{name} pins {key} twice on Python {python}"
+            result[key] = specifier.version
+    return result
+
+
+def keyword_of_setup(name: str):
+    tree = ast.parse((ROOT / "setup.py").read_text())
+    (value,) = [
+        keyword.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        for keyword in node.keywords
+        if keyword.arg == name
+    ]
+    return ast.literal_eval(value)
+
+
+@pytest.mark.parametrize("python", PYTHON_VERSIONS)
+@pytest.mark.parametrize("kind", ["runtime", "dev"])
+def test_every_direct_requirement_has_a_pin_that_satisfies_it(kind, python):
+    pinned = pins(f"{kind}.txt", python)
+    for requirement in read(f"{kind}.in"):
+        assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)])
+
+
+@pytest.mark.parametrize("python", PYTHON_VERSIONS)
+def test_files_that_are_installed_together_agree(python):
+    merged: dict[str, str] = {}
+    for name in ("torch.txt", "runtime.txt", "dev.txt", "detectron2.txt"):
+        for key, version in pins(name, python).items():
+            assert merged.setdefault(key, version) == version, f"{name}: {key}"
+    assert {"torch", "torchvision", "sal-detectron2"} <= set(merged)
+
+
+def test_setup_py_requires_what_the_runtime_file_lists_but_for_two():
+    runtime = {canonicalize_name(line.name): line.specifier for line in read("runtime.in")}
+    required = {
+        canonicalize_name(requirement.name): requirement.specifier
+        for requirement in map(Requirement, keyword_of_setup("install_requires"))
+    }
+    # An environment may have another distribution of OpenCV, and Detectron2 needs an old setuptools
+    # for its model zoo alone: neither is worth replacing what a user has.
+    assert required == {
+        name: specifier
+        for name, specifier in runtime.items()
+        if name not in {"opencv-python-headless", "setuptools"}
+    }
+
+
+def test_extras_agree_with_the_requirement_files():
+    extras = keyword_of_setup("extras_require")
+    optional = {
+        name for extra in ("timm", "efficientnet-lite0", "safetensors") for name in extras[extra]
+    }
+    assert {*extras["dev"], *optional} == {line.name for line in read("dev.in")}
+    for python in PYTHON_VERSIONS:
+        pinned = pins("torch.txt", python)
+        for requirement in map(Requirement, extras["torch"]):
+            assert requirement.specifier.contains(pinned[requirement.name])
+
+
+def test_the_project_builds_with_the_pinned_setuptools():
+    (text,) = re.findall(
+        r'requires = \["(setuptools[^"]*)"\]', (ROOT / "pyproject.toml").read_text()
+    )
+    assert Requirement(text).specifier.contains(pins("runtime.txt", "3.11")["setuptools"])
+
+
+def test_detectron2_is_pinned_by_hash_and_the_error_message_names_the_same_version():
+    (requirement,) = read("detectron2.txt")
+    text = (REQUIREMENTS / "detectron2.txt").read_text()
+    assert len(re.findall(r"--hash=sha256:[0-9a-f]{64}\b", text)) == 1
+    named = f"{requirement.name}{requirement.specifier}"
+    assert named in (ROOT / "projects" / "stageinteractor" / "__init__.py").read_text()
+
+
+def test_the_documentation_has_the_pin_and_a_reason_for_every_direct_dependency():
+    text = (ROOT / "docs" / "dependencies.md").read_text()
+    found = re.findall(r"^\| `([\w.-]+)[^|]*\| ([^ |]+) \| ([^|]+) \|$", text, flags=re.M)
+    rows = {name: (version, reason) for name, version, reason in found}
+    for direct, pinned in {
+        "torch.txt": "torch.txt",
+        "detectron2.txt": "detectron2.txt",
+        "runtime.in": "runtime.txt",
+        "dev.in": "dev.txt",
+    }.items():
+        for requirement in read(direct):
+            version, reason = rows[requirement.name]
+            assert version == pins(pinned, "3.11")[canonicalize_name(requirement.name)]
+            assert len(reason) > 10, requirement.name
