@@ -85,7 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     reports = []
     errors = 0
-    print(_line("case", "quantity", "max abs", "max rel", "limit", "verdict"))
+    names = ("case", "quantity", "max abs", "max rel", "limit", "verdict")
+    print(_line(*names, summary=args.summary))
     for path in args.cases:
         try:
             report = check_case(path, settings)
@@ -102,7 +103,8 @@ def print_report(report: Report, *, summary: bool) -> None:
     rows = summarize(report.rows) if summary else report.rows
     for row in rows:
         numbers = (f"{row.max_abs:.2e}", f"{row.max_rel:.2e}")
-        print(_line(report.case, row.quantity, *numbers, row.limit, row.verdict))
+        cells = (report.case, row.quantity, *numbers, row.limit, row.verdict)
+        print(_line(*cells, summary=summary))
 
 
 def summarize(rows: Sequence[Row]) -> list[Row]:
@@ -151,8 +153,10 @@ def conclude(reports: Sequence[Report], errors: int) -> int:
     return 1 if failing or errors else 0
 
 
-def _line(case: str, quantity: str, absolute: str, relative: str, limit: str, verdict: str) -> str:
-    return f"{case:32} {quantity:64} {absolute:>9} {relative:>9}  {limit:20} {verdict}"
+def _line(*cells: str, summary: bool) -> str:
+    case, quantity, absolute, relative, limit, verdict = cells
+    width = 34 if summary else 70  # of most quantities
+    return f"{case:31} {quantity:{width}} {absolute:>8} {relative:>8}  {limit:16} {verdict}"
 
 
 if __name__ == "__main__":
