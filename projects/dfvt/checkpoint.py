@@ -1,0 +1,337 @@
+"""Official DFvT checkpoints: weights under the authors' names -> ours, and back.
+
+Three kinds of files exist: the ImageNet classifier, the detection backbone alone, and the whole
+Mask R-CNN of the authors' MMDetection branch, where the backbone's names start with ``backbone.``.
+Values are never changed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from stageinteractor.checkpoint.official import CheckpointMismatchError
+from stageinteractor.checkpoint.official_names import OfficialFormat, Rule
+
+from .backbone import DFvTBackbone
+from .classifier import DFvTClassifier
+from .layers import relative_position_index, shift_mask
+
+__all__ = [
+    "convert_official_state_dict",
+    "convert_to_official",
+    "is_official_state_dict",
+    "variant_of",
+]
+
+_BATCH_COUNT = ".num_batches_tracked"
+_RECOMPUTED = re.compile(
+    r"(backbone\.)?layers\.\d+\.blocks\.\d+\.(attn_mask|attn\.relative_position_index)"
+)
+_MARK = "patch_embed.proj1.weight"
+_IMAGENET_SIZE = 224
+
+
+def _conv_norm(official_conv: str, official_norm: str, ours: str) -> list[tuple[str, str]]:
+    pairs = [(f"{official_conv}.{p}", f"{ours}.{p}") for p in ("weight", "bias")]
+    return [*pairs, (f"{official_norm}.*", f"{ours}.norm.*")]
+
+
+def _network_pairs() -> list[tuple[str, str]]:
+    # The authors' second norm of the stem is called "norm", the first one "norm1".
+    pairs = _conv_norm("patch_embed.proj1", "patch_embed.norm1", "stem.conv1")
+    pairs += _conv_norm("patch_embed.proj2", "patch_embed.norm", "stem.conv2")
+    local, ours = "convlayers.{i}.", "stages.{i}."
+    for k in range(3):
+        pairs += _conv_norm(
+            f"{local}conv1x1_1.{3 * k}", f"{local}conv1x1_1.{3 * k + 1}", f"{ours}local.{k}"
+        )
+    for k, name in enumerate(("conv1", "conv1x1_2")):
+        pairs += _conv_norm(f"{local}{name}.0", f"{local}{name}.1", f"{ours}reduce.{k}")
+    spatial = "multiresolution_conv.{i}."
+    pairs += _conv_norm(spatial + "0", spatial + "1", ours + "spatial.depthwise")
+    pairs += _conv_norm(spatial + "2", spatial + "3", ours + "spatial.pointwise")
+    pairs += [("layers.{i}.downsample.norm.*", "widen.{i}.0.*")]
+    pairs += [("layers.{i}.downsample.reduction.*", "widen.{i}.1.*")]
+    block, ours = "layers.{i}.blocks.{j}.", "stages.{i}.blocks.{j}."
+    return pairs + [
+        (block + official, ours + name)
+        for official, name in (
+            ("norm1.*", "norm1.*"),
+            ("attn.qkv.*", "attention.qkv.*"),
+            ("attn.proj.*", "attention.proj.*"),
+            ("attn.relative_position_bias_table", "attention.bias_table"),
+            ("select.fc_spatial.{k}.*", "dane.token_gate.{k}.*"),
+            ("select.fc_channel.{k}.*", "dane.channel_gate.{k}.*"),
+            ("norm2.*", "norm2.*"),
+            ("mlp.fc1.*", "mlp.0.*"),
+            ("mlp.fc2.*", "mlp.2.*"),
+        )
+    ]
+
+
+def _format(name: str, pairs: Iterable[tuple[str, str]], *, prefix: str, ours: str):
+    """The names of one kind of file; ``prefix`` and ``ours`` stand before the network's."""
+    network = [(prefix + a, ours + "network." + b) for a, b in _network_pairs()]
+    return OfficialFormat(
+        name,
+        [Rule(a, b) for a, b in [*network, *pairs]],
+        mark=re.escape(prefix + _MARK),
+        our_mark=re.escape(ours + "network.stem.conv1.weight"),
+        unused=[],
+        initial_unused=lambda weights: {},
+    )
+
+
+def _output_pairs(prefix: str, ours: str) -> list[tuple[str, str]]:
+    pairs = []
+    for i in range(4):
+        pairs.append((f"{prefix}norm{i}.*", f"{ours}outputs.res{i + 2}.norm.*"))
+        pairs.append((f"{prefix}conv1x1layers.{i}.*", f"{ours}outputs.res{i + 2}.fuse.*"))
+    return pairs
+
+
+def _detector_pairs() -> list[tuple[str, str]]:
+    """Neck and heads: MMDetection's Mask R-CNN against Detectron2's."""
+    pairs = []
+    for i in range(4):
+        pairs.append((f"neck.lateral_convs.{i}.conv.*", f"backbone.fpn_lateral{i + 2}.*"))
+        pairs.append((f"neck.fpn_convs.{i}.conv.*", f"backbone.fpn_output{i + 2}.*"))
+        pairs.append(
+            (f"roi_head.mask_head.convs.{i}.conv.*", f"roi_heads.mask_head.mask_fcn{i + 1}.*")
+        )
+    return pairs + [
+        ("rpn_head.rpn_conv.*", "proposal_generator.rpn_head.conv.*"),
+        ("rpn_head.rpn_cls.*", "proposal_generator.rpn_head.objectness_logits.*"),
+        ("rpn_head.rpn_reg.*", "proposal_generator.rpn_head.anchor_deltas.*"),
+        ("roi_head.bbox_head.shared_fcs.0.*", "roi_heads.box_head.fc1.*"),
+        ("roi_head.bbox_head.shared_fcs.1.*", "roi_heads.box_head.fc2.*"),
+        ("roi_head.bbox_head.fc_cls.*", "roi_heads.box_predictor.cls_score.*"),
+        ("roi_head.bbox_head.fc_reg.*", "roi_heads.box_predictor.bbox_pred.*"),
+        ("roi_head.mask_head.upsample.*", "roi_heads.mask_head.deconv.*"),
+        ("roi_head.mask_head.conv_logits.*", "roi_heads.mask_head.predictor.*"),
+    ]
+
+
+_CLASSIFIER = _format(
+    "DFvT classifier", [("norm.*", "norm.*"), ("head.*", "head.*")], prefix="", ours=""
+)
+_BACKBONE = _format("DFvT backbone", _output_pairs("", ""), prefix="", ours="")
+_DETECTOR_PREFIX = "backbone.bottom_up."
+_DETECTOR = _format(
+    "Mask R-CNN with DFvT",
+    [*_output_pairs("backbone.", _DETECTOR_PREFIX), *_detector_pairs()],
+    prefix="backbone.",
+    ours=_DETECTOR_PREFIX,
+)
+_OUTPUT = re.compile(r"(.*\.)?outputs\.res\d\..*")
+_CLASS_LAYER = re.compile(
+    r"roi_heads\.(box_predictor\.(cls_score|bbox_pred)|mask_head\.predictor)\..*|head\..*"
+)
+
+
+def is_official_state_dict(keys: Iterable[str]) -> bool:
+    """Whether the names are those of an official DFvT checkpoint, of any kind."""
+    names = set(keys)
+    return _MARK in names or f"backbone.{_MARK}" in names
+
+
+def variant_of(state_dict: Mapping[str, Tensor]) -> str:
+    """Width and depths of the network that official weights belong to, in words.
+
+    >>> variant_of(...)
+    'embed_dim 96, depths (1, 1, 2, 1)'
+    """
+    weight = state_dict.get(f"backbone.{_MARK}", state_dict.get(_MARK))
+    width = None if weight is None else 2 * weight.shape[0]
+    block = re.compile(r"(?:backbone\.)?layers\.(\d)\.blocks\.(\d+)\.norm1\.weight")
+    depths = [0] * 4
+    for match in filter(None, map(block.fullmatch, state_dict)):
+        stage = int(match.group(1))
+        if stage < 4:
+            depths[stage] = max(depths[stage], int(match.group(2)) + 1)
+    return f"embed_dim {width}, depths {tuple(depths)}"
+
+
+def convert_official_state_dict(
+    state_dict: Mapping[str, Tensor],
+    model: nn.Module,
+    *,
+    allow_other_classes: bool = False,
+) -> dict[str, Tensor]:
+    """Official weights -> weights for a classifier, a backbone or a detector.
+
+    What fits together:
+
+    ================  =====================  ======================================================
+    file              model                  result
+    ================  =====================  ======================================================
+    classifier        ``DFvTClassifier``     everything; loads strictly
+    backbone          ``DFvTBackbone``       everything; loads strictly
+    classifier        ``DFvTBackbone``       all but ``outputs.*``, which keep their initial values
+    Mask R-CNN        ``DFvTBackbone``       the backbone's part; loads strictly
+    Mask R-CNN        Mask R-CNN             everything; loads strictly
+    any               any other detector     ``backbone.bottom_up.*`` as for the backbone
+    ================  =====================  ======================================================
+
+    Index tables and attention masks in the file are computed anew, and so dropped.
+
+    Args:
+        state_dict: weights under the official names.
+        model: what they are for; the meta device is enough.
+        allow_other_classes: leave out layers of another number of classes instead of refusing.
+
+    Raises:
+        CheckpointMismatchError: an unknown, missing or surplus tensor, or a wrong shape, as when
+            the weights are those of another variant; the message names both variants.
+    """
+    if not is_official_state_dict(state_dict):
+        some = ", ".join(list(state_dict)[:4])
+        raise CheckpointMismatchError(
+            f"these are no official DFvT weights: none of the {len(state_dict)} tensors is "
+            f"{_MARK}; they are {some}, ..."
+        )
+    wanted = {key: value.shape for key, value in model.state_dict().items()}
+    to_name, required = _plan(state_dict, model, wanted)
+    weights: dict[str, Tensor] = {}
+    surplus, shapes = [], []
+    for key, value in state_dict.items():
+        if _RECOMPUTED.fullmatch(key):
+            continue
+        name = to_name(key)
+        if name is None:
+            surplus.append(key)
+        elif name == "":
+            continue
+        elif name not in wanted:
+            surplus.append(f"{key} (would be {name})")
+        elif wanted[name] == value.shape:
+            weights[name] = value
+        elif not (allow_other_classes and _CLASS_LAYER.fullmatch(name)):
+            shapes.append(f"{key} is {tuple(value.shape)}, {name} {tuple(wanted[name])}")
+    found = set(map(to_name, state_dict))
+    missing = [name for name in wanted if required(name) and name not in found]
+    problems = [
+        f"{len(names)} {kind}: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
+        for kind, names in (
+            ("missing", missing),
+            ("surplus", surplus),
+            ("of the wrong shape", shapes),
+        )
+        if names
+    ]
+    if problems:
+        raise CheckpointMismatchError(
+            f"the weights are those of a DFvT with {variant_of(state_dict)}, the model has "
+            f"{_variant_of_model(model)}:\n  " + "\n  ".join(problems)
+        )
+    return {name: weights[name] for name in wanted if name in weights}
+
+
+def _plan(
+    state_dict: Mapping[str, Tensor], model: nn.Module, wanted: Mapping[str, torch.Size]
+) -> tuple[Callable[[str], str | None], Callable[[str], bool]]:
+    """How a file's names become the model's ("" to drop one, None if unknown), and which of the
+    model's names the file must have."""
+    from_detector = f"backbone.{_MARK}" in state_dict
+    from_classifier = not from_detector and "conv1x1layers.0.weight" not in state_dict
+
+    if isinstance(model, DFvTClassifier):
+        if not from_classifier:
+            raise CheckpointMismatchError(
+                "these are weights of a detection backbone, and the model is the classifier"
+            )
+        return _renamer(_CLASSIFIER), lambda name: True
+
+    prefix = "" if isinstance(model, DFvTBackbone) else _DETECTOR_PREFIX
+    if not any(name.startswith(f"{prefix}network.stem.") for name in wanted):
+        raise CheckpointMismatchError(
+            f"the model, a {type(model).__name__}, has no DFvT at {_DETECTOR_PREFIX[:-1]}"
+        )
+    whole = from_detector and {
+        "roi_heads.mask_head.deconv.weight",
+        "backbone.fpn_lateral2.weight",
+    } <= set(wanted)
+    if from_detector:
+        rename, source = _renamer(_DETECTOR), _DETECTOR_PREFIX
+    else:
+        rename, source = _renamer(_CLASSIFIER if from_classifier else _BACKBONE), ""
+
+    def to_name(key: str) -> str | None:
+        name = rename(key)
+        if name is None or whole:
+            return name
+        if not name.startswith((source + "network.", source + "outputs.")):
+            return ""  # the head that belongs to the file, not to this model
+        name = prefix + name[len(source) :]
+        return "" if _OUTPUT.fullmatch(name) and name not in wanted else name
+
+    def required(name: str) -> bool:
+        if from_classifier and _OUTPUT.fullmatch(name):
+            return False
+        return whole or name.startswith((prefix + "network.", prefix + "outputs."))
+
+    return to_name, required
+
+
+def _renamer(official_format: OfficialFormat) -> Callable[[str], str | None]:
+    def rename(key: str) -> str | None:
+        renamed = official_format.to_ours(key)
+        return None if renamed is None else renamed[0]
+
+    return rename
+
+
+def _variant_of_model(model: nn.Module) -> str:
+    if isinstance(model, (DFvTBackbone, DFvTClassifier)):
+        network = model.network
+    else:
+        network = model.get_submodule(f"{_DETECTOR_PREFIX}network")
+    depths = tuple(len(stage.blocks) for stage in network.stages)
+    return f"embed_dim {network.channels[0]}, depths {depths}"
+
+
+def convert_to_official(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Inverse of :func:`convert_official_state_dict`, with index tables and attention masks.
+
+    Args:
+        weights: state dict of ``model``.
+        model: a ``DFvTClassifier`` (the masks are then those of 224x224 pixels, the size of the
+            released weights), a ``DFvTBackbone``, or Mask R-CNN with one.
+
+    Raises:
+        CheckpointMismatchError: a tensor that the authors' network does not have.
+    """
+    if isinstance(model, DFvTClassifier):
+        official_format, prefix, ours = _CLASSIFIER, "", ""
+    elif isinstance(model, DFvTBackbone):
+        official_format, prefix, ours = _BACKBONE, "", ""
+    else:
+        official_format, prefix, ours = _DETECTOR, "backbone.", _DETECTOR_PREFIX
+    result: dict[str, Tensor] = {}
+    unknown = []
+    for name, value in weights.items():
+        renamed = official_format.to_official(name)
+        if renamed is None:
+            unknown.append(name)
+        else:
+            result[renamed[0]] = value
+    if unknown:
+        raise CheckpointMismatchError(
+            f"the authors' network has no place for {len(unknown)} tensors: "
+            f"{', '.join(unknown[:8])}"
+        )
+    network = model.get_submodule(f"{ours}network")
+    for i, stage in enumerate(network.stages):
+        size = stage.window_size
+        for j in range(len(stage.blocks)):
+            block = f"{prefix}layers.{i}.blocks.{j}."
+            result[block + "attn.relative_position_index"] = relative_position_index(size)
+            side = _IMAGENET_SIZE // min(32, 8 * 2**i)
+            if isinstance(model, DFvTClassifier) and j % 2 and side > size:
+                padded = side + -side % size
+                result[block + "attn_mask"] = shift_mask(padded, padded, window_size=size)
+    return result
