@@ -258,7 +258,7 @@ def test_truncated_files(zipped, tmp_path):
     content = path.read_bytes()
     for length in (0, 30, len(content) // 2, len(content) - 8):
         path.write_bytes(content[:length])
-        with pytest.raises(CheckpointFileError, match="a.pth is damaged or no checkpoint"):
+        with pytest.raises(CheckpointFileError, match="a.pth cannot be read: it is damaged"):
             read_checkpoint(path)
     path.write_text("<html>404</html>")
     with pytest.raises(CheckpointFileError, match="damaged"):

@@ -71,7 +71,8 @@ def read_checkpoint(path: str | Path, *, allow_pickle: bool = False) -> dict[str
                 "--allow-pickle. "
                 f"PyTorch says: {refused}"
             ) from error
-        raise CheckpointFileError(f"{path} is damaged or no checkpoint: {error}") from error
+        # PyTorch's message is advice on opening the file unsafely.
+        raise _damaged(path, "not a pickle of tensors") from error
     except (
         # What torch.load meets in truncated or foreign files.
         AttributeError,
@@ -86,8 +87,7 @@ def read_checkpoint(path: str | Path, *, allow_pickle: bool = False) -> dict[str
         ValueError,
         struct.error,
     ) as error:
-        reason = f"{type(error).__name__} {error}".strip()
-        raise CheckpointFileError(f"{path} is damaged or no checkpoint: {reason}") from error
+        raise _damaged(path, f"{type(error).__name__} {error}".strip()) from error
     if not isinstance(checkpoint, Mapping):
         raise CheckpointFileError(f"{path} holds a {type(checkpoint).__name__}, no checkpoint")
     return dict(checkpoint)
@@ -170,6 +170,12 @@ def write_official(path: str | Path, state_dict: Mapping[str, Tensor]) -> None:
     _write_beside(path, lambda file: torch.save(checkpoint, file))
 
 
+def _damaged(path: Path, reason: str) -> CheckpointFileError:
+    return CheckpointFileError(
+        f"{path} cannot be read: it is damaged or no checkpoint ({reason.splitlines()[0]})"
+    )
+
+
 def _need_torch_suffix(path: Path) -> None:
     if path.suffix not in _TORCH:
         raise CheckpointFileError(f"{path} must end in {' or '.join(_TORCH)}")
@@ -208,7 +214,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     try:
         tensors = safetensors.load_file(str(path))
     except Exception as error:  # the package's own error derives from Exception alone
-        raise CheckpointFileError(f"{path} is damaged or no checkpoint: {error}") from error
+        raise _damaged(path, str(error)) from error
     prefix = f"{EXTRAS}."
     return {
         "model": {name: value for name, value in tensors.items() if not name.startswith(prefix)},
