@@ -4,7 +4,13 @@ A further kind of case is a subclass of :class:`CaseKind` with ``@register_kind`
 is imported here.
 """
 
-from . import adamixer_case, assigner_case, backbone_case, stageinteractor_case  # noqa: F401
+from . import (  # noqa: F401
+    adamixer_case,
+    assigner_case,
+    backbone_case,
+    dfvt_case,
+    stageinteractor_case,
+)
 from .case import Case, CaseError, Settings
 from .compare import Limit, Measurement, Row
 from .runner import CaseKind, Layout, Report, check_case, register_kind
