@@ -79,6 +79,10 @@ class GroundTruth(NamedTuple):
         device = padded_boxes.device if device is None else device
         return cls(padded_boxes.to(device), padded_labels.to(device), num_objects, sizes.to(device))
 
+    def to(self, dtype: torch.dtype) -> GroundTruth:
+        """The same objects with coordinates of another floating point type."""
+        return self._replace(boxes=self.boxes.to(dtype), image_sizes=self.image_sizes.to(dtype))
+
 
 class Assignment(NamedTuple):
     """One-to-one matches of all stages and images."""

@@ -111,6 +111,7 @@ class Criterion(nn.Module):
         # Matching and losses need float32 whatever the autocast type of the network is.
         with torch.autocast(device_type=truth.boxes.device.type, enabled=False):
             logits, boxes = self._stack(outputs)
+            truth = truth.to(boxes.dtype)
             assignment, targets = self.assign(logits.detach(), boxes.detach(), truth)
             if target_counts is None:
                 target_counts = _count(assignment, targets)
@@ -133,7 +134,8 @@ class Criterion(nn.Module):
     def count_targets(self, outputs: Sequence[StageOutput], truth: GroundTruth) -> Tensor:
         """(S, 2): matched queries, and ones in the class targets, of each stage in this batch."""
         with torch.autocast(device_type=truth.boxes.device.type, enabled=False):
-            return _count(*self.assign(*self._stack(outputs), truth))
+            logits, boxes = self._stack(outputs)
+            return _count(*self.assign(logits, boxes, truth.to(boxes.dtype)))
 
     @torch.no_grad()
     def assign(

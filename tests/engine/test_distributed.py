@@ -1,0 +1,147 @@
+"""Several processes must compute what one computes with the whole batch."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from detectron2.engine import create_ddp_model
+from small_runs import make_batch, make_detector, run_overrides
+
+from stageinteractor.engine.launch import read_process_environment
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Objects of the images of process 0, then of process 1.
+CASES = [((2, 1), (3, 2)), ((2, 3), (0, 0)), ((0, 0), (0, 0)), ((1, 0), (0, 0)), ((9, 0), (1, 1))]
+
+
+def losses_and_gradients(model, batch):
+    model.zero_grad()
+    losses = model(batch)
+    sum(losses.values()).backward()
+    gradients = {
+        name.removeprefix("module."): p.grad.clone()
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    }
+    return {k: v.detach() for k, v in losses.items()}, gradients
+
+
+def split(case):
+    images = make_batch(case[0] + case[1])
+    return images[: len(case[0])], images[len(case[0]) :]
+
+
+def run_rank(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    # As the trainer builds it: no search for unused parameters.
+    model = create_ddp_model(
+        make_detector(), device_ids=None, broadcast_buffers=False, find_unused_parameters=False
+    )
+    results = [losses_and_gradients(model, split(case)[rank]) for case in CASES]
+    torch.save(results, f"{folder}/rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(run_rank, args=(str(folder),), nprocs=2)
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("case", range(len(CASES)), ids=[str(c) for c in CASES])
+def test_two_processes_equal_one_with_the_whole_batch(two_processes, case):
+    first, second = split(CASES[case])
+    expected_losses, expected_gradients = losses_and_gradients(make_detector(), first + second)
+    (losses0, gradients0), (losses1, gradients1) = (results[case] for results in two_processes)
+    assert losses0.keys() == losses1.keys() == expected_losses.keys()
+    for name, expected in expected_losses.items():
+        torch.testing.assert_close((losses0[name] + losses1[name]) / 2, expected)
+    assert gradients0.keys() == gradients1.keys() == expected_gradients.keys()
+    for name, expected in expected_gradients.items():
+        torch.testing.assert_close(gradients0[name], gradients1[name], rtol=0, atol=0)
+        torch.testing.assert_close(gradients0[name], expected, rtol=1e-6, atol=1e-9)
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def test_two_machines_on_the_loopback_address(tmp_path):
+    overrides = [*run_overrides(tmp_path), "train.max_iter=2"]
+    command = [
+        *(sys.executable, str(ROOT / "train_net.py")),
+        *("--config-file", "stageinteractor/shapes_tiny.py"),
+        *("--num-gpus", "1", "--num-machines", "2", "--dist-url", f"tcp://127.0.0.1:{free_port()}"),
+    ]
+    # A GPU of the machine that runs the tests would be shared by both processes.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    processes = [
+        subprocess.Popen(
+            [*command, "--machine-rank", str(rank), *overrides],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    logs = [process.communicate(timeout=240)[0] for process in processes]
+    assert [p.returncode for p in processes] == [0, 0], "\n".join(logs)
+    assert "2 a step over 2 processes" in logs[0]
+    assert (tmp_path / "output" / "model_final.pth").is_file()
+
+
+def test_torchrun_is_recognised():
+    environ = {
+        "RANK": "5",
+        "WORLD_SIZE": "8",
+        "LOCAL_RANK": "1",
+        "LOCAL_WORLD_SIZE": "4",
+        "MASTER_ADDR": "host",
+        "MASTER_PORT": "1234",
+    }
+    found = read_process_environment(environ)
+    assert (found.rank, found.world_size, found.local_rank, found.local_world_size) == (5, 8, 1, 4)
+    assert found.init_method == "env://"
+
+
+SLURM = {
+    "SLURM_STEP_ID": "0",
+    "SLURM_JOB_ID": "4321",
+    "SLURM_NTASKS": "16",
+    "SLURM_PROCID": "9",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_NODELIST": "gpu[007-008]",
+    "SLURM_STEP_TASKS_PER_NODE": "8(x2)",
+}
+
+
+def test_slurm_is_recognised():
+    found = read_process_environment(SLURM)
+    assert (found.rank, found.world_size, found.local_rank, found.local_world_size) == (9, 16, 1, 8)
+    assert found.init_method == "tcp://gpu007:24321"
+    assert read_process_environment({**SLURM, "MASTER_PORT": "7"}).init_method == "tcp://gpu007:7"
+
+
+def test_a_plain_shell_or_a_lone_slurm_task_starts_processes_itself():
+    assert read_process_environment({}) is None
+    assert read_process_environment({**SLURM, "SLURM_NTASKS": "1"}) is None
+    # An interactive allocation without srun.
+    assert read_process_environment({"SLURM_NTASKS": "8", "SLURM_JOB_ID": "1"}) is None
+
+
+def test_slurm_variables_that_are_missing_are_named():
+    incomplete = {k: v for k, v in SLURM.items() if k != "SLURM_LOCALID"}
+    with pytest.raises(ValueError, match="SLURM_LOCALID: start it with srun"):
+        read_process_environment(incomplete)

@@ -1,0 +1,135 @@
+import json
+
+import pytest
+import torch
+from detectron2.utils.events import EventStorage
+from small_runs import make_batch, make_detector
+
+from stageinteractor.engine.train_loop import DetectionTrainLoop
+
+
+def make_loop(model, batches, tmp_path, **kwargs):
+    optimizer = torch.optim.SGD(model.parameters(), lr=kwargs.pop("lr", 0.0))
+    kwargs = {"device": "cpu", "output_dir": str(tmp_path), **kwargs}
+    return DetectionTrainLoop(model, batches, optimizer, **kwargs)
+
+
+def run_one_step(loop):
+    with EventStorage() as storage:
+        loop.run_step()
+    return {k: v[0] for k, v in storage.latest().items()}
+
+
+def gradients(model):
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("counts", [(2, 1, 3, 2), (0, 0, 3, 1), (0, 0, 0, 0), (9, 1, 0, 2)])
+def test_accumulated_batches_equal_one_large_batch(counts, tmp_path):
+    images = make_batch(counts)
+    whole, parts = make_detector(), make_detector()
+    expected = run_one_step(make_loop(whole, [images], tmp_path))
+    losses = run_one_step(
+        make_loop(parts, [images[:2], images[2:]], tmp_path, accumulation_steps=2)
+    )
+    for name in ("total_loss", "loss_cls", "loss_bbox", "loss_giou", "stage2/cls"):
+        assert losses[name] == pytest.approx(expected[name], rel=1e-9)
+    for name, gradient in gradients(whole).items():
+        torch.testing.assert_close(gradients(parts)[name], gradient, rtol=1e-7, atol=1e-10)
+
+
+def test_the_console_sees_sums_over_stages(tmp_path):
+    scalars = run_one_step(make_loop(make_detector(), [make_batch([2])], tmp_path))
+    shown = {name for name in scalars if "loss" in name}
+    assert shown == {"total_loss", "loss_cls", "loss_bbox", "loss_giou"}
+    for kind in ("cls", "bbox", "giou"):
+        per_stage = [scalars[f"stage{t}/{kind}"] for t in range(3)]
+        assert scalars[f"loss_{kind}"] == pytest.approx(sum(per_stage))
+    assert scalars["grad_norm"] > 0
+
+
+def test_gradients_are_clipped_to_the_norm(tmp_path):
+    model = make_detector()
+    scalars = run_one_step(make_loop(model, [make_batch([3])], tmp_path, clip_norm=0.5))
+    norm = torch.stack([g.norm() for g in gradients(model).values()]).norm()
+    assert scalars["grad_norm"] > 0.5
+    assert float(norm) == pytest.approx(0.5, rel=1e-4)
+
+
+def test_bfloat16_runs_on_the_cpu_with_losses_close_to_float32(tmp_path):
+    plain = run_one_step(make_loop(make_detector().float(), [make_batch([2, 1])], tmp_path))
+    loop = make_loop(make_detector().float(), [make_batch([2, 1])], tmp_path, precision="bfloat16")
+    half = run_one_step(loop)
+    assert half["total_loss"] == pytest.approx(plain["total_loss"], rel=0.05)
+    assert half["total_loss"] != plain["total_loss"]
+
+
+def test_float16_on_a_cpu_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="float16 needs a GPU; use train.amp.precision=bfloat16"):
+        make_loop(make_detector(), [], tmp_path, precision="float16")
+
+
+@pytest.mark.parametrize(
+    "kwargs, message",
+    [
+        ({"precision": "float8"}, "must be one of float16, bfloat16"),
+        ({"accumulation_steps": 0}, "accumulation_steps must be >= 1"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused(kwargs, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        make_loop(make_detector(), [], tmp_path, **kwargs)
+
+
+class Exploding(torch.nn.Module):
+    """Its loss is infinite from the second step on."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+        self.steps = 0
+
+    def forward(self, batch):
+        self.steps += 1
+        scale = float("inf") if self.steps > 1 else 1.0
+        return {"loss_cls_stage0": self.weight * scale, "loss_cls_stage1": self.weight * 2}
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path):
+    model = Exploding()
+    loop = make_loop(model, [make_batch([1]), make_batch([1, 1])], tmp_path, lr=0.1)
+    run_one_step(loop)
+    weight = float(model.weight.detach())
+    with pytest.raises(FloatingPointError, match="not finite at iteration 0"):
+        run_one_step(loop)
+    assert float(model.weight.detach()) == weight
+    (path,) = (tmp_path / "bad_batch").iterdir()
+    document = json.loads(path.read_text())
+    assert [x["file_name"] for x in document["images"]] == ["image0.png", "image1.png"]
+    assert document["losses"] == {"loss_cls_stage0": "inf", "loss_cls_stage1": pytest.approx(1.4)}
+
+
+def test_predictions_that_are_not_finite_are_described_too(tmp_path):
+    model = make_detector()
+    torch.nn.init.constant_(model.decoder.stages[1].class_tower.out.bias, float("nan"))
+    with pytest.raises(FloatingPointError, match="stage 1 of image 0"):
+        run_one_step(make_loop(model, [make_batch([1])], tmp_path))
+    (path,) = (tmp_path / "bad_batch").iterdir()
+    assert "stage 1 of image 0" in json.loads(path.read_text())["reason"]
+
+
+def test_a_model_without_counted_targets_gets_the_mean_over_batches(tmp_path):
+    class Plain(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, batch):
+            return {"loss": self.weight * len(batch)}
+
+    model = Plain()
+    loop = make_loop(
+        model, [make_batch([1]), make_batch([1, 1, 1])], tmp_path, accumulation_steps=2
+    )
+    assert run_one_step(loop)["total_loss"] == pytest.approx(2.0)
+    assert float(model.weight.grad) == pytest.approx(2.0)
