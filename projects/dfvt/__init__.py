@@ -2,6 +2,17 @@
 
 from .backbone import DFvTBackbone
 from .classifier import DFvTClassifier
+from .data import get_instance_segmentation_dataset
+from .param_groups import NO_WEIGHT_DECAY
+from .soft_nms import SoftNMSFastRCNNOutputLayers, SoftNMSRPN
 from .variants import VARIANTS
 
-__all__ = ["VARIANTS", "DFvTBackbone", "DFvTClassifier"]
+__all__ = [
+    "NO_WEIGHT_DECAY",
+    "VARIANTS",
+    "DFvTBackbone",
+    "DFvTClassifier",
+    "SoftNMSFastRCNNOutputLayers",
+    "SoftNMSRPN",
+    "get_instance_segmentation_dataset",
+]

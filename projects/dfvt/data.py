@@ -1,0 +1,75 @@
+"""Data sets for instance segmentation: those of the detector, with masks that are really there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from stageinteractor.data import get_detection_dataset
+
+__all__ = ["get_instance_segmentation_dataset"]
+
+
+def get_instance_segmentation_dataset(
+    names: str | Sequence[str] | None = None,
+    *,
+    json_file: str | None = None,
+    image_root: str | None = None,
+    name: str | None = None,
+    filter_empty: bool = True,
+    require_polygons: bool = False,
+) -> list[dict[str, Any]]:
+    """``stageinteractor.data.get_detection_dataset``, which insists on masks.
+
+    Args:
+        names, json_file, image_root, name, filter_empty: see there.
+        require_polygons: also refuse masks in run lengths, as ``instance_mask_format="polygon"``
+            of the mapper cannot take them. Crowds, which are not trained on, may have them.
+
+    Raises:
+        ValueError: an object has no mask, or one of the wrong format; names data set, image and
+            object. Also whatever ``get_detection_dataset`` raises.
+    """
+    dicts = get_detection_dataset(
+        names, json_file=json_file, image_root=image_root, name=name, filter_empty=filter_empty
+    )
+    source = json_file or (names if isinstance(names, str) else ", ".join(names or ()))
+    _refuse(
+        source,
+        [(d, a) for d, a in _objects(dicts) if not a.get("segmentation")],
+        "no mask (no 'segmentation')",
+        "Mask R-CNN needs one for each object; to train on boxes alone, use a detector without "
+        "masks, such as those of configs/stageinteractor",
+    )
+    if require_polygons:
+        _refuse(
+            source,
+            [
+                (d, a)
+                for d, a in _objects(dicts)
+                if not a.get("iscrowd") and not isinstance(a["segmentation"], list)
+            ],
+            "a mask in run lengths, not in polygons",
+            "set dataloader.train.mapper.instance_mask_format=bitmask and "
+            "dataloader.train.dataset.require_polygons=false",
+        )
+    return dicts
+
+
+def _objects(dicts: Iterable[dict[str, Any]]) -> Iterable[tuple[dict[str, Any], dict[str, Any]]]:
+    for record in dicts:
+        for annotation in record.get("annotations", ()):
+            yield record, annotation
+
+
+def _refuse(
+    source: str, found: list[tuple[dict[str, Any], dict[str, Any]]], what: str, way_out: str
+) -> None:
+    if not found:
+        return
+    record, annotation = found[0]
+    raise ValueError(
+        f"{source}: {len(found)} objects have {what}; the first one is in image "
+        f"{record.get('image_id')} ({record.get('file_name')}), class {annotation['category_id']}, box "
+        f"{annotation['bbox']}. {way_out}"
+    )
