@@ -11,6 +11,7 @@ result, and writes pictures and curves to ``output/demo/``.
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import shutil
 import subprocess
@@ -22,9 +23,7 @@ from pathlib import Path
 import torch
 from detectron2.data.detection_utils import read_image
 from detectron2.utils.logger import setup_logger
-from omegaconf import DictConfig
 
-from stageinteractor.config import apply_overrides, get_config
 from stageinteractor.data import get_detection_dataset
 from stageinteractor.engine.predictor import Predictor
 from stageinteractor.engine.shipped import SHIPPED_CONFIG, shipped_checkpoint
@@ -97,10 +96,12 @@ def build_data() -> None:
         print(f"{name}: {len(records)} images, {objects} objects ({seconds:.1f} s)", flush=True)
 
 
-def evaluate(cfg: DictConfig) -> tuple[Predictor, dict[str, float]]:
-    """The detector of a config, and its COCO metrics on the config's test set."""
-    predictor = Predictor(cfg)
-    return predictor, dict(Trainer.test(cfg, predictor.model)["bbox"])
+def evaluate(predictor: Predictor, name: str, folder: Path) -> dict[str, float]:
+    """COCO metrics of a detector on a data set; numbers and detections are left in the folder."""
+    cfg = copy.deepcopy(predictor.cfg)
+    cfg.train.output_dir = str(folder)
+    cfg.dataloader.test.dataset.names = name
+    return dict(Trainer.test(cfg, predictor.model)["bbox"])
 
 
 def finetune(arguments: Sequence[str]) -> None:
@@ -177,38 +178,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     steps.next("data: built-in shapes, made on first use")
     build_data()
     # What an earlier run, whole or cut short, left behind would mix with this one's results.
-    for leftover in ("finetune", "pictures"):
+    for leftover in ("before", "finetune", "after", "pictures"):
         shutil.rmtree(output / leftover, ignore_errors=True)
     output.mkdir(parents=True, exist_ok=True)
 
     weights_shown = os.path.relpath(weights, ROOT) if weights.startswith(str(ROOT)) else weights
     start_from = f"train.init_checkpoint={weights_shown}"
-    shipped = ["train_net.py", "--config-file", SHIPPED_CONFIG, "--eval-only"]
+    command = ["train_net.py", "--config-file", SHIPPED_CONFIG, "--eval-only", start_from]
+    steps.next("the shipped checkpoint on shapes_val", command)
+    before = Predictor.from_config(SHIPPED_CONFIG, weights, args.opts)
+    ap_val = evaluate(before, "shapes_val", output / "before")
+    sheet = draw_sheet(before, "shapes_val", output / "shapes_val.png")
 
-    def config(name: str, *overrides: str) -> DictConfig:
-        return apply_overrides(get_config(name), [*overrides, *args.opts])
-
-    overrides = [start_from, f"train.output_dir={shown}/shapes_val"]
-    steps.next("the shipped checkpoint on shapes_val", [*shipped, *overrides])
-    cfg = config(SHIPPED_CONFIG, f"train.init_checkpoint={weights}")
-    cfg.train.output_dir = str(output / "shapes_val")
-    predictor, on_val = evaluate(cfg)
-    sheet = draw_sheet(predictor, "shapes_val", output / "shapes_val.png")
-
-    overrides = [
-        start_from,
-        f"train.output_dir={shown}/before",
-        "dataloader.test.dataset.names=shapes_shifted_val",
-    ]
-    steps.next("the same, unchanged, on shapes_shifted_val", [*shipped, *overrides])
+    steps.next("the same detector, as it is, on shapes_shifted_val")
     print(
         "It has never seen these looks, and it knows one class less: the new class counts with "
         "AP 0 in the mean over the classes.",
         flush=True,
     )
-    cfg = config(SHIPPED_CONFIG, f"train.init_checkpoint={weights}", overrides[-1])
-    cfg.train.output_dir = str(output / "before")
-    before, ap_before = evaluate(cfg)
+    ap_before = evaluate(before, "shapes_shifted_val", output / "before")
 
     training = [
         *("train_net.py", "--config-file", FINETUNE_CONFIG),
@@ -220,12 +208,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     finetune(training)
 
     final = output / "finetune" / "model_final.pth"
-    overrides = [f"train.init_checkpoint={shown}/finetune/model_final.pth"]
-    evaluation = ["train_net.py", "--config-file", FINETUNE_CONFIG, "--eval-only", *overrides]
-    steps.next("the fine-tuned detector on shapes_shifted_val", evaluation)
-    cfg = config(FINETUNE_CONFIG, f"train.init_checkpoint={final}")
-    cfg.train.output_dir = str(output / "after")
-    after, ap_after = evaluate(cfg)
+    command = ["train_net.py", "--config-file", FINETUNE_CONFIG, "--eval-only"]
+    command.append(f"train.init_checkpoint={shown}/finetune/model_final.pth")
+    steps.next("the fine-tuned detector on shapes_shifted_val", command)
+    after = Predictor.from_config(FINETUNE_CONFIG, str(final), args.opts)
+    ap_after = evaluate(after, "shapes_shifted_val", output / "after")
 
     steps.next("pictures and curves")
     pictures = draw(before, after, output / "pictures")
@@ -249,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"  {what:28} {where.relative_to(ROOT) if where.is_relative_to(ROOT) else where}")
     print("  your own pictures            python demo/demo.py --input FILES --output FOLDER")
     print(
-        f"shapes_val AP {on_val['AP']:.1f} | "
+        f"shapes_val AP {ap_val['AP']:.1f} | "
         f"shapes_shifted AP {ap_before['AP']:.1f} -> {ap_after['AP']:.1f}"
     )
     return 0

@@ -15,8 +15,10 @@ from detectron2.data import transforms as T
 from detectron2.structures import Instances
 from omegaconf import DictConfig
 
+from ..checkpoint.checkpointer import Checkpointer
 from ..config import apply_overrides, get_config
 from ..data import dataset_names
+from .setup import prepare_config
 from .shipped import is_shipped_config, shipped_checkpoint
 
 __all__ = ["Predictor"]
@@ -45,14 +47,16 @@ class Predictor:
     def __init__(self, cfg: DictConfig):
         """
         Args:
-            cfg: a config whose ``train.init_checkpoint`` names the weights; empty leaves the
-                model as it was initialised, with a warning.
+            cfg: a config whose ``train.init_checkpoint`` names the weights (the averaged ones
+                of the file where ``train.ema`` is enabled); empty leaves the model as it was
+                initialised, with a warning. ``model.num_classes`` follows the test data set.
 
         Raises:
             ValueError: the mapper's image format is neither RGB nor BGR.
             FileNotFoundError: the weights do not exist.
         """
         self.cfg = copy.deepcopy(cfg)
+        self.metadata = _follow_test_set(self.cfg)
         mapper = self.cfg.dataloader.test.mapper
         self.input_format = mapper.get("image_format", "RGB")
         if self.input_format not in ("RGB", "BGR"):
@@ -61,10 +65,9 @@ class Predictor:
                 f"it is {self.input_format!r}"
             )
         self.aug = T.AugmentationList([instantiate(a) for a in mapper.augmentations])
-        self.metadata = _test_metadata(self.cfg)
         self.model = instantiate(self.cfg.model).to(self.cfg.train.device)
         self.model.eval()
-        _load_weights(self.model, self.cfg.train.get("init_checkpoint", ""))
+        self._load_weights()
 
     @classmethod
     def from_config(
@@ -85,7 +88,7 @@ class Predictor:
         cfg = apply_overrides(get_config(config_file), list(overrides))
         if weights is not None:
             cfg.train.init_checkpoint = weights
-        if not cfg.train.get("init_checkpoint", "") and is_shipped_config(config_file):
+        if not cfg.train.init_checkpoint and is_shipped_config(config_file):
             cfg.train.init_checkpoint = shipped_checkpoint()
         return cls(cfg)
 
@@ -121,24 +124,26 @@ class Predictor:
         image = augmented.image.astype("float32").transpose(2, 0, 1)
         return {"image": torch.as_tensor(image.copy()), "height": height, "width": width}
 
+    def _load_weights(self) -> None:
+        train = self.cfg.train
+        if not train.init_checkpoint:
+            logger.warning(
+                "No weights: the detector is as it was initialised and finds nothing of use. "
+                "Name a checkpoint with train.init_checkpoint=FILE"
+            )
+            return
+        Checkpointer(self.model, prefer_ema=train.ema.enabled).load(train.init_checkpoint)
 
-def _test_metadata(cfg: DictConfig) -> Metadata:
-    """Metadata of the first test set; a predictor also works where the data set is not at hand."""
+
+def _follow_test_set(cfg: DictConfig) -> Metadata:
+    """Metadata of the first test set, after which the config's number of classes is set.
+
+    Detection needs no data set, so one that is not at hand costs only the class names.
+    """
     try:
-        names = dataset_names(cfg.dataloader.test.dataset)
-    except FileNotFoundError as error:
-        logger.warning("Detections will have no class names: %s", error)
-        names = []
-    return MetadataCatalog.get(names[0]) if names else Metadata()
-
-
-def _load_weights(model: torch.nn.Module, path: str) -> None:
-    from ..checkpoint.checkpointer import Checkpointer
-
-    if not path:
-        logger.warning(
-            "No weights: the detector is as it was initialised and finds nothing of use. "
-            "Name a checkpoint with train.init_checkpoint=FILE"
-        )
-        return
-    Checkpointer(model).load(path)
+        prepare_config(cfg, training=False)
+        return MetadataCatalog.get(dataset_names(cfg.dataloader.test.dataset)[0])
+    except (FileNotFoundError, KeyError) as error:
+        message = error.args[0] if isinstance(error, KeyError) else error
+        logger.warning("detections will have no class names: %s", message)
+        return Metadata()
