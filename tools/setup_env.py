@@ -237,6 +237,8 @@ class Environment:
 
     def install_packages(self, plan: Plan) -> None:
         """Install what the plan lacks, from the pinned files or around what is kept."""
+        for name in remove_unfinished(self.purelib()):
+            self._say(f"{name} was not installed completely, do it again")
         # setuptools first: a few run-time packages exist as source only, and building them with
         # the pinned version, not with the newest of the day, keeps the result the same.
         runtime = read_requirements(REQUIREMENTS / ("runtime.txt" if plan.pinned else "runtime.in"))
@@ -300,6 +302,24 @@ class Environment:
         result = self._run(command, stdin=subprocess.DEVNULL)
         if result.returncode != 0:
             raise SetupError(f"{message}\n(exit code {result.returncode}: {' '.join(command)})")
+
+
+def remove_unfinished(site_packages: Path) -> list[str]:
+    """Make pip forget packages that it was killed over, which it would take for installed.
+
+    pip writes the file RECORD of a package last.
+
+    Returns:
+        Names and versions of these packages.
+    """
+    unfinished = [
+        folder
+        for folder in sorted(site_packages.glob("*.dist-info"))
+        if not (folder / "RECORD").is_file()
+    ]
+    for folder in unfinished:
+        shutil.rmtree(folder)
+    return [folder.name[: -len(".dist-info")] for folder in unfinished]
 
 
 def install_unpacked_detectron2(unpacked: Path, site_packages: Path) -> None:

@@ -105,6 +105,7 @@ class FakeMachine:
             target = Path(arguments[arguments.index("--target") + 1])
             for name in ("detectron2", "tools", "sal_detectron2-0.7.2.dist-info"):
                 (target / name).mkdir()
+            (target / "sal_detectron2-0.7.2.dist-info" / "RECORD").touch()
         for argument in arguments:
             if argument.startswith(("torch==", "torchvision==", "opencv-python-headless")):
                 name = argument.split("=")[0]
@@ -301,6 +302,20 @@ def test_an_interrupted_run_leaves_no_stamp_and_the_next_completes(venv):
     machine.interrupt_on = None
     set_up(machine)
     assert (venv / ".ready").exists()
+
+
+def test_a_package_that_pip_was_killed_over_is_installed_again(venv):
+    machine = FakeMachine(venv)
+    set_up(machine)
+    for name, files in {"whole-1.0": ("METADATA", "RECORD"), "half-2.0": ("METADATA",)}.items():
+        folder = venv / "lib" / f"{name}.dist-info"
+        folder.mkdir()
+        for file in files:
+            (folder / file).touch()
+    said = "\n".join(set_up(machine))
+    assert "half-2.0 was not installed completely" in said and "whole" not in said
+    assert not (venv / "lib" / "half-2.0.dist-info").exists()
+    assert (venv / "lib" / "whole-1.0.dist-info").is_dir()
 
 
 def test_an_environment_without_pip_gets_it_and_keeps_its_packages(venv):
