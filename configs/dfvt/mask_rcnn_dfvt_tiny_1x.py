@@ -8,6 +8,7 @@ from dfvt import (
     NO_WEIGHT_DECAY,
     VARIANTS,
     DFvTBackbone,
+    RandomPolygonCrop,
     SoftNMSFastRCNNOutputLayers,
     SoftNMSRPN,
     get_instance_segmentation_dataset,
@@ -45,6 +46,7 @@ dataloader.train.dataset = L(get_instance_segmentation_dataset)(
 )
 dataloader.train.mapper.use_instance_mask = True
 dataloader.train.mapper.instance_mask_format = "polygon"
+dataloader.train.mapper.augmentations[1].tfm_or_aug.augs[1]._target_ = RandomPolygonCrop
 dataloader.test.dataset = L(get_instance_segmentation_dataset)(
     names="coco_2017_val", json_file=None, image_root=None, name=None, filter_empty=False
 )

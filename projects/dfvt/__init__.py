@@ -2,7 +2,7 @@
 
 from .backbone import DFvTBackbone
 from .classifier import DFvTClassifier
-from .data import get_instance_segmentation_dataset
+from .data import RandomPolygonCrop, get_instance_segmentation_dataset
 from .param_groups import NO_WEIGHT_DECAY
 from .soft_nms import SoftNMSFastRCNNOutputLayers, SoftNMSRPN
 from .variants import VARIANTS
@@ -12,6 +12,7 @@ __all__ = [
     "VARIANTS",
     "DFvTBackbone",
     "DFvTClassifier",
+    "RandomPolygonCrop",
     "SoftNMSFastRCNNOutputLayers",
     "SoftNMSRPN",
     "get_instance_segmentation_dataset",

@@ -1,13 +1,36 @@
-"""Data sets for instance segmentation: those of the detector, with masks that are really there."""
+"""Instance segmentation: data sets whose masks are really there, and crops of their polygons."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+from detectron2.data.transforms import CropTransform, RandomCrop
+
 from stageinteractor.data import get_detection_dataset
 
-__all__ = ["get_instance_segmentation_dataset"]
+__all__ = ["PolygonCropTransform", "RandomPolygonCrop", "get_instance_segmentation_dataset"]
+
+
+class PolygonCropTransform(CropTransform):
+    """fvcore's ``CropTransform``, which leaves of polygons also what lies outside of the crop.
+
+    Clipping them needs a geometry package, and makes no difference: a mask is compared within a
+    proposal, and proposals, like boxes, are clipped to the image.
+    """
+
+    def apply_polygons(self, polygons: list[np.ndarray]) -> list[np.ndarray]:
+        """Each polygon (N, 2); the result may reach out of the crop."""
+        return [self.apply_coords(polygon) for polygon in polygons]
+
+
+class RandomPolygonCrop(RandomCrop):
+    """Detectron2's ``RandomCrop`` by :class:`PolygonCropTransform`."""
+
+    def get_transform(self, image: np.ndarray) -> PolygonCropTransform:
+        crop = super().get_transform(image)
+        return PolygonCropTransform(crop.x0, crop.y0, crop.w, crop.h)
 
 
 def get_instance_segmentation_dataset(
@@ -70,6 +93,6 @@ def _refuse(
     record, annotation = found[0]
     raise ValueError(
         f"{source}: {len(found)} objects have {what}; the first one is in image "
-        f"{record.get('image_id')} ({record.get('file_name')}), class {annotation['category_id']}, box "
-        f"{annotation['bbox']}. {way_out}"
+        f"{record.get('image_id')} ({record.get('file_name')}), class "
+        f"{annotation['category_id']}, box {annotation['bbox']}. {way_out}"
     )

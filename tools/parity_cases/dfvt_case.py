@@ -30,8 +30,10 @@ _CLASSIFIER_ONLY = re.compile(r"(norm|head)\..*")
 _BACKBONE_ONLY = re.compile(r"(norm[0-3]|conv1x1layers\.\d)\..*")
 _LOGITS = 1e-5
 _GRADIENT = 1e-3
-# Below this norm a gradient counts as zero: that of a bias ahead of a batch norm, say.
+# Below this norm a gradient counts as zero (that of a bias ahead of a batch norm, say), and is
+# compared absolutely.
 _GRADIENT_FLOOR = 1e-2
+_ZERO = 1e-4
 
 
 class DFvTWeights(Case):
@@ -145,7 +147,7 @@ class DFvTCase(CaseKind):
             raise CaseError(f"{self.case.path}: the model has no parameter {', '.join(unknown)}")
         ours = [gradients[name].double() for name in names]
         # In units of each gradient's norm; the sum of n numbers is at most sqrt(n) times theirs.
-        scale = np.maximum(norms, _GRADIENT_FLOOR)
+        scale = np.where(norms < _GRADIENT_FLOOR, _ZERO / _GRADIENT, norms)
         yield Measurement(
             "grad_l2",
             np.array([float(g.norm()) for g in ours]) / scale,
@@ -171,7 +173,7 @@ class DFvTCase(CaseKind):
         limit = Limit(relative=_GRADIENT, as_norm=True, floor=_GRADIENT_FLOOR)
         reference = self.case.array(name)
         if np.linalg.norm(reference) < _GRADIENT_FLOOR:
-            limit = value(1e-4)
+            limit = value(_ZERO)
         return Measurement(name, ours, reference, limit)
 
 
