@@ -9,48 +9,54 @@ docs/training.md explains the options.
 
 from __future__ import annotations
 
-import logging
-import sys
 from argparse import Namespace
 
 from detectron2.engine import default_argument_parser, default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from omegaconf import DictConfig
 
 from stageinteractor.checkpoint.checkpointer import Checkpointer
 from stageinteractor.config import apply_overrides, find_config_file, get_config
-from stageinteractor.engine import Trainer, launch, prepare_config
+from stageinteractor.engine import Trainer, launch, prepare_config, user_errors
 
-# What a user can mend: a missing file, a wrong key, a value that does not fit.
-USER_ERRORS = (OSError, ValueError, KeyError)
+PACKAGES = ("stageinteractor", "adamixer", "dfvt")
 
 
-def evaluate(cfg, args: Namespace) -> None:
+def load_config(args: Namespace) -> DictConfig:
+    """The config of the command line."""
+    if not args.config_file:
+        raise ValueError("--config-file is missing, for example stageinteractor/shapes_tiny.py")
+    args.config_file = find_config_file(args.config_file)
+    return apply_overrides(get_config(args.config_file), args.opts)
+
+
+def evaluate(cfg: DictConfig, args: Namespace) -> None:
     """Evaluate the weights of ``train.init_checkpoint``, or with --resume the run's last ones."""
     model = Trainer.build_model(cfg)
     checkpointer = Checkpointer(model, cfg.train.output_dir, prefer_ema=cfg.train.ema.enabled)
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
+    cfg.train.ema.enabled = checkpointer.loaded_ema  # as the results are labelled
     Trainer.test(cfg, model)
 
 
 def main(args: Namespace) -> None:
     """One process of the job."""
-    try:
-        args.config_file = find_config_file(args.config_file)
-        cfg = apply_overrides(get_config(args.config_file), args.opts)
-        default_setup(cfg, args)
+    with user_errors(PACKAGES):
+        cfg = load_config(args)
+        for name in PACKAGES:
+            setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name=name)
         prepare_config(cfg, args.opts, training=not args.eval_only)
+        default_setup(cfg, args)
         if args.eval_only:
             return evaluate(cfg, args)
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
-    except USER_ERRORS as error:
-        logging.getLogger("stageinteractor").debug("", exc_info=True)
-        message = error.args[0] if isinstance(error, KeyError) else error
-        sys.exit(f"error: {message}")
-    trainer.train()
+        trainer.train()
 
 
 if __name__ == "__main__":
     arguments = default_argument_parser(epilog=__doc__).parse_args()
-    if not arguments.config_file:
-        sys.exit("error: --config-file is missing, for example stageinteractor/shapes_tiny.py")
-    launch(main, arguments)
+    with user_errors(PACKAGES):
+        # Loaded here as well: a mistake is reported once, and before any process is started.
+        launch(main, arguments, device=load_config(arguments).train.device)

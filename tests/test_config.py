@@ -76,6 +76,20 @@ def test_an_unknown_key_is_an_error_that_names_the_nearest(cfg, override, neares
     assert nearest in str(error.value)
 
 
+def test_several_keys_of_a_group_may_be_set_at_once(cfg):
+    apply_overrides(cfg, ["train.amp={enabled:true,precision:bfloat16}"])
+    assert cfg.train.amp == {"enabled": True, "precision": "bfloat16"}
+    with pytest.raises(KeyError, match="no key 'train.amp.precison'.*train.amp.precision"):
+        apply_overrides(cfg, ["train.amp={precison:float16}"])
+
+
+def test_a_group_of_keys_is_not_replaced_by_a_value(cfg):
+    with pytest.raises(ValueError, match=r"train.amp is a group of keys \(enabled, precision\)"):
+        apply_overrides(cfg, ["train.amp=true"])
+    apply_overrides(cfg, ["dataloader.evaluator=null"])
+    assert cfg.dataloader.evaluator is None
+
+
 def test_a_plus_adds_a_key(cfg):
     apply_overrides(cfg, ["+train.note=hello"])
     assert cfg.train.note == "hello"

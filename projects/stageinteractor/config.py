@@ -15,7 +15,7 @@ from hydra.core.override_parser.types import OverrideType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-__all__ = ["apply_overrides", "find_config_file", "get_config"]
+__all__ = ["apply_overrides", "arguments_of_target", "find_config_file", "get_config"]
 
 
 def _config_folders() -> list[Path]:
@@ -70,7 +70,8 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
         overrides: e.g. ``["train.max_iter=100", "optimizer.lr=1e-4"]``.
 
     Raises:
-        ValueError: a text is not ``key=value``.
+        ValueError: a text is not ``key=value``, or would put a plain value in the place of a group
+            of keys.
         KeyError: there is no such key; names the nearest ones.
     """
     parser = OverridesParser.create()
@@ -82,7 +83,7 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
             )
         key, value, adds = _parse(parser, text)
         if not adds:
-            _check_key(cfg, key)
+            _check_override(cfg, key, value)
         try:
             OmegaConf.update(cfg, key, value, merge=True, force_add=True)
         except Exception as error:
@@ -108,7 +109,27 @@ def _parse(parser: OverridesParser, text: str) -> tuple[str, Any, bool]:
     return override.key_or_group, override.value(), override.type is OverrideType.ADD
 
 
-def _check_key(cfg: DictConfig, key: str) -> None:
+def _check_override(cfg: DictConfig, key: str, value: Any) -> None:
+    node = _find_node(cfg, key)
+    if not isinstance(node, DictConfig) or node._is_none() or node._is_interpolation():
+        return
+    if isinstance(value, dict):
+        if "_target_" not in value:  # which calls something else, with arguments of its own
+            for name, item in value.items():
+                _check_override(cfg, f"{key}.{name}", item)
+    elif value is not None and not str(value).startswith("${"):
+        names = ", ".join(str(name) for name in node if name != "_target_")
+        raise ValueError(
+            f"{key} is a group of keys ({names}), which {value!r} cannot replace: set one of them"
+        )
+
+
+def _find_node(cfg: DictConfig, key: str) -> object:
+    """The node of a key; None for an argument that the config leaves at its default.
+
+    Raises:
+        KeyError: there is neither.
+    """
     node = cfg
     parts = key.replace("[", ".").replace("]", "").split(".")
     for depth, part in enumerate(parts):
@@ -124,12 +145,13 @@ def _check_key(cfg: DictConfig, key: str) -> None:
                 if isinstance(node, DictConfig) and node._is_interpolation():
                     node = node._dereference_node()
                 continue
-            elif depth == len(parts) - 1 and part in _arguments_of_target(node):
-                return
+            elif depth == len(parts) - 1 and part in arguments_of_target(node):
+                return None
         raise KeyError(_no_such_key(cfg, key, node, ".".join(parts[:depth])))
+    return node
 
 
-def _arguments_of_target(node: DictConfig) -> set[str]:
+def arguments_of_target(node: DictConfig) -> set[str]:
     """Names of the keyword arguments of what an ``L(...)`` node calls."""
     target = node.get("_target_")
     if target is None:
@@ -159,7 +181,7 @@ def _no_such_key(cfg: DictConfig, key: str, node: object, found: str) -> str:
     candidates = set(_flat_keys(cfg))
     if isinstance(node, DictConfig) and not node._is_none():
         prefix = f"{found}." if found else ""
-        candidates |= {prefix + argument for argument in _arguments_of_target(node)}
+        candidates |= {prefix + argument for argument in arguments_of_target(node)}
     near = difflib.get_close_matches(key, candidates, n=4, cutoff=0.5)
     last = key.rsplit(".", 1)[-1]
     near += [c for c in sorted(candidates) if c.rsplit(".", 1)[-1] == last and c not in near][:3]

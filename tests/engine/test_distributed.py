@@ -10,11 +10,14 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from detectron2.engine import create_ddp_model
+from detectron2.engine import create_ddp_model, default_argument_parser
 from small_runs import make_batch, make_detector, run_overrides
+from torch.multiprocessing import ProcessExitedException
 
+import stageinteractor.engine.launch  # noqa: F401  (its name is also that of the function)
 from stageinteractor.engine.launch import read_process_environment
 
+launch_module = sys.modules["stageinteractor.engine.launch"]
 ROOT = Path(__file__).resolve().parents[2]
 
 # Objects of the images of process 0, then of process 1.
@@ -141,7 +144,69 @@ def test_a_plain_shell_or_a_lone_slurm_task_starts_processes_itself():
     assert read_process_environment({"SLURM_NTASKS": "8", "SLURM_JOB_ID": "1"}) is None
 
 
-def test_slurm_variables_that_are_missing_are_named():
-    incomplete = {k: v for k, v in SLURM.items() if k != "SLURM_LOCALID"}
-    with pytest.raises(ValueError, match="SLURM_LOCALID: start it with srun"):
-        read_process_environment(incomplete)
+def test_a_step_smaller_than_its_allocation_counts_its_own_tasks():
+    step = {**SLURM, "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2"}
+    found = read_process_environment({**step, "SLURM_PROCID": "1"})
+    assert (found.rank, found.world_size, found.local_world_size) == (1, 2, 2)
+
+
+@pytest.mark.parametrize(
+    "hosts, first",
+    [
+        ("gpu3", "gpu3"),
+        ("a,b", "a"),
+        ("node[03-05,9],x1", "node03"),
+        ("node[7,9]-ib", "node7-ib"),
+        ("r[1-2]n[01-04]", "r1n01"),
+    ],
+)
+def test_the_first_host_of_a_node_list_is_where_processes_meet(hosts, first):
+    found = read_process_environment({**SLURM, "SLURM_STEP_NODELIST": hosts})
+    assert found.init_method == f"tcp://{first}:24321"
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"SLURM_LOCALID": None}, "SLURM_LOCALID: start it with srun"),
+        ({"SLURM_STEP_TASKS_PER_NODE": "9,7"}, "unevenly over the machines"),
+        ({"SLURM_LOCALID": "4"}, "distribution=block"),
+    ],
+)
+def test_slurm_variables_that_do_not_do_are_named(change, message):
+    environ = {k: v for k, v in {**SLURM, **change}.items() if v is not None}
+    with pytest.raises(ValueError, match=message):
+        read_process_environment(environ)
+
+
+def arguments(**changes):
+    args = default_argument_parser().parse_args([])
+    vars(args).update(changes)
+    return args
+
+
+def test_processes_that_are_asked_for_are_started_also_within_a_slurm_task(monkeypatch):
+    # One task a machine, which starts a process for each GPU.
+    for key, value in SLURM.items():
+        monkeypatch.setenv(key, value)
+    calls = []
+    monkeypatch.setattr(launch_module, "detectron2_launch", lambda *a, **k: calls.append((a, k)))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    launch_module.launch(print, arguments(num_gpus=8, num_machines=2), device="cpu")
+    ((_, num_gpus), options) = calls[0]
+    assert (num_gpus, options["num_machines"]) == (8, 2)
+
+
+def test_a_process_that_has_said_why_it_ends_is_not_followed_by_a_traceback(monkeypatch):
+    def fail(*args, **kwargs):
+        raise ProcessExitedException("ended", 0, 1, exit_code=1)
+
+    monkeypatch.setattr(launch_module, "detectron2_launch", fail)
+    with pytest.raises(SystemExit) as error:
+        launch_module.launch(print, arguments(), device="cpu")
+    assert error.value.code == 1
+
+
+def test_a_number_of_processes_below_one_is_refused():
+    with pytest.raises(ValueError, match="must be at least 1"):
+        launch_module.launch(print, arguments(num_gpus=0), device="cpu")

@@ -100,22 +100,46 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path):
     loop = make_loop(model, [make_batch([1]), make_batch([1, 1])], tmp_path, lr=0.1)
     run_one_step(loop)
     weight = float(model.weight.detach())
-    with pytest.raises(FloatingPointError, match="not finite at iteration 0"):
+    with pytest.raises(FloatingPointError, match="before its update: the loss is inf") as error:
         run_one_step(loop)
     assert float(model.weight.detach()) == weight
     (path,) = (tmp_path / "bad_batch").iterdir()
+    assert str(path) in str(error.value)
     document = json.loads(path.read_text())
     assert [x["file_name"] for x in document["images"]] == ["image0.png", "image1.png"]
+    assert [x["image_id"] for x in document["images"]] == [0, 1]
     assert document["losses"] == {"loss_cls_stage0": "inf", "loss_cls_stage1": pytest.approx(1.4)}
+    before = {"loss_cls_stage0": pytest.approx(1.0), "loss_cls_stage1": pytest.approx(2.0)}
+    assert document["losses_of_the_step_before"] == before
 
 
-def test_predictions_that_are_not_finite_are_described_too(tmp_path):
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+def test_predictions_that_are_not_finite_are_described_too(accumulation_steps, tmp_path):
     model = make_detector()
     torch.nn.init.constant_(model.decoder.stages[1].class_tower.out.bias, float("nan"))
-    with pytest.raises(FloatingPointError, match="stage 1 of image 0"):
-        run_one_step(make_loop(model, [make_batch([1])], tmp_path))
+    batches = [make_batch([1]), make_batch([1, 2])]
+    loop = make_loop(model, batches, tmp_path, accumulation_steps=accumulation_steps)
+    with pytest.raises(FloatingPointError, match="stage 1 of image 0.*bad_batch"):
+        run_one_step(loop)
     (path,) = (tmp_path / "bad_batch").iterdir()
-    assert "stage 1 of image 0" in json.loads(path.read_text())["reason"]
+    found = json.loads(path.read_text())["non_finite_predictions"]
+    assert found[0] == {"stage": 1, "file_name": "image0.png"}
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_update(tmp_path):
+    class Root(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(()))
+
+        def forward(self, batch):
+            return {"loss": self.weight.sqrt()}  # 0, with an infinite slope
+
+    model = Root()
+    with pytest.raises(FloatingPointError, match="norm of the gradient is inf"):
+        run_one_step(make_loop(model, [make_batch([1])], tmp_path, lr=0.1))
+    assert float(model.weight.detach()) == 0
+    assert len(list((tmp_path / "bad_batch").iterdir())) == 1
 
 
 def test_a_model_without_counted_targets_gets_the_mean_over_batches(tmp_path):

@@ -3,11 +3,20 @@
 import importlib.util
 import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
+from detectron2.config import LazyConfig
 from detectron2.engine import default_argument_parser
 from small_runs import run_overrides
+
+from stageinteractor.config import apply_overrides, get_config
+from stageinteractor.data import UnreadableImageError
+from stageinteractor.engine import user_errors
+from stageinteractor.engine.errors import is_user_error
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "stageinteractor/shapes_tiny.py"
@@ -36,11 +45,11 @@ def test_train_resume_and_evaluate(run, tmp_path):
     run(*overrides, "train.max_iter=2")
     run("--resume", *overrides, "train.max_iter=3")
     output = tmp_path / "output"
-    iterations = [
-        json.loads(line)["iteration"] for line in (output / "metrics.json").read_text().splitlines()
-    ]
-    assert iterations == [0, 1, 2]
-    assert (output / "config.yaml").is_file()
+    lines = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+    assert [line["iteration"] for line in lines if "total_loss" in line] == [0, 1, 2]
+    assert LazyConfig.load(str(output / "config.yaml")).model.num_classes == 3  # the data set's
+    assert "effective batch: 2 images" in (output / "log.txt").read_text()
+    assert "resumed: 2 of 3 iterations are done" in (output / "log.txt").read_text()
 
     run("--eval-only", *overrides, f"train.init_checkpoint='{output / 'model_final.pth'}'")
     (metrics,) = output.glob("inference/*/metrics.json")
@@ -66,6 +75,7 @@ def refuse(run, *arguments, config=CONFIG):
         (["dataloader.train.total_batch_size=0"], "total_batch_size=0"),
         (["train.amp.enabled=true"], "float16 needs a GPU"),
         (["model.num_classes=4"], "model.num_classes=4"),
+        (["optimizer.lr=1e30", "train.clip_grad.enabled=false"], "bad_batch"),
     ],
 )
 def test_what_a_user_can_mend_is_one_line(run, tmp_path, overrides, message):
@@ -83,3 +93,46 @@ def test_evaluating_weights_of_another_model_is_one_line(run, tmp_path):
     other = [*overrides, "model.initial_queries.num_queries=9"]
     message = refuse(run, "--eval-only", "--resume", *other)
     assert "initial_queries.content.weight" in message
+
+
+def test_the_script_itself_ends_with_one_line_and_code_1():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train_net.py"), "--num-gpus", "2", "--config-file", "no.py"],
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if "Warning" not in line]
+    assert line.startswith("error: config file no.py does not exist")
+
+
+def raise_in(function):
+    try:
+        function()
+    except Exception as error:
+        return error
+    raise AssertionError("nothing was raised")
+
+
+def test_mistakes_of_a_program_keep_their_traceback():
+    assert is_user_error(raise_in(lambda: open("/no/such/file")))
+    assert is_user_error(raise_in(lambda: get_config("no.py")))
+    assert is_user_error(raise_in(lambda: apply_overrides(get_config(CONFIG), ["a=1"])))
+    for mistake in (
+        lambda: int("x"),
+        lambda: {}["x"],
+        lambda: torch.ones(2).expand(3),
+        lambda: 1 / 0,
+    ):
+        assert not is_user_error(raise_in(mistake))
+
+
+def test_what_a_loader_process_raises_is_shortened():
+    original = UnreadableImageError("x.png cannot be decoded")
+    text = f"Caught UnreadableImageError in process 0.\nOriginal Traceback:\n  ...\n{original!r}"
+    text = text.replace(
+        repr(original), f"stageinteractor.data.mapper.UnreadableImageError: {original}"
+    )
+    with pytest.raises(SystemExit, match=r"^error: x\.png cannot be decoded$"), user_errors():
+        raise UnreadableImageError(text)

@@ -4,11 +4,14 @@ import logging
 import pytest
 import torch
 from coco_files import make_document
+from detectron2.utils.env import seed_all_rng
 from small_runs import make_config, run_overrides
 
 from stageinteractor.checkpoint.checkpointer import Checkpointer, ResumeError, inference_weights
 from stageinteractor.config import apply_overrides, get_config
+from stageinteractor.data import dataset_names
 from stageinteractor.engine import Trainer, prepare_config
+from stageinteractor.engine.hooks import BestCheckpointer
 
 
 def train(cfg, resume=False):
@@ -36,22 +39,60 @@ def test_a_run_writes_what_detectron2_runs_write(tmp_path):
     assert json.loads(metrics.read_text())["classes"] == ["cat", "dog", "bird"]
 
 
-def test_a_resumed_run_goes_on_with_iteration_optimiser_rate_and_average(tmp_path):
-    options = ["train.ema.enabled=true", "train.ema.decay=0.5"]
-    first = train(make_config(tmp_path, "train.max_iter=2", *options))
-    cfg = prepare_config(make_config(tmp_path, "train.max_iter=4", *options))
-    second = Trainer(cfg)
-    second.resume_or_load(resume=True)
-    assert second.start_iter == 2
-    for name, value in first.checkpointer.model.state_dict().items():
-        assert torch.equal(second.checkpointer.model.state_dict()[name], value), name
-    for name, value in first.ema.state_dict().items():
-        assert torch.equal(second.ema.state_dict()[name], value), name
-    before, after = (t.optimizer.state_dict()["state"] for t in (first, second))
-    assert all(torch.equal(after[k]["exp_avg"], before[k]["exp_avg"]) for k in before)
-    second.train()
-    assert second.iter == 4
-    assert second.scheduler.last_epoch == 4
+def assert_same_state(first, second):
+    """Weights, averages and the optimiser's moments, to the last bit."""
+    for name in ("checkpointer", "ema"):
+        states = [
+            (getattr(t, name).model if name == "checkpointer" else getattr(t, name)).state_dict()
+            for t in (first, second)
+        ]
+        assert states[0].keys() == states[1].keys()
+        for key, value in states[0].items():
+            assert torch.equal(states[1][key], value), key
+    moments = [t.optimizer.state_dict()["state"] for t in (first, second)]
+    assert moments[0].keys() == moments[1].keys()
+    for key, state in moments[0].items():
+        for name, value in state.items():
+            assert torch.equal(moments[1][key][name], value), (key, name)
+
+
+def test_a_run_in_two_parts_equals_a_run_in_one(tmp_path):
+    options = [
+        *("train.ema.enabled=true", "train.ema.decay=0.5"),
+        "dataloader.train.mapper.augmentations.0.prob=0",  # flips are drawn anew after resuming
+        # The schedule covers the whole run, of which the first part is cut short.
+        "train.max_iter=4",
+    ]
+
+    def run(folder, *, stop=4, resume=False):
+        trainer = Trainer(prepare_config(make_config(folder, *options, num_images=7)))
+        trainer.resume_or_load(resume=resume)
+        trainer.max_iter = stop
+        trainer.train()
+        return trainer
+
+    seed_all_rng(7)
+    whole = run(tmp_path / "whole")
+    seed_all_rng(7)
+    part = run(tmp_path / "parts", stop=2)
+    assert not torch.equal(
+        part.ema.module.initial_queries.content.weight,
+        whole.ema.module.initial_queries.content.weight,
+    )
+    seed_all_rng(8)
+    resumed = run(tmp_path / "parts", resume=True)
+    assert (resumed.start_iter, resumed.iter) == (2, 4)
+    assert resumed.scheduler.last_epoch == whole.scheduler.last_epoch == 4
+    assert resumed.optimizer.param_groups[0]["lr"] == whole.optimizer.param_groups[0]["lr"]
+    assert_same_state(whole, resumed)
+
+
+def test_nothing_to_resume_is_said(tmp_path, caplog):
+    trainer = Trainer(prepare_config(make_config(tmp_path)))
+    with caplog.at_level(logging.WARNING, logger="stageinteractor"):
+        trainer.resume_or_load(resume=True)
+    assert "holds nothing to resume" in caplog.text
+    assert trainer.start_iter == 0
 
 
 def test_the_average_is_stored_and_evaluated(tmp_path, caplog):
@@ -69,20 +110,61 @@ def test_the_average_is_stored_and_evaluated(tmp_path, caplog):
     assert inference_weights(checkpoint, prefer_ema=False) is checkpoint["model"]
 
 
+def test_results_of_plain_weights_do_not_overwrite_those_of_averaged_ones(tmp_path):
+    cfg = prepare_config(make_config(tmp_path, "train.ema.enabled=true"))
+    model = Trainer.build_model(cfg)
+    Trainer.test(cfg, model)
+    (path,) = (tmp_path / "output").glob("inference/*/metrics.json")
+    assert json.loads(path.read_text())["weights"] == "averaged"
+    cfg.train.ema.enabled = False
+    Trainer.test(cfg, model)
+    assert json.loads(path.read_text())["weights"] == "plain"
+    assert json.loads(path.with_name("metrics_averaged.json").read_text())["weights"] == "averaged"
+
+
 def test_a_decay_outside_of_zero_and_one_is_refused(tmp_path):
     cfg = make_config(tmp_path, "train.ema.enabled=true", "train.ema.decay=1.5")
     with pytest.raises(ValueError, match="train.ema.decay"):
         Trainer(prepare_config(cfg))
 
 
-def test_the_best_checkpoint_survives_a_resume(tmp_path):
-    cfg = make_config(tmp_path, "train.eval_period=2", "train.max_iter=2")
-    first = train(cfg)
-    best = [h for h in first._hooks if type(h).__name__ == "BestCheckpointer"][0].best_metric
-    second = Trainer(prepare_config(make_config(tmp_path, "train.eval_period=2")))
-    second.resume_or_load(resume=True)
-    hook = [h for h in second._hooks if type(h).__name__ == "BestCheckpointer"][0]
-    assert hook.best_metric is None or hook.best_metric == best
+def scripted_evaluation(monkeypatch, values):
+    """The evaluations of a run have these APs, one after the other."""
+    values = iter(values)
+    results = classmethod(lambda cls, cfg, model: {"bbox": {"AP": next(values)}})
+    monkeypatch.setattr(Trainer, "test", results)
+
+
+def test_the_best_checkpoint_is_kept_also_by_a_resumed_run(tmp_path, monkeypatch):
+    options = ["train.eval_period=1", "train.checkpointer.period=1"]
+    best = tmp_path / "output" / "model_best.pth"
+    scripted_evaluation(monkeypatch, [30.0, 20.0])
+    train(make_config(tmp_path, "train.max_iter=2", *options))
+    assert torch.load(best, weights_only=True)["iteration"] == 0
+    # As if the run had been killed right after its second step.
+    scripted_evaluation(monkeypatch, [25.0, 40.0])
+    train(make_config(tmp_path, "train.max_iter=4", *options), resume=True)
+    # What is evaluated after the last iteration counts, for Detectron2, as the one after it.
+    assert torch.load(best, weights_only=True)["iteration"] == 4
+    record = {"metric": "bbox/AP", "value": 40.0, "iteration": 4}
+    assert json.loads(best.with_suffix(".json").read_text()) == record
+    scripted_evaluation(monkeypatch, [39.0])
+    train(make_config(tmp_path, "train.max_iter=5", *options), resume=True)
+    assert json.loads(best.with_suffix(".json").read_text()) == record
+    # Another run in the same folder has its own best.
+    scripted_evaluation(monkeypatch, [5.0])
+    train(make_config(tmp_path, "train.max_iter=1", *options))
+    assert json.loads(best.with_suffix(".json").read_text())["value"] == 5.0
+
+
+def test_with_several_test_sets_the_first_decides_on_the_best(tmp_path):
+    cfg = make_config(tmp_path / "a", "train.eval_period=2")
+    first = dataset_names(cfg.dataloader.test.dataset)[0]
+    second = dataset_names(make_config(tmp_path / "b").dataloader.test.dataset)[0]
+    cfg.dataloader.test.dataset.update(json_file=None, image_root=None, names=[first, second])
+    trainer = Trainer(prepare_config(cfg))
+    (hook,) = [h for h in trainer._hooks if isinstance(h, BestCheckpointer)]
+    assert hook._val_metric == f"{first}/bbox/AP"
 
 
 def test_weights_of_other_classes_load_as_far_as_they_fit(tmp_path, caplog):
@@ -146,6 +228,17 @@ def test_more_objects_than_queries_is_worth_a_warning_and_trains(tmp_path, caplo
     assert "2 of 2 training images have more objects (up to 5)" in caplog.text
 
 
+def multistep_schedule():
+    return get_config("stageinteractor/stageinteractor_r50_100q_1x.py").lr_multiplier
+
+
+def test_drops_as_a_share_of_the_run_are_left_as_they_are(tmp_path):
+    cfg = make_config(tmp_path, "train.reference_world_size=2")
+    cfg.lr_multiplier = multistep_schedule()
+    scaled = Trainer.auto_scale_workers(cfg, 4)
+    assert scaled.lr_multiplier == cfg.lr_multiplier
+
+
 def test_scaling_to_another_number_of_processes(tmp_path):
     cfg = make_config(
         tmp_path,
@@ -161,6 +254,13 @@ def test_scaling_to_another_number_of_processes(tmp_path):
     assert (scaled.train.max_iter, scaled.train.eval_period) == (50, 5)
     assert cfg.train.max_iter == 100
     assert Trainer.auto_scale_workers(cfg, 2) is cfg
+    # Drops that are counted in iterations of the run are scaled with it; a period never to zero.
+    cfg.lr_multiplier = multistep_schedule()
+    cfg.lr_multiplier.scheduler.update(milestones=[60, 90], num_updates="${train.max_iter}")
+    cfg.train.eval_period = 1
+    scaled = Trainer.auto_scale_workers(cfg, 4)
+    assert scaled.lr_multiplier.scheduler.milestones == [30, 45]
+    assert scaled.train.eval_period == 1
     cfg.dataloader.train.total_batch_size = 7
     with pytest.raises(ValueError, match="reference_world_size=2 does not divide"):
         Trainer.auto_scale_workers(cfg, 4)

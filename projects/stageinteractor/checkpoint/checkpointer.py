@@ -35,6 +35,9 @@ class Checkpointer(DetectionCheckpointer):
     (``detectron2://...pkl``) are read as Detectron2 reads them. Checkpoints of the authors' code,
     and ImageNet weights of torchvision and timm, are recognised and converted. A checkpoint with
     averaged (EMA) weights initialises a model with the plain ones, unless ``prefer_ema`` is set.
+
+    Attributes:
+        loaded_ema: whether the weights in the model are the averaged ones of a checkpoint.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class Checkpointer(DetectionCheckpointer):
         """
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.prefer_ema = prefer_ema
+        self.loaded_ema = False
         self._resuming = False
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -66,8 +70,14 @@ class Checkpointer(DetectionCheckpointer):
         """
         if path and "://" not in path and not Path(path.split("?")[0]).is_file():
             raise FileNotFoundError(
-                f"checkpoint {path} does not exist: set train.init_checkpoint to a file, to "
-                'detectron2://..., or to "" to start from random weights'
+                f"checkpoint {path} does not exist"
+                + (
+                    f", although {Path(self.save_dir, 'last_checkpoint')} names it: write another "
+                    "file's name there"
+                    if self._resuming
+                    else ": set train.init_checkpoint to a file, to detectron2://..., or to "
+                    '"" to start from random weights'
+                )
             )
         try:
             return super().load(path, *args, **kwargs)
@@ -96,9 +106,15 @@ class Checkpointer(DetectionCheckpointer):
         return adapt_checkpoint(read_checkpoint(f), self.model, f)
 
     def _load_model(self, checkpoint: Any):
-        if self.prefer_ema and "ema" in checkpoint:
+        self.loaded_ema = self.prefer_ema and "ema" in checkpoint
+        if self.loaded_ema:
             logger.info("using the averaged (EMA) weights of the checkpoint")
             checkpoint["model"] = inference_weights(checkpoint)
+        elif "ema" in checkpoint and not self._resuming:
+            logger.info(
+                "using the plain weights of the checkpoint, not the averaged (EMA) ones that it "
+                "holds too; train.ema.enabled=true with --eval-only evaluates those"
+            )
         return super()._load_model(checkpoint)
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:

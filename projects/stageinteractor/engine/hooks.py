@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from pathlib import Path
 
 import torch
 from detectron2.engine import hooks
@@ -39,11 +40,26 @@ class EMAHook(HookBase):
 
 
 class BestCheckpointer(hooks.BestCheckpointer):
-    """Detectron2's ``BestCheckpointer`` that remembers the best value when a run is resumed."""
+    """Detectron2's ``BestCheckpointer`` that a resumed run does not start anew.
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"best_metric": self.best_metric, "best_iter": self.best_iter}
+    The best value stands in a file beside the checkpoint that has it: a run is resumed from a
+    checkpoint that was written before the evaluation of the same iteration.
+    """
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best_metric = state["best_metric"]
-        self.best_iter = state["best_iter"]
+    @property
+    def _record(self) -> Path:
+        return Path(self._checkpointer.save_dir, f"{self._file_prefix}.json")
+
+    def before_train(self) -> None:
+        if self.trainer.start_iter == 0 or not self._record.is_file():
+            return
+        record = json.loads(self._record.read_text(encoding="utf-8"))
+        if record["metric"] == self._val_metric:
+            self.best_metric, self.best_iter = record["value"], record["iteration"]
+
+    def _update_best(self, val: float, iteration: int) -> bool:
+        if not super()._update_best(val, iteration):
+            return False
+        record = {"metric": self._val_metric, "value": val, "iteration": iteration}
+        self._record.write_text(json.dumps(record), encoding="utf-8")
+        return True

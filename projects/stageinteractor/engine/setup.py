@@ -52,7 +52,7 @@ def prepare_config(
                 f"model.num_classes={cfg.model.num_classes}, but {names[0]} has {num_classes} "
                 "classes: leave model.num_classes out, it follows the data set"
             )
-        logger.warning(
+        logger.info(
             "model.num_classes is set to %d, the number of classes of %s (the config has %d)",
             num_classes,
             names[0],

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from detectron2.engine import SimpleTrainer
@@ -20,8 +19,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 __all__ = ["DetectionTrainLoop"]
-
-logger = logging.getLogger(__name__)
 
 _STAGE_LOSS = re.compile(r"(loss_(\w+))_stage(\d+)")
 _PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -81,13 +78,16 @@ class DetectionTrainLoop(SimpleTrainer):
         self.device_type = device_type
         self.autocast_dtype = _PRECISIONS.get(precision)
         self.grad_scaler = torch.amp.GradScaler(device_type, enabled=precision == "float16")
+        self._last_losses: dict[str, float] = {}
 
     def run_step(self) -> None:
         """Draw the batches of one step, compute gradients, update the weights.
 
         Raises:
-            FloatingPointError: the loss, or what the matcher sees, is not finite. The weights
-                are those before the step; ``output_dir/bad_batch`` describes the images.
+            FloatingPointError: the loss, the gradient, or what the matcher sees, is not finite.
+                The weights are those before the step; ``output_dir/bad_batch`` describes the
+                images. A gradient that overflows float16 is no error: the step is left out and the
+                loss scale lowered.
         """
         start = time.perf_counter()
         batches = [next(self._data_loader_iter) for _ in range(self.accumulation_steps)]
@@ -99,12 +99,17 @@ class DetectionTrainLoop(SimpleTrainer):
         self._write_losses(losses, data_time)
 
         self.grad_scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(
-            [p for group in self.optimizer.param_groups for p in group["params"]],
-            math.inf if self.clip_norm is None else self.clip_norm,
-            norm_type=self.clip_norm_type,
+        norm = float(
+            nn.utils.clip_grad_norm_(
+                [p for group in self.optimizer.param_groups for p in group["params"]],
+                math.inf if self.clip_norm is None else self.clip_norm,
+                norm_type=self.clip_norm_type,
+            )
         )
-        get_event_storage().put_scalar("grad_norm", float(norm))
+        get_event_storage().put_scalar("grad_norm", norm)
+        if not math.isfinite(norm) and not self.grad_scaler.is_enabled():
+            images = [image for batch in batches for image in batch]
+            self._stop(f"the norm of the gradient is {norm}", images, self._last_losses)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
@@ -115,21 +120,11 @@ class DetectionTrainLoop(SimpleTrainer):
         for i, batch in enumerate(batches):
             is_last = i == len(batches) - 1
             with self._no_sync(enabled=not is_last):
-                try:
-                    with self._autocast():
-                        losses = self.model(batch, **kwargs)
-                except FloatingPointError as error:
-                    self._describe_bad_batch(batch, {}, str(error))
-                    raise
+                losses = self._call(self.model, batch, **kwargs)
                 total = sum(losses.values()) * weight
                 if not torch.isfinite(total):
                     values = {k: float(v.detach()) for k, v in losses.items()}
-                    path = self._describe_bad_batch(batch, values, "non-finite loss")
-                    raise FloatingPointError(
-                        f"the loss is not finite at iteration {self.iter}. Losses: {values}. "
-                        f"The images of the batch are listed in {path}. Lower optimizer.lr, or "
-                        "turn train.amp off"
-                    )
+                    self._stop(f"the loss is {float(total.detach())}", batch, values)
                 self.grad_scaler.scale(total).backward()
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value.detach() * weight
@@ -142,17 +137,24 @@ class DetectionTrainLoop(SimpleTrainer):
         if not hasattr(module, "count_targets"):
             # A model that normalises by itself: the mean over the batches.
             return {}, 1.0 / len(batches)
-        with self._autocast(), torch.random.fork_rng(enabled=True):
-            counts = sum(module.count_targets(batch) for batch in batches)
+        # Counted with the random numbers that the losses will be computed with.
+        devices = [torch.cuda.current_device()] if self.device_type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            counts = sum(self._call(module.count_targets, batch) for batch in batches)
         return {"target_counts": counts}, 1.0
+
+    def _call(self, function: Callable[..., Any], batch: list[dict[str, Any]], **kwargs: Any):
+        """A forward pass of the model, in the type of mixed precision."""
+        enabled = self.autocast_dtype is not None
+        try:
+            with torch.autocast(self.device_type, dtype=self.autocast_dtype, enabled=enabled):
+                return function(batch, **kwargs)
+        except FloatingPointError as error:
+            self._stop(str(error), batch, {}, error)
 
     @property
     def _is_distributed(self) -> bool:
         return isinstance(self.model, DistributedDataParallel)
-
-    def _autocast(self):
-        enabled = self.autocast_dtype is not None
-        return torch.autocast(self.device_type, dtype=self.autocast_dtype, enabled=enabled)
 
     def _no_sync(self, *, enabled: bool):
         if enabled and self._is_distributed:
@@ -160,38 +162,67 @@ class DetectionTrainLoop(SimpleTrainer):
         return contextlib.nullcontext()
 
     def _write_losses(self, losses: Mapping[str, Tensor], data_time: float) -> None:
-        """Sums over stages under the names that the console shows, each stage's own beside."""
-        sums: dict[str, Tensor] = {}
-        storage = get_event_storage()
-        for name, value in losses.items():
-            match = _STAGE_LOSS.fullmatch(name)
-            if match is None:
-                sums[name] = value
-                continue
-            group, kind, stage = match.groups()
-            sums[group] = sums.get(group, 0.0) + value
-            storage.put_scalar(f"stage{stage}/{kind}", float(value))
-        self._write_metrics(sums, data_time)
+        """Sums over stages under the names that the console shows, each stage's own beside.
 
-    def _describe_bad_batch(
-        self, batch: list[dict[str, Any]], losses: dict[str, float], reason: str
-    ) -> Path:
+        All are means over the processes, which are the losses of the whole batch.
+        """
+        names = list(losses)
+        values = torch.stack([losses[name] for name in names]).tolist()  # one transfer from a GPU
+        self._last_losses = dict(zip(names, values))
+        storage = get_event_storage()
+        storage.put_scalar("rank_data_time", data_time)
+        gathered = comm.gather((values, data_time))
+        if not comm.is_main_process():
+            return
+        storage.put_scalar("data_time", max(seconds for _, seconds in gathered))
+        means = [sum(column) / len(gathered) for column in zip(*(v for v, _ in gathered))]
+        sums: dict[str, float] = {}
+        for name, value in zip(names, means):
+            match = _STAGE_LOSS.fullmatch(name)
+            if match is not None:
+                name, kind, stage = match.groups()
+                storage.put_scalar(f"stage{stage}/{kind}", value)
+            sums[name] = sums.get(name, 0.0) + value
+        storage.put_scalars(**{"total_loss": sum(means), **sums})
+
+    def _stop(
+        self,
+        reason: str,
+        images: list[dict[str, Any]],
+        losses: Mapping[str, float],
+        cause: FloatingPointError | None = None,
+    ) -> NoReturn:
+        """Describe the offending images in a file, and raise."""
         folder = Path(self.output_dir, "bad_batch")
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"iter{self.iter:07d}_rank{comm.get_rank()}.json"
-        images = [
-            {"file_name": str(x.get("file_name", "")), "image_id": x.get("image_id")} for x in batch
-        ]
-        # Non-finite numbers as text: JSON has none.
+        where = getattr(cause, "where", None)  # of the matcher's NonFinitePredictionError
         document = {
             "iteration": self.iter,
             "reason": reason,
-            "images": images,
-            "losses": {k: v if math.isfinite(v) else str(v) for k, v in losses.items()},
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "images": [
+                {"file_name": str(x.get("file_name", "")), "image_id": x.get("image_id")}
+                for x in images
+            ],
+            "losses": _as_json(losses),
+            # With predictions that are not finite, there are no losses of this batch.
+            "losses_of_the_step_before": _as_json(self._last_losses),
+            "non_finite_predictions": [
+                {"stage": stage, "file_name": str(images[image].get("file_name", ""))}
+                for stage, image in where or ()
+            ],
         }
         path.write_text(json.dumps(document, indent=2, default=str), encoding="utf-8")
-        logger.error("the images of the offending batch are listed in %s", path)
-        return path
+        message = (
+            f"training stopped at iteration {self.iter}, before its update: {reason} ({path} lists "
+            "the images of the batch and the losses of every stage)"
+        )
+        if cause is None:  # the matcher's own message says what to do
+            message += (
+                ". Lower optimizer.lr, set train.clip_grad.enabled=true, or train.amp.enabled=false"
+            )
+        raise FloatingPointError(message) from cause
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
@@ -203,3 +234,8 @@ class DetectionTrainLoop(SimpleTrainer):
         super().load_state_dict(state_dict)
         if "grad_scaler" in state_dict and self.grad_scaler.is_enabled():
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+
+
+def _as_json(losses: Mapping[str, float]) -> dict[str, float | str]:
+    # Numbers that are not finite as text: JSON has none.
+    return {k: v if math.isfinite(v) else str(v) for k, v in losses.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import math
 import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
@@ -20,12 +22,14 @@ from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from ..checkpoint.checkpointer import BEST_CHECKPOINT, Checkpointer
+from ..checkpoint.checkpointer import BEST_CHECKPOINT, Checkpointer, ResumeError
+from ..config import arguments_of_target
 from ..data import dataset_names
 from .hooks import BestCheckpointer, EMAHook, build_ema
+from .sampling import ResumableSampler, find_sampler
 from .train_loop import DetectionTrainLoop
 
 __all__ = ["Trainer"]
@@ -60,7 +64,8 @@ class Trainer(DefaultTrainer):
         self.ema = build_ema(model, train.ema.decay) if train.ema.enabled else None
         ddp_model = create_ddp_model(
             model,
-            device_ids=[comm.get_local_rank()] if _on_gpu(train.device) else None,
+            # Not the local rank: under SLURM a process may see only its own GPU.
+            device_ids=[torch.cuda.current_device()] if _on_gpu(train.device) else None,
             **train.ddp,
         )
         self._trainer = DetectionTrainLoop(
@@ -93,17 +98,53 @@ class Trainer(DefaultTrainer):
 
         Raises:
             FileNotFoundError: ``train.init_checkpoint`` does not exist.
-            ResumeError: the checkpoint to resume from belongs to another model.
+            ResumeError: the checkpoint to resume from belongs to another model, or some processes
+                do not see it.
         """
-        self.checkpointer.resume_or_load(self.cfg.train.init_checkpoint, resume=resume)
-        if resume and self.checkpointer.has_checkpoint():
+        rest = self.checkpointer.resume_or_load(self.cfg.train.init_checkpoint, resume=resume)
+        if not resume:
+            return
+        is_resumed = self.checkpointer.has_checkpoint()
+        if is_resumed:
             self.start_iter = self.iter + 1
-            logger.info(
-                "resumed: %d of %d iterations are done, lr = %.3g",
-                self.start_iter,
-                self.max_iter,
-                self.optimizer.param_groups[0]["lr"],
+        starts = comm.all_gather(self.start_iter)
+        if len(set(starts)) > 1:
+            raise ResumeError(
+                f"the processes would go on from different iterations ({starts}): all machines "
+                f"must see the same files in {self.cfg.train.output_dir}"
             )
+        if not is_resumed:
+            logger.warning("%s holds nothing to resume", self.cfg.train.output_dir)
+            return
+        if self.ema is not None and int(self.ema.n_averaged) == 0:
+            logger.warning("the checkpoint holds no averaged weights: the average begins here")
+        elif self.ema is None and "ema" in rest:
+            logger.warning("the averaged weights of the checkpoint are not continued")
+        logger.info(
+            "resumed: %d of %d iterations are done, lr = %.3g",
+            self.start_iter,
+            self.max_iter,
+            self.optimizer.param_groups[0]["lr"],
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """As Detectron2's, with the place in the order of the training images."""
+        state = super().state_dict()
+        sampler = find_sampler(self.data_loader)
+        if sampler is not None:
+            steps = self.iter + 1 - self.start_iter
+            state["sampler"] = sampler.state_dict(sampler.start + steps * _images_a_step(self.cfg))
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        sampler = find_sampler(self.data_loader)
+        if (
+            sampler is not None
+            and "sampler" in state_dict
+            and not sampler.load_state_dict(state_dict["sampler"])
+        ):
+            logger.warning("the training set has changed its size: its order begins anew")
 
     def train(self) -> dict[str, Any] | None:
         """Run training; returns the last evaluation's results, where there was one."""
@@ -142,7 +183,7 @@ class Trainer(DefaultTrainer):
                     BestCheckpointer(
                         train.eval_period,
                         self.checkpointer,
-                        best.metric,
+                        _metric_name(self.cfg, best.metric),
                         mode=best.mode,
                         file_prefix=BEST_CHECKPOINT,
                     )
@@ -181,17 +222,18 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: DictConfig) -> Any:
         """Instantiate ``cfg.dataloader.train``; warns of images with more objects than queries."""
-        node = cfg.dataloader.train
-        kwargs = {k: instantiate(node[k]) for k in node if k != "_target_"}
-        num_queries = cfg.model.get("initial_queries", {}).get("num_queries")
+        node = copy.deepcopy(cfg.dataloader.train)
+        if "dataset" not in node:  # a loader that makes its own
+            return instantiate(node)
+        dataset = instantiate(node.dataset)
+        num_queries = OmegaConf.select(cfg, "model.initial_queries.num_queries")
         if num_queries is not None:
-            _warn_of_crowded_images(kwargs["dataset"], num_queries)
-        target = node["_target_"]
-        return (
-            instantiate({"_target_": target}, **kwargs)
-            if isinstance(target, str)
-            else target(**kwargs)
-        )
+            _warn_of_crowded_images(dataset, num_queries)
+        # As callables: a config must not convert a hundred thousand dicts to its own.
+        node.dataset = L(lambda: dataset)()
+        if "sampler" not in node and "sampler" in arguments_of_target(node):
+            node.sampler = L(ResumableSampler)(size=len(dataset))
+        return instantiate(node)
 
     @classmethod
     def build_test_loader(cls, cfg: DictConfig, dataset_name: str) -> Any:
@@ -247,7 +289,8 @@ class Trainer(DefaultTrainer):
 
         As ``DefaultTrainer.auto_scale_workers``, by ``train.reference_world_size``: images a
         process stay the same, the learning rate grows with the batch, iterations and periods
-        shrink. Drops and warm-up are shares of the run, so they follow by themselves.
+        shrink. Drops and warm-up are shares of the run, so they follow by themselves; drops that
+        are given in iterations of ``${train.max_iter}`` are scaled with it.
 
         Raises:
             ValueError: the batch cannot be shared evenly by the reference number of processes.
@@ -265,9 +308,14 @@ class Trainer(DefaultTrainer):
         scale = num_workers / reference
         loader.total_batch_size = int(round(loader.total_batch_size * scale))
         cfg.optimizer.lr = cfg.optimizer.lr * scale
-        train.max_iter = int(round(train.max_iter / scale))
-        train.eval_period = int(round(train.eval_period / scale))
-        train.checkpointer.period = max(1, int(round(train.checkpointer.period / scale)))
+        schedule = OmegaConf.select(cfg, "lr_multiplier.scheduler")
+        updates = _num_updates(schedule)
+        train.max_iter = _fewer(train.max_iter, scale)
+        if updates != _num_updates(schedule):
+            schedule.milestones = [_fewer(m, scale) for m in schedule.milestones]
+        if train.eval_period > 0:
+            train.eval_period = _fewer(train.eval_period, scale)
+        train.checkpointer.period = _fewer(train.checkpointer.period, scale)
         train.reference_world_size = num_workers
         logger.info(
             "scaled from %d to %d processes: batch %d, learning rate %.3g, %d iterations",
@@ -288,7 +336,31 @@ def _inference_folder(cfg: DictConfig, dataset_name: str) -> Path:
     return Path(cfg.train.output_dir, "inference", dataset_name)
 
 
+def _fewer(iterations: int, scale: float) -> int:
+    return max(1, int(round(iterations / scale)))
+
+
+def _num_updates(schedule: Any) -> int | None:
+    """The iterations that the drops of a schedule are counted in, where it has both."""
+    if not isinstance(schedule, DictConfig) or schedule.get("milestones") is None:
+        return None
+    return schedule.get("num_updates")
+
+
+def _images_a_step(cfg: DictConfig) -> int:
+    return cfg.dataloader.train.total_batch_size * cfg.train.accumulation_steps
+
+
+def _metric_name(cfg: DictConfig, metric: str) -> str:
+    """With several test sets metrics begin with the set's name; the first one's is meant."""
+    names = dataset_names(cfg.dataloader.test.dataset)
+    if len(names) == 1 or any(metric.startswith(f"{name}/") for name in names):
+        return metric
+    return f"{names[0]}/{metric}"
+
+
 def _report(cfg: DictConfig, name: str, results: dict[str, Any]) -> None:
+    """Print the results of one test set and write them to a file."""
     folder = _inference_folder(cfg, name)
     if not results:
         logger.info(
@@ -300,9 +372,32 @@ def _report(cfg: DictConfig, name: str, results: dict[str, Any]) -> None:
     logger.info("Evaluation results for %s in csv format:", name)
     print_csv_format(results)
     folder.mkdir(parents=True, exist_ok=True)
-    classes = MetadataCatalog.get(name).get("thing_classes")
-    document = {"dataset": name, "classes": classes, "results": results}
-    (folder / "metrics.json").write_text(json.dumps(document, indent=2), encoding="utf-8")
+    path = folder / "metrics.json"
+    weights = "averaged" if cfg.train.ema.enabled else "plain"
+    _keep_results_of_other_weights(path, weights)
+    document = {
+        "dataset": name,
+        "classes": MetadataCatalog.get(name).get("thing_classes"),
+        "weights": weights,
+        "results": {
+            # A metric without any object, as APs without small ones, is NaN, which JSON lacks.
+            task: {k: v if math.isfinite(v) else None for k, v in metrics.items()}
+            for task, metrics in results.items()
+        },
+    }
+    path.write_text(json.dumps(document, indent=2), encoding="utf-8")
+
+
+def _keep_results_of_other_weights(path: Path, weights: str) -> None:
+    """Averaged weights do not overwrite the results of plain ones, nor the reverse."""
+    try:
+        other = json.loads(path.read_text(encoding="utf-8")).get("weights")
+    except (FileNotFoundError, json.JSONDecodeError):
+        return
+    if other in ("plain", "averaged") and other != weights:
+        kept = path.with_name(f"metrics_{other}.json")
+        path.replace(kept)
+        logger.info("the results of the %s weights are kept in %s", other, kept)
 
 
 def _warn_of_crowded_images(dataset: list[dict[str, Any]], num_queries: int) -> None:
@@ -320,12 +415,11 @@ def _warn_of_crowded_images(dataset: list[dict[str, Any]], num_queries: int) -> 
 
 
 def _log_effective_batch(cfg: DictConfig) -> None:
-    images = cfg.dataloader.train.total_batch_size
     logger.info(
         "effective batch: %d images = %d a step over %d processes x %d accumulated; "
         "learning rate %.3g",
-        images * cfg.train.accumulation_steps,
-        images,
+        _images_a_step(cfg),
+        cfg.dataloader.train.total_batch_size,
         comm.get_world_size(),
         cfg.train.accumulation_steps,
         cfg.optimizer.lr,
