@@ -12,8 +12,10 @@ from stageinteractor.visualization import plot_ap_curves, plot_loss_curves, read
 
 
 def record(iteration: int, **values: float) -> dict:
-    losses = {f"loss_{k}_stage{t}": 1.0 + t for k in ("cls", "bbox", "giou") for t in range(2)}
-    return {"iteration": iteration, "total_loss": 9.0, "lr": 1e-4, **losses, **values}
+    losses = {f"stage{t}/{k}": 1.0 + t for k in ("cls", "bbox", "giou") for t in range(2)}
+    losses |= {f"loss_{k}": 3.0 for k in ("cls", "bbox", "giou")}
+    accuracy = {"stage0/matched_accuracy": 50.0}
+    return {"iteration": iteration, "total_loss": 9.0, "lr": 1e-4, **losses, **accuracy, **values}
 
 
 def write(path, records, tail: str = "") -> str:
@@ -53,7 +55,7 @@ def test_a_missing_file_is_named(tmp_path):
 @pytest.mark.parametrize("steps", [1, 3, 60])
 def test_loss_curves_are_drawn_in_new_folders(tmp_path, steps):
     records = [record(20 * i + 19, total_loss=9.0 / (i + 1)) for i in range(steps)]
-    records[-1]["loss_cls_stage1"] = float("nan")  # Detectron2 writes NaN as it is
+    records[-1]["stage1/cls"] = float("nan")  # Detectron2 writes NaN as it is
     file = write(tmp_path / "metrics.json", records)
     output = plot_loss_curves(file, tmp_path / "new" / "loss.png")
     picture = cv2.imread(output)

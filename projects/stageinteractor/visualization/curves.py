@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -18,7 +19,9 @@ __all__ = ["plot_ap_curves", "plot_loss_curves", "read_metrics"]
 
 logger = logging.getLogger(__name__)
 
-_STAGE_LOSS = re.compile(r"^loss_(?P<kind>[a-z]+)_stage(?P<stage>\d+)$")
+# The names under which the trainer reports the sums over the stages, and each stage's own.
+_LOSS = re.compile(r"^loss_(?P<kind>\w+)$")
+_STAGE_LOSS = re.compile(r"^stage(?P<stage>\d+)/(?P<kind>\w+)$")
 _KIND_NAMES = {"cls": "classification", "bbox": "L1 of boxes", "giou": "GIoU"}
 
 
@@ -80,15 +83,13 @@ def plot_loss_curves(metrics_file: str | Path, output: str | Path) -> str:
     series = read_metrics(metrics_file)
     if "total_loss" not in series:
         raise ValueError(f"{metrics_file} holds no total_loss: nothing was trained long enough")
-    by_kind: dict[str, list] = defaultdict(list)
+    by_kind = {m["kind"]: series[m.string] for m in map(_LOSS.match, series) if m}
     by_stage: dict[int, list] = defaultdict(list)
-    for key, values in series.items():
-        match = _STAGE_LOSS.match(key)
-        if match:
-            by_kind[match["kind"]].append(values)
-            by_stage[int(match["stage"])].append(values)
+    for match in filter(None, map(_STAGE_LOSS.match, series)):
+        if match["kind"] in by_kind:  # and not an accuracy
+            by_stage[int(match["stage"])].append(series[match.string])
 
-    figure, axes = _figure(3)
+    figure, axes = _figure(1 + bool(by_kind) + bool(by_stage))
     _draw(axes[0], *series["total_loss"], label="total loss", color="tab:blue")
     axes[0].set_title("Total loss")
     if "lr" in series:
@@ -97,19 +98,17 @@ def plot_loss_curves(metrics_file: str | Path, output: str | Path) -> str:
         rate.set_ylabel("learning rate (dotted)", color="tab:gray")
         rate.set_ylim(bottom=0)
         rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    if by_kind:
+        axes[1].set_title("By kind, summed over the stages")
     for index, kind in enumerate(sorted(by_kind)):
-        _draw(
-            axes[1],
-            *_sum(by_kind[kind]),
-            label=_KIND_NAMES.get(kind, kind),
-            color=f"C{index}",
-        )
-    axes[1].set_title("By kind, summed over the stages")
+        _draw(axes[1], *by_kind[kind], label=_KIND_NAMES.get(kind, kind), color=f"C{index}")
+    if by_stage:
+        axes[-1].set_title("By stage, summed over the kinds")
     for stage in sorted(by_stage):
         # Viridis from dark to light: the order of the stages is visible without the legend.
         position = stage / max(1, max(by_stage)) * 0.85
-        _draw(axes[2], *_sum(by_stage[stage]), label=f"stage {stage + 1}", color=_viridis(position))
-    axes[2].set_title("By stage, summed over the kinds")
+        color = colormaps["viridis"](position)
+        _draw(axes[-1], *_sum(by_stage[stage]), label=f"stage {stage + 1}", color=color)
     for axis in axes:
         axis.set_ylabel("loss")
         axis.set_ylim(bottom=0)
@@ -203,12 +202,6 @@ def _sum(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.nda
     for iterations, values in parts:
         total += values[np.isin(iterations, shared)]
     return np.array(shared, dtype=int), total
-
-
-def _viridis(position: float):
-    from matplotlib import colormaps
-
-    return colormaps["viridis"](position)
 
 
 def _save(figure: Figure, output: str | Path) -> str:
