@@ -28,6 +28,7 @@ from detectron2.utils.logger import setup_logger
 from torch import Tensor
 
 import stageinteractor
+from stageinteractor.checkpoint.checkpointer import inference_weights
 from stageinteractor.config import apply_overrides, get_config
 from stageinteractor.engine.predictor import Predictor
 from stageinteractor.engine.shipped import SHIPPED_CONFIG
@@ -69,8 +70,6 @@ def export_weights(source: Path, output: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: the result is larger than what the repository is to carry, or not finite.
     """
-    from stageinteractor.checkpoint.checkpointer import inference_weights
-
     state = inference_weights(torch.load(source, map_location="cpu", weights_only=False))
     weights = {
         name: (tensor.float() if tensor.is_floating_point() else tensor).clone().contiguous()
@@ -135,11 +134,11 @@ def describe(facts: Mapping[str, object], name: str) -> str:
     lines = [
         "# Checkpoints",
         "",
-        f"`{name}` holds the weights of `{SHIPPED_CONFIG}`, trained from scratch on the built-in",
-        "data set `shapes_train`. `make demo`, `demo/demo.py` and the tools use it when no other",
-        "weights are named.",
+        f"`{name}` holds the weights of `{SHIPPED_CONFIG}`, trained from scratch on",
+        "the built-in data set `shapes_train`. `make demo`, `demo/demo.py` and the tools use it",
+        "when no other weights are named. `make shapes-checkpoint` made it, by",
         "",
-        f"Made by `make shapes-checkpoint`, which ran `{facts['command']}`.",
+        f"    {facts['command']}",
         "",
         "| | |",
         "|---|---|",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -17,12 +18,17 @@ from stageinteractor.engine.shipped import SHIPPED_CONFIG
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def load_script(path: str) -> ModuleType:
-    """A command-line script of the checkout as a module."""
+def _load_script(path: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def load_script() -> Callable[[str], ModuleType]:
+    """Loads a command-line script of the checkout as a module."""
+    return _load_script
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +46,7 @@ def weights(tmp_path_factory) -> str:
 @pytest.fixture(scope="session")
 def demo() -> ModuleType:
     """demo/demo.py."""
-    return load_script("demo/demo.py")
+    return _load_script("demo/demo.py")
 
 
 @pytest.fixture()
