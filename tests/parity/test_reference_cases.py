@@ -22,27 +22,27 @@ def test_case_agrees(name, dtype, capsys):
 
 
 def test_every_kind_of_case_is_there():
-    marks = ("forward", "train", "assigner", "swin", "dcn", "adamixer_forward", "adamixer_train")
+    marks = ("forward", "train", "assigner", "swin", "adamixer_forward", "adamixer_train")
     assert all(any(mark in name for name in CASES) for mark in marks)
-    assert sum(path.stat().st_size for path in DATA.iterdir()) <= 12e6
+    assert sum(path.stat().st_size for path in DATA.rglob("*.*")) <= 12e6
 
 
 def test_released_wiring_agrees_without_the_closer_look_at_rounding(capsys):
-    main([str(DATA / "forward_7stages.npz")])
+    main([str(DATA / "forward_reuse3.npz")])
     assert "(0 of them after a look at rounding)" in capsys.readouterr().out
 
 
 def test_rows_name_case_quantity_differences_and_verdict(capsys):
-    main([str(DATA / "forward_7stages.npz")])
+    main([str(DATA / "forward_reuse3.npz")])
     lines = capsys.readouterr().out.splitlines()
     row = next(line.split() for line in lines if " stage3/sample_xy " in line)
-    assert row[0] == "forward_7stages"
+    assert row[0] == "forward_reuse3"
     assert 0 < float(row[2]) < 5e-3 and 0 < float(row[3]) < 1e-4
     assert row[-1] == "ok"
 
 
 def test_half_precision_reports_drift_without_limits(capsys):
-    status = main([str(DATA / "forward_7stages.npz"), "--autocast", "bfloat16", "--summary"])
+    status = main([str(DATA / "forward_reuse3.npz"), "--autocast", "bfloat16", "--summary"])
     table = capsys.readouterr().out
     assert status == 0
     assert "ok (drift)" in table
