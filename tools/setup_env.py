@@ -253,8 +253,10 @@ class Environment:
         with tempfile.TemporaryDirectory() as folder:
             constraints = Path(folder, "kept.txt")
             constraints.write_text("\n".join(plan.constraints) + "\n")
+            needed = Path(folder, "needed.txt")
+            needed.write_text("\n".join(requirements) + "\n")
             self._pip(
-                ["--no-build-isolation", "--constraint", str(constraints), *requirements],
+                ["--no-build-isolation", "--constraint", str(constraints), "-r", str(needed)],
                 "the packages of requirements/",
             )
 

@@ -46,6 +46,7 @@ class FakeMachine:
         self.own: dict[str, str] = {}
         self.has_pip = False
         self.commands: list[list[str]] = []
+        self.pip_arguments: list[list[str]] = []
         self.constraints: list[str] = []
 
     def __call__(self, command, **_):
@@ -96,6 +97,8 @@ class FakeMachine:
     def _pip(self, arguments):
         if self.interrupt_on and self.interrupt_on in arguments:
             raise KeyboardInterrupt
+        arguments = self._with_files(arguments)
+        self.pip_arguments.append(arguments)
         if self.fail_on and any(self.fail_on in argument for argument in arguments):
             return 1
         if "--constraint" in arguments:
@@ -114,9 +117,19 @@ class FakeMachine:
             self.own["detectron2"] = "0.7.2"
         return 0
 
+    @staticmethod
+    def _with_files(arguments):
+        """The arguments, with the lines of a requirement file after its name."""
+        result = []
+        for previous, argument in zip(["", *arguments], arguments):
+            result.append(argument)
+            if previous == "-r":
+                result += Path(argument).read_text().splitlines()
+        return result
+
     def installed(self) -> str:
-        """All arguments of all calls of ``pip install``, as one text."""
-        return " ".join(" ".join(c) for c in self.commands if c[1:4] == ["-m", "pip", "install"])
+        """All that pip was told to install, as one text with spaces around each part."""
+        return f" {' '.join(part for arguments in self.pip_arguments for part in arguments)} "
 
 
 def set_up(machine: FakeMachine) -> list[str]:
@@ -241,6 +254,7 @@ def test_a_second_run_installs_neither_torch_nor_detectron2(venv):
     machine = FakeMachine(venv)
     set_up(machine)
     machine.commands.clear()
+    machine.pip_arguments.clear()
     set_up(machine)
     assert "torch==" not in machine.installed()
     assert "detectron2.txt" not in machine.installed()
@@ -323,6 +337,7 @@ def test_an_environment_without_pip_gets_it_and_keeps_its_packages(venv):
     set_up(machine)
     machine.has_pip = False
     machine.commands.clear()
+    machine.pip_arguments.clear()
     set_up(machine)
     assert any(command[1:3] == ["-m", "ensurepip"] for command in machine.commands)
     assert "torch==" not in machine.installed()
