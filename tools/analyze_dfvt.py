@@ -73,9 +73,7 @@ def measure(variant: str, *, with_detector: bool) -> dict[str, str]:
     classifier = DFvTClassifier(**VARIANTS[variant])
     macs = count_macs(classifier, (torch.zeros(1, 3, 224, 224),))
     column["classifier: parameters"] = f"{num_parameters(classifier):,}"
-    column["classifier: convolutions and linear layers, G"] = (
-        f"{macs['conv'] + macs['linear']:.4f}"
-    )
+    column["classifier: convolutions and linear layers, G"] = f"{macs['conv'] + macs['linear']:.4f}"
     column["classifier: the authors print, G"] = f"{published['top1_gmacs']:.4f}"
     backbone = DFvTBackbone(**VARIANTS[variant])
     macs = count_macs(backbone, (torch.zeros(1, 3, HEIGHT, WIDTH),))

@@ -1,6 +1,6 @@
 """DFvT, the doubly-fused ViT (Gao et al., ECCV 2022), as a Detectron2 backbone."""
 
-from .backbone import DFvTBackbone
+from .backbone import DFvTBackbone, add_dfvt_config
 from .classifier import DFvTClassifier
 from .data import RandomPolygonCrop, get_instance_segmentation_dataset
 from .param_groups import NO_WEIGHT_DECAY
@@ -15,5 +15,6 @@ __all__ = [
     "RandomPolygonCrop",
     "SoftNMSFastRCNNOutputLayers",
     "SoftNMSRPN",
+    "add_dfvt_config",
     "get_instance_segmentation_dataset",
 ]

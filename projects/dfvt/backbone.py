@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from detectron2.layers import Conv2d
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
-from detectron2.modeling.backbone import Backbone
+from detectron2.modeling.backbone import FPN, Backbone
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from torch import Tensor, nn
 
 from .network import (
@@ -19,8 +22,9 @@ from .network import (
     StageFeatures,
     init_weights,
 )
+from .variants import VARIANTS
 
-__all__ = ["DFvTBackbone"]
+__all__ = ["DFvTBackbone", "add_dfvt_config", "build_dfvt_fpn_backbone"]
 
 FEATURES = tuple(f"res{i + 2}" for i in range(NUM_STAGES))
 
@@ -55,6 +59,7 @@ class DFvTBackbone(Backbone):
     maps are those of the padded image, as if Detectron2 had padded it (``size_divisibility``).
     """
 
+    @configurable
     def __init__(
         self,
         embed_dim: int = 96,
@@ -103,18 +108,25 @@ class DFvTBackbone(Backbone):
         )
         self._out_features = [name for name in FEATURES if name in out_features]
         self._out_feature_channels = dict(zip(FEATURES, self.network.channels))
-        self._out_feature_strides = {
-            name: STEM_STRIDE * 2**i for i, name in enumerate(FEATURES)
-        }
+        self._out_feature_strides = {name: STEM_STRIDE * 2**i for i, name in enumerate(FEATURES)}
         self.outputs = nn.ModuleDict(
             {
-                name: OutputFusion(
-                    self._out_feature_channels[name], is_last=name == FEATURES[-1]
-                )
+                name: OutputFusion(self._out_feature_channels[name], is_last=name == FEATURES[-1])
                 for name in self._out_features
             }
         )
         self.apply(init_weights)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
+        """Arguments from ``cfg.MODEL.DFVT``, for Detectron2's ``build_backbone``.
+
+        Raises:
+            ValueError: the images do not have three channels.
+        """
+        if input_shape.channels != 3:
+            raise ValueError(f"DFvT takes images of 3 channels, not {input_shape.channels}")
+        return {name.lower(): value for name, value in cfg.MODEL.DFVT.items()}
 
     @property
     def size_divisibility(self) -> int:
@@ -133,3 +145,27 @@ class DFvTBackbone(Backbone):
         """
         features = dict(zip(FEATURES, self.network(images)))
         return {name: output(features[name]) for name, output in self.outputs.items()}
+
+
+def add_dfvt_config(cfg: CfgNode) -> None:
+    """Add ``cfg.MODEL.DFVT``, the arguments of :class:`DFvTBackbone` in capitals, for DFvT-S.
+
+    Only for Detectron2's yaml configs; a LazyConfig names the class itself.
+    """
+    arguments = dict(VARIANTS["small"], drop_path_rate=0.1, window_size=7, out_features=FEATURES)
+    arguments.update(use_checkpoint=False, norm="BN")
+    node = {k.upper(): list(v) if isinstance(v, tuple) else v for k, v in arguments.items()}
+    cfg.MODEL.DFVT = CfgNode(node)
+
+
+@BACKBONE_REGISTRY.register()
+def build_dfvt_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """DFvT with the FPN of ``cfg.MODEL.FPN`` and a fifth level, as Detectron2 has for ResNet."""
+    return FPN(
+        bottom_up=DFvTBackbone(cfg, input_shape),
+        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=LastLevelMaxPool(),
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )

@@ -187,9 +187,7 @@ class DualAttentionEnhancement(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         hidden = channels // 16
-        self.token_gate = nn.Sequential(
-            nn.LayerNorm(channels), nn.Linear(channels, 1, bias=False)
-        )
+        self.token_gate = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, 1, bias=False))
         self.channel_gate = nn.Sequential(
             nn.Linear(channels, hidden, bias=False),
             nn.SiLU(),

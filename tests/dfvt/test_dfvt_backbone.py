@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.config import get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, build_backbone
 from detectron2.modeling.backbone import FPN, Backbone
 from dfvt_cases import MINI
 from hypothesis import given, settings
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-from dfvt import VARIANTS, DFvTBackbone, DFvTClassifier
+from dfvt import VARIANTS, DFvTBackbone, DFvTClassifier, add_dfvt_config
 
 # Parameters: classifier, backbone, output convolutions of the backbone. As published.
 SIZES = {
@@ -49,10 +51,34 @@ def test_is_a_registered_backbone(mini_backbone):
     }
 
 
+def yaml_config(name: str):
+    cfg = get_cfg()
+    add_dfvt_config(cfg)
+    cfg.MODEL.BACKBONE.NAME = name
+    cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
+    return cfg
+
+
+def test_detectron2_builds_it_from_a_yaml_config():
+    cfg = yaml_config("DFvTBackbone")
+    with torch.device("meta"):
+        backbone = build_backbone(cfg)
+    assert isinstance(backbone, DFvTBackbone)
+    assert count(backbone) == SIZES["small"][1]
+    cfg.merge_from_list(["MODEL.DFVT.EMBED_DIM", 48, "MODEL.DFVT.MLP_RATIO", 4.0])
+    cfg.MODEL.BACKBONE.NAME = "build_dfvt_fpn_backbone"
+    with torch.device("meta"):
+        fpn = build_backbone(cfg)
+    assert count(fpn.bottom_up) == SIZES["tiny"][1]
+    assert list(fpn.output_shape()) == ["p2", "p3", "p4", "p5", "p6"]
+    with pytest.raises(ValueError, match="3 channels, not 1"):
+        build_backbone(cfg, ShapeSpec(channels=1))
+
+
 _SHARED = DFvTBackbone(**MINI).eval()
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(st.integers(4, 80), st.integers(4, 80), st.integers(1, 2))
 def test_any_size_is_padded_to_the_divisor(height, width, batch):
     torch.manual_seed(height * 100 + width)
