@@ -28,7 +28,6 @@ dataloader.test.mapper.augmentations = [L(ResizeShortestEdge)(short_edge_length=
 dataloader.test.num_workers = 2
 
 model.initial_queries.num_queries = 60
-model.max_detections = 100
 optimizer.lr = 4e-4
 lr_multiplier = cosine_schedule(warmup_share=0.1)
 

@@ -215,7 +215,7 @@ def shrink(config) -> None:
             stages = [dict(block=BottleneckBlock, norm=stages.norm, num_groups=1)] * 4
         bottom_up.stages = [narrow_stage(i, **stage) for i, stage in enumerate(stages)]
     elif "embed_dim" in bottom_up:
-        bottom_up.update(embed_dim=8, depths=[1, 1, 2, 1], num_heads=[1, 1, 2, 2])
+        bottom_up.update(embed_dim=16, depths=[1, 1, 2, 1], num_heads=[1, 1, 2, 2])
     elif "w_0" in bottom_up:
         bottom_up.update(depth=8, w_0=8, w_a=8, w_m=2.0, group_width=8)
     elif "name" in bottom_up:
