@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -426,7 +427,12 @@ def test_a_real_environment_sees_the_detectron2_of_this_interpreter(venv):
 
 
 def make(folder: Path, *arguments: str) -> str:
-    result = subprocess.run(["make", *arguments], cwd=folder, capture_output=True, text=True)
+    # Under `make test` this would count as a recursive make, which prints more and shares flags.
+    outer = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES")
+    environment = {k: v for k, v in os.environ.items() if k not in outer}
+    result = subprocess.run(
+        ["make", *arguments], cwd=folder, env=environment, capture_output=True, text=True
+    )
     assert result.returncode == 0, result.stderr
     return result.stdout
 
