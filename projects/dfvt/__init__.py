@@ -1,5 +1,6 @@
 """DFvT, the doubly-fused ViT (Gao et al., ECCV 2022), as a Detectron2 backbone."""
 
+from . import checkpoint  # noqa: F401  (lets checkpointers take official weights)
 from .backbone import DFvTBackbone, add_dfvt_config
 from .classifier import DFvTClassifier
 from .data import RandomPolygonCrop, get_instance_segmentation_dataset

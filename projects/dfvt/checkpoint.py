@@ -9,16 +9,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from stageinteractor.checkpoint.official import CheckpointMismatchError
+from stageinteractor.checkpoint.official import (
+    CheckpointMismatchError,
+    register_official_weights,
+)
 from stageinteractor.checkpoint.official_names import OfficialFormat, Rule
 
 from .backbone import DFvTBackbone
 from .classifier import DFvTClassifier
 from .layers import relative_position_index, shift_mask
+from .network import DFvTNetwork, Stage
 
 __all__ = [
     "convert_official_state_dict",
@@ -135,8 +141,8 @@ _CLASS_LAYER = re.compile(
 
 def is_official_state_dict(keys: Iterable[str]) -> bool:
     """Whether the names are those of an official DFvT checkpoint, of any kind."""
-    names = set(keys)
-    return _MARK in names or f"backbone.{_MARK}" in names
+    marks = {_MARK, f"backbone.{_MARK}", f"module.{_MARK}", f"module.backbone.{_MARK}"}
+    return not marks.isdisjoint(keys)
 
 
 def variant_of(state_dict: Mapping[str, Tensor]) -> str:
@@ -182,7 +188,8 @@ def convert_official_state_dict(
     Args:
         state_dict: weights under the official names.
         model: what they are for; the meta device is enough.
-        allow_other_classes: leave out layers of another number of classes instead of refusing.
+        allow_other_classes: accept class layers of another shape. Their tensors are converted all
+            the same; the caller leaves them out.
 
     Raises:
         CheckpointMismatchError: an unknown, missing or surplus tensor, or a wrong shape, as when
@@ -204,16 +211,15 @@ def convert_official_state_dict(
         name = to_name(key)
         if name is None:
             surplus.append(key)
-        elif name == "":
-            continue
-        elif name not in wanted:
-            surplus.append(f"{key} (would be {name})")
-        elif wanted[name] == value.shape:
+        elif name in wanted:
             weights[name] = value
-        elif not (allow_other_classes and _CLASS_LAYER.fullmatch(name)):
-            shapes.append(f"{key} is {tuple(value.shape)}, {name} {tuple(wanted[name])}")
-    found = set(map(to_name, state_dict))
-    missing = [name for name in wanted if required(name) and name not in found]
+            if value.shape != wanted[name] and not (
+                allow_other_classes and _CLASS_LAYER.fullmatch(name)
+            ):
+                shapes.append(f"{key} is {tuple(value.shape)}, {name} {tuple(wanted[name])}")
+        elif name and not name.endswith(_BATCH_COUNT):  # a frozen batch norm has no count
+            surplus.append(f"{key} (would be {name})")
+    missing = [name for name in wanted if required(name) and name not in weights]
     problems = [
         f"{len(names)} {kind}: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
         for kind, names in (
@@ -285,13 +291,19 @@ def _renamer(official_format: OfficialFormat) -> Callable[[str], str | None]:
     return rename
 
 
-def _variant_of_model(model: nn.Module) -> str:
+def _network(model: nn.Module) -> DFvTNetwork:
     if isinstance(model, (DFvTBackbone, DFvTClassifier)):
-        network = model.network
-    else:
-        network = model.get_submodule(f"{_DETECTOR_PREFIX}network")
-    depths = tuple(len(stage.blocks) for stage in network.stages)
-    return f"embed_dim {network.channels[0]}, depths {depths}"
+        return model.network
+    return cast(DFvTNetwork, model.get_submodule(f"{_DETECTOR_PREFIX}network"))
+
+
+def _stages(model: nn.Module) -> list[Stage]:
+    return [cast(Stage, stage) for stage in _network(model).stages]
+
+
+def _variant_of_model(model: nn.Module) -> str:
+    depths = tuple(len(stage.blocks) for stage in _stages(model))
+    return f"embed_dim {_network(model).channels[0]}, depths {depths}"
 
 
 def convert_to_official(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -306,11 +318,11 @@ def convert_to_official(weights: Mapping[str, Tensor], model: nn.Module) -> dict
         CheckpointMismatchError: a tensor that the authors' network does not have.
     """
     if isinstance(model, DFvTClassifier):
-        official_format, prefix, ours = _CLASSIFIER, "", ""
+        official_format, prefix = _CLASSIFIER, ""
     elif isinstance(model, DFvTBackbone):
-        official_format, prefix, ours = _BACKBONE, "", ""
+        official_format, prefix = _BACKBONE, ""
     else:
-        official_format, prefix, ours = _DETECTOR, "backbone.", _DETECTOR_PREFIX
+        official_format, prefix = _DETECTOR, "backbone."
     result: dict[str, Tensor] = {}
     unknown = []
     for name, value in weights.items():
@@ -324,8 +336,7 @@ def convert_to_official(weights: Mapping[str, Tensor], model: nn.Module) -> dict
             f"the authors' network has no place for {len(unknown)} tensors: "
             f"{', '.join(unknown[:8])}"
         )
-    network = model.get_submodule(f"{ours}network")
-    for i, stage in enumerate(network.stages):
+    for i, stage in enumerate(_stages(model)):
         size = stage.window_size
         for j in range(len(stage.blocks)):
             block = f"{prefix}layers.{i}.blocks.{j}."
@@ -335,3 +346,9 @@ def convert_to_official(weights: Mapping[str, Tensor], model: nn.Module) -> dict
                 padded = side + -side % size
                 result[block + "attn_mask"] = shift_mask(padded, padded, window_size=size)
     return result
+
+
+# So that train.init_checkpoint may be an official file.
+register_official_weights(
+    is_official_state_dict, partial(convert_official_state_dict, allow_other_classes=True)
+)

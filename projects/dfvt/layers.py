@@ -126,6 +126,8 @@ class WindowAttention(nn.Module):
     padded with zeros at the bottom and right; padded tokens take part as keys and values.
     """
 
+    bias_index: Tensor
+
     def __init__(self, channels: int, num_heads: int, *, window_size: int = 7):
         """
         Raises:

@@ -18,6 +18,7 @@ from dfvt.checkpoint import (
     convert_to_official,
     is_official_state_dict,
 )
+from stageinteractor.checkpoint.checkpointer import Checkpointer
 from stageinteractor.checkpoint.official import CheckpointMismatchError
 from stageinteractor.config import apply_overrides, get_config
 
@@ -162,8 +163,9 @@ def test_other_number_of_classes_is_refused_or_left_out(mask_rcnn):
     with pytest.raises(CheckpointMismatchError, match=r"fc_cls.weight is \(4, 1024\)"):
         convert_official_state_dict(official, mask_rcnn)
     converted = convert_official_state_dict(official, mask_rcnn, allow_other_classes=True)
-    left = set(mask_rcnn.state_dict()) - set(converted)
-    assert left == {
+    wanted = mask_rcnn.state_dict()
+    assert set(converted) == set(wanted)
+    assert {k for k, v in converted.items() if v.shape != wanted[k].shape} == {
         f"roi_heads.{layer}.{part}"
         for layer in ("box_predictor.cls_score", "box_predictor.bbox_pred", "mask_head.predictor")
         for part in ("weight", "bias")
@@ -214,6 +216,32 @@ MINI_CONFIG = [
     "model.backbone.bottom_up.num_heads=[2,4,4,8]",
     "model.backbone.bottom_up.mlp_ratio=2.0",
 ]
+
+
+def test_frozen_batch_norms_take_the_same_weights(official_backbone):
+    backbone = DFvTBackbone(**MINI, norm="FrozenBN")
+    backbone.load_state_dict(convert_official_state_dict(official_backbone, backbone))
+    name = "network.stem.conv1.norm.running_var"
+    assert torch.equal(
+        backbone.state_dict()[name], official_backbone["patch_embed.norm1.running_var"]
+    )
+
+
+def test_official_file_is_an_initial_checkpoint(tmp_path, official_classifier):
+    torch.save({"model": official_classifier, "epoch": 299}, tmp_path / "imagenet.pth")
+    backbone = torch.nn.Module()
+    backbone.bottom_up = DFvTBackbone(**MINI)
+    model = torch.nn.Module()
+    model.backbone = backbone
+    Checkpointer(model).load(str(tmp_path / "imagenet.pth"))
+    loaded = convert_to_official(backbone.bottom_up.state_dict(), backbone.bottom_up)
+    for name, value in official_classifier.items():
+        if name in loaded:
+            assert torch.equal(loaded[name], value), name
+
+    backbone.bottom_up = DFvTBackbone(**{**MINI, "embed_dim": 48, "num_heads": (3, 3, 3, 3)})
+    with pytest.raises(CheckpointMismatchError, match=r"embed_dim 32, .* has embed_dim 48"):
+        Checkpointer(model).load(str(tmp_path / "imagenet.pth"))
 
 
 def test_command_line_makes_an_initial_checkpoint(tmp_path, official_classifier, capsys):

@@ -8,7 +8,7 @@ elements move are those of Swin's patch merging (see :mod:`.official_names`).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ __all__ = [
     "convert_to_official",
     "is_backbone_state_dict",
     "is_official_state_dict",
+    "register_official_weights",
 ]
 
 _OFFICIAL_NAME = re.compile(r"(module\.)?roi_head\.bbox_head\.\d+\..+")
@@ -253,6 +254,28 @@ def convert_backbone_state_dict(
     return weights
 
 
+_REGISTERED: list[
+    tuple[
+        Callable[[Iterable[str]], bool],
+        Callable[[Mapping[str, Tensor], nn.Module], dict[str, Tensor]],
+    ]
+] = []
+
+
+def register_official_weights(
+    recognises: Callable[[Iterable[str]], bool],
+    convert: Callable[[Mapping[str, Tensor], nn.Module], dict[str, Tensor]],
+) -> None:
+    """Let :func:`adapt_checkpoint` take the official weights of a further project.
+
+    Args:
+        recognises: whether names of tensors are such weights'. Earlier ones are asked first.
+        convert: weights and the detector to be initialised -> weights under its names; raises
+            :class:`CheckpointMismatchError`.
+    """
+    _REGISTERED.append((recognises, convert))
+
+
 def adapt_checkpoint(
     checkpoint: dict[str, Any], model: nn.Module, path: str | Path
 ) -> dict[str, Any]:
@@ -273,6 +296,10 @@ def adapt_checkpoint(
         (checkpoint[k] for k in ("state_dict", "model") if isinstance(checkpoint.get(k), Mapping)),
         checkpoint,
     )
+    for recognises, convert in _REGISTERED:
+        if recognises(weights):
+            weights, _ = split_weights(checkpoint, path)
+            return {"model": convert(weights, model)}
     if is_official_state_dict(weights):
         weights, _ = split_weights(checkpoint, path)
         converted = convert_official_state_dict(weights, model, allow_other_sizes=True)
