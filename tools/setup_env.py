@@ -26,7 +26,7 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,19 +40,21 @@ SHARED_PTH_NAME = "_shared_environment.pth"
 KEPT_TOGETHER = ("torch", "torchvision", "numpy")
 
 PROBE = """
-import contextlib, importlib, io, json, sys
-found, errors = {}, {}
+import contextlib, importlib, importlib.metadata, io, json, sys
+found, installed, errors = {}, {}, {}
 for name in sys.argv[1:]:
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             module = importlib.import_module(name)
         found[name] = str(getattr(module, "__version__", "unknown"))
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            installed[name] = importlib.metadata.version(name)
     except ModuleNotFoundError as error:
         if error.name != name:
             errors[name] = f"{type(error).__name__}: {error}"
     except Exception as error:
         errors[name] = f"{type(error).__name__}: {error}"
-print(json.dumps({"found": found, "errors": errors}))
+print(json.dumps({"versions": found, "installed": installed, "errors": errors}))
 """
 
 
@@ -65,12 +67,15 @@ class Interpreter:
     """What a Python interpreter can import.
 
     Args:
-        versions: module name -> version of the modules that import.
+        versions: module name -> version of the modules that import, as they state it.
+        installed: module name -> version that pip knows, if any. The wheel of PyTorch on PyPI
+            states 2.11.0+cu130 and is installed as 2.11.0.
         errors: module name -> error of the modules that are there and do not import.
     """
 
-    versions: Mapping[str, str]
-    errors: Mapping[str, str]
+    versions: Mapping[str, str] = field(default_factory=dict)
+    installed: Mapping[str, str] = field(default_factory=dict)
+    errors: Mapping[str, str] = field(default_factory=dict)
 
     def has(self, *names: str) -> bool:
         return all(name in self.versions for name in names)
@@ -104,7 +109,7 @@ def make_plan(present: Interpreter, *, shared: bool) -> Plan:
         shared: whether it sees the packages of the interpreter it was made with. Versions of
             those may differ from the pins, and they fit each other, so the pins do not apply.
     """
-    kept = [name for name in KEPT_TOGETHER if present.has(name)]
+    kept = [name for name in KEPT_TOGETHER if name in present.installed]
     return Plan(
         torch=not present.has("torch", "torchvision"),
         detectron2=not present.has("detectron2"),
@@ -112,7 +117,7 @@ def make_plan(present: Interpreter, *, shared: bool) -> Plan:
         # The distributions opencv-python, -headless, -contrib all hold the module cv2; installing
         # one over another breaks both.
         opencv=not present.has("cv2"),
-        constraints=tuple(f"{name}=={present.versions[name]}" for name in kept) if shared else (),
+        constraints=tuple(f"{name}=={present.installed[name]}" for name in kept) if shared else (),
     )
 
 
@@ -229,9 +234,8 @@ class Environment:
         if result.returncode != 0:
             # Killed by a signal, as a compiled module of another version may do.
             error = f"exit code {result.returncode}"
-            return Interpreter(versions={}, errors={"environment": error})
-        answer = json.loads(result.stdout.splitlines()[-1])
-        return Interpreter(versions=answer["found"], errors=answer["errors"])
+            return Interpreter(errors={"environment": error})
+        return Interpreter(**json.loads(result.stdout.splitlines()[-1]))
 
     # -- what goes into it ----------------------------------------------------------------------
 
@@ -284,10 +288,12 @@ class Environment:
         quiet = [] if sys.stdout.isatty() else ["--quiet"]
         # Detectron2's wheel declares numpy<2 and black, and needs neither: no warning about that.
         options = ["--disable-pip-version-check", "--no-input", "--no-warn-conflicts", *quiet]
+        log = self.path / "pip.log"
         self._check(
-            [str(self.python), "-m", "pip", "install", *options, *arguments],
-            f"pip could not install {what}; its own message is above. If PyPI cannot be reached "
-            "from here, docs/dependencies.md says how to install without a network.",
+            [str(self.python), "-m", "pip", "install", *options, "--log", str(log), *arguments],
+            f"pip could not install {what}; its message is above, the details are in {log}. If "
+            "PyPI cannot be reached from here, docs/dependencies.md says how to install without a "
+            "network.",
         )
 
     # -- running --------------------------------------------------------------------------------

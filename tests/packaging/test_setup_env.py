@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -81,7 +82,8 @@ class FakeMachine:
             found = self.base
         names = arguments[2:]
         versions = {name: found[name] for name in names if name in found}
-        return json.dumps({"found": versions, "errors": {} if inside else self.broken})
+        answer = {"versions": versions, "installed": versions, "errors": self.broken}
+        return json.dumps({**answer, "errors": {}} if inside else answer)
 
     def _shared(self):
         config = self.venv / "pyvenv.cfg"
@@ -149,29 +151,39 @@ def venv(tmp_path) -> Path:
 
 
 def test_an_empty_environment_gets_everything_pinned():
-    plan = make_plan(Interpreter({}, {}), shared=False)
+    plan = make_plan(Interpreter(), shared=False)
     assert plan.torch and plan.detectron2 and plan.pinned and plan.opencv
     assert plan.constraints == ()
 
 
 def test_shared_packages_are_kept_and_held_in_their_versions():
-    plan = make_plan(Interpreter(OWN, {}), shared=True)
+    plan = make_plan(Interpreter(OWN, OWN), shared=True)
     assert not plan.torch and not plan.detectron2 and not plan.pinned
     assert plan.constraints == ("torch==2.1.0", "torchvision==0.16.0", "numpy==1.26.4")
 
 
+def test_versions_are_held_as_pip_knows_them():
+    present = Interpreter(
+        {"torch": "2.11.0+cu130", "torchvision": "0.26.0+cu130", "numpy": "2.4.6"},
+        {"torch": "2.11.0", "numpy": "2.4.6"},
+    )
+    assert make_plan(present, shared=True).constraints == ("torch==2.11.0", "numpy==2.4.6")
+
+
 def test_torch_without_torchvision_is_incomplete():
-    plan = make_plan(Interpreter({"torch": "2.1.0"}, {}), shared=False)
+    plan = make_plan(Interpreter({"torch": "2.1.0"}), shared=False)
     assert plan.torch
 
 
 def test_a_detectron2_that_does_not_import_counts_as_absent():
-    present = Interpreter({"torch": "2.1.0", "torchvision": "0.16.0"}, {"detectron2": "no _C"})
+    present = Interpreter(
+        {"torch": "2.1.0", "torchvision": "0.16.0"}, errors={"detectron2": "no _C"}
+    )
     assert make_plan(present, shared=True).detectron2
 
 
 def test_any_opencv_is_enough():
-    assert not make_plan(Interpreter({"cv2": "4.8.0"}, {}), shared=True).opencv
+    assert not make_plan(Interpreter({"cv2": "4.8.0"}), shared=True).opencv
     lines = ["numpy", "opencv-python-headless==5.0", "scipy"]
     assert setup_env.without_opencv(lines) == ["numpy", "scipy"]
 
@@ -418,6 +430,8 @@ def test_a_real_environment_sees_the_detectron2_of_this_interpreter(venv):
     present = environment.probe()
     plan = make_plan(present, shared=True)
     assert present.has("torch", "torchvision", "detectron2", "cv2") and not present.errors
+    for name in ("torch", "torchvision", "numpy"):
+        assert f"{name}=={importlib.metadata.version(name)}" in plan.constraints
     assert not plan.torch and not plan.detectron2
     environment.ensure_created()
     assert "keep it" in said[-1]
