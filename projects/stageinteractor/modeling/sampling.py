@@ -66,9 +66,10 @@ def sample_features(
         height, width = feature.shape[-2:]
         extent = xy.new_tensor([width * stride, height * stride])
         grid = (xy / extent) * 2 - 1
-        maps = feature.reshape(batch * groups, -1, height, width)
+        # Under autocast the maps rise to the precision of the coordinates, not the other way round.
+        maps = feature.reshape(batch * groups, -1, height, width).to(grid.dtype)
         values = F.grid_sample(
-            maps, grid.to(maps.dtype), mode="bilinear", padding_mode="zeros", align_corners=False
+            maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False
         )
         values = values * weight[:, None].to(values.dtype)  # (B G, e, N, PQ)
         sampled = values if sampled is None else sampled + values
