@@ -100,6 +100,11 @@ def test_what_sets_nothing_is_an_error(cfg):
         apply_overrides(cfg, ["train.max_iter"])
 
 
+def test_an_option_among_the_overrides_is_an_error(cfg):
+    with pytest.raises(ValueError, match="'--resume': options stand before"):
+        apply_overrides(cfg, ["train.max_iter=2", "--resume"])
+
+
 def test_a_value_that_cannot_be_parsed_is_an_error(cfg):
     with pytest.raises(ValueError, match="cannot be understood"):
         apply_overrides(cfg, ["train.output_dir=[a"])

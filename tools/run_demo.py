@@ -43,7 +43,7 @@ FINETUNE_CONFIG = "stageinteractor/shapes_tiny_finetune.py"
 SETS = ("shapes_train", "shapes_val", "shapes_shifted_train", "shapes_shifted_val")
 PICTURES = 12
 SHEET_ROWS = 6
-THRESHOLD = 0.5
+THRESHOLD = 0.35
 
 
 def get_parser() -> argparse.ArgumentParser:

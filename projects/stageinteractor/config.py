@@ -76,6 +76,8 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """
     parser = OverridesParser.create()
     for text in overrides:
+        if text.startswith("-"):
+            raise ValueError(f"{text!r}: options stand before the first key=value")
         if "=" not in text:
             raise ValueError(
                 f"{text!r} does not set anything: write overrides as key=value, "

@@ -11,17 +11,20 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from detectron2.engine import create_ddp_model, default_argument_parser
+from detectron2.utils.events import EventStorage
 from small_runs import make_batch, make_detector, run_overrides
 from torch.multiprocessing import ProcessExitedException
 
 import stageinteractor.engine.launch  # noqa: F401  (its name is also that of the function)
 from stageinteractor.engine.launch import read_process_environment
+from stageinteractor.engine.train_loop import DetectionTrainLoop
 
 launch_module = sys.modules["stageinteractor.engine.launch"]
 ROOT = Path(__file__).resolve().parents[2]
 
 # Objects of the images of process 0, then of process 1.
 CASES = [((2, 1), (3, 2)), ((2, 3), (0, 0)), ((0, 0), (0, 0)), ((1, 0), (0, 0)), ((9, 0), (1, 1))]
+ACCUMULATED = ((3, 0), (1, 2))
 
 
 def losses_and_gradients(model, batch):
@@ -41,6 +44,21 @@ def split(case):
     return images[: len(case[0])], images[len(case[0]) :]
 
 
+def one_step(model, batches, folder):
+    """Scalars of a step that changes no weight, as its gradients are to be compared."""
+    loop = DetectionTrainLoop(
+        model,
+        batches,
+        torch.optim.SGD(model.parameters(), lr=0.0),
+        device="cpu",
+        accumulation_steps=len(batches),
+        output_dir=str(folder),
+    )
+    with EventStorage() as storage:
+        loop.run_step()
+    return {k: v[0] for k, v in storage.latest().items()}
+
+
 def run_rank(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
@@ -50,6 +68,12 @@ def run_rank(rank, folder):
     )
     results = [losses_and_gradients(model, split(case)[rank]) for case in CASES]
     torch.save(results, f"{folder}/rank{rank}.pt")
+
+    # Each process takes one step over its two images, one after the other.
+    batches = [[image] for image in split(ACCUMULATED)[rank]]
+    scalars = one_step(model, batches, folder)
+    gradients = {n.removeprefix("module."): p.grad for n, p in model.named_parameters()}
+    torch.save((scalars, gradients), f"{folder}/accumulated{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -57,14 +81,15 @@ def run_rank(rank, folder):
 def two_processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     mp.spawn(run_rank, args=(str(folder),), nprocs=2)
-    return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+    return folder
 
 
 @pytest.mark.parametrize("case", range(len(CASES)), ids=[str(c) for c in CASES])
 def test_two_processes_equal_one_with_the_whole_batch(two_processes, case):
     first, second = split(CASES[case])
     expected_losses, expected_gradients = losses_and_gradients(make_detector(), first + second)
-    (losses0, gradients0), (losses1, gradients1) = (results[case] for results in two_processes)
+    results = [torch.load(two_processes / f"rank{rank}.pt")[case] for rank in range(2)]
+    (losses0, gradients0), (losses1, gradients1) = results
     assert losses0.keys() == losses1.keys() == expected_losses.keys()
     for name, expected in expected_losses.items():
         torch.testing.assert_close((losses0[name] + losses1[name]) / 2, expected)
@@ -72,6 +97,20 @@ def test_two_processes_equal_one_with_the_whole_batch(two_processes, case):
     for name, expected in expected_gradients.items():
         torch.testing.assert_close(gradients0[name], gradients1[name], rtol=0, atol=0)
         torch.testing.assert_close(gradients0[name], expected, rtol=1e-6, atol=1e-9)
+
+
+def test_two_processes_that_accumulate_equal_one_with_the_whole_batch(two_processes, tmp_path):
+    model = make_detector()
+    first, second = split(ACCUMULATED)
+    expected = one_step(model, [first + second], tmp_path)
+    results = [torch.load(two_processes / f"accumulated{rank}.pt") for rank in range(2)]
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            for _, gradients in results:
+                torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-6, atol=1e-9)
+    scalars = results[0][0]  # of the main process, which logs the means over all
+    for name in ("total_loss", "loss_cls", "stage0/cls", "stage2/giou", "grad_norm"):
+        assert scalars[name] == pytest.approx(expected[name], rel=1e-6), name
 
 
 def free_port():

@@ -56,6 +56,24 @@ def test_train_resume_and_evaluate(run, tmp_path):
     assert "AP" in json.loads(metrics.read_text())["results"]["bbox"]
 
 
+def test_evaluation_uses_averaged_weights_where_they_are_enabled(run, tmp_path):
+    overrides = run_overrides(tmp_path)
+    run(*overrides, "train.max_iter=1", "train.ema.enabled=true")
+    output = tmp_path / "output"
+    (path,) = output.glob("inference/*/metrics.json")
+    weights = f"train.init_checkpoint='{output / 'model_final.pth'}'"
+    for enabled, expected in (("true", "averaged"), ("false", "plain")):
+        run("--eval-only", *overrides, weights, f"train.ema.enabled={enabled}")
+        assert json.loads(path.read_text())["weights"] == expected
+    log = (output / "log.txt").read_text()
+    assert log.count("using the averaged (EMA) weights of the checkpoint") == 1
+    assert log.count("using the plain weights of the checkpoint, not the averaged") == 1
+    # Without averaged weights in the file, what is evaluated are the plain ones, and it is said.
+    run(*overrides, "train.max_iter=1")
+    run("--eval-only", *overrides, weights, "train.ema.enabled=true")
+    assert json.loads(path.read_text())["weights"] == "plain"
+
+
 def refuse(run, *arguments, config=CONFIG):
     """What a refused call says; it must be a line for the user, with exit code 1."""
     with pytest.raises(SystemExit) as error:

@@ -4,6 +4,7 @@ import logging
 import pytest
 import torch
 from coco_files import make_document
+from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from small_runs import make_config, run_overrides
 
@@ -93,6 +94,14 @@ def test_nothing_to_resume_is_said(tmp_path, caplog):
         trainer.resume_or_load(resume=True)
     assert "holds nothing to resume" in caplog.text
     assert trainer.start_iter == 0
+
+
+def test_machines_that_see_different_checkpoints_are_refused(tmp_path, monkeypatch):
+    train(make_config(tmp_path, "train.max_iter=1"))
+    trainer = Trainer(prepare_config(make_config(tmp_path)))
+    monkeypatch.setattr(comm, "all_gather", lambda start: [start, 0])
+    with pytest.raises(ResumeError, match=r"\[1, 0\].*all machines must see the same files"):
+        trainer.resume_or_load(resume=True)
 
 
 def test_the_average_is_stored_and_evaluated(tmp_path, caplog):
@@ -218,6 +227,17 @@ def test_test_classes_other_than_the_training_ones_are_refused(tmp_path):
     cfg.dataloader.test.dataset = other.dataloader.test.dataset
     with pytest.raises(ValueError, match="'dog'.*'wolf'"):
         prepare_config(cfg)
+
+
+def test_test_sets_that_differ_among_themselves_are_refused(tmp_path):
+    document = make_document()
+    document["categories"][1]["name"] = "wolf"
+    cfg = make_config(tmp_path / "a")
+    other = make_config(tmp_path / "b", document=document)
+    names = [dataset_names(c.dataloader.test.dataset)[0] for c in (cfg, other)]
+    cfg.dataloader.test.dataset.update(json_file=None, image_root=None, names=names)
+    with pytest.raises(ValueError, match="'dog'.*'wolf'"):
+        prepare_config(cfg, training=False)
 
 
 def test_more_objects_than_queries_is_worth_a_warning_and_trains(tmp_path, caplog):

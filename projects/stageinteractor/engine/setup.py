@@ -26,24 +26,22 @@ def prepare_config(
         training: also look at the training set.
 
     Raises:
-        ValueError: training and test classes differ, or the given number of classes is not the
+        ValueError: the data sets differ in their classes, or the given number of classes is not the
             data set's.
         FileNotFoundError, KeyError: a data set is missing.
     """
-    test_names = dataset_names(cfg.dataloader.test.dataset)
-    names = test_names
+    names = dataset_names(cfg.dataloader.test.dataset)
     if training:
-        names = dataset_names(cfg.dataloader.train.dataset)
-    num_classes = dataset_num_classes(names)
+        names = [*dataset_names(cfg.dataloader.train.dataset), *names]
+    num_classes = dataset_num_classes(names[0])
     if num_classes is None:
         return cfg
-    if training:
-        train_classes = MetadataCatalog.get(names[0]).thing_classes
-        for test_name in test_names:
-            test_classes = MetadataCatalog.get(test_name).get("thing_classes")
-            if test_classes is not None:
-                check_same_classes(train_classes, test_classes, names[0], test_name)
-    is_given = any(text.split("=")[0] == "model.num_classes" for text in overrides)
+    classes = MetadataCatalog.get(names[0]).thing_classes
+    for name in names[1:]:
+        other_classes = MetadataCatalog.get(name).get("thing_classes")
+        if other_classes is not None:
+            check_same_classes(classes, other_classes, names[0], name)
+    is_given = any(text.split("=")[0].lstrip("+") == "model.num_classes" for text in overrides)
     if "num_classes" not in cfg.model:
         return cfg
     if cfg.model.num_classes != num_classes:
