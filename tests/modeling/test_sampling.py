@@ -104,6 +104,23 @@ def test_a_point_outside_of_the_image_samples_zero():
     )
 
 
+def test_sets_of_queries_share_the_maps_of_their_image():
+    sampling = make_sampling()
+    queries, xyzr, features = make_inputs(batch=6)
+    features = [feature[:2].requires_grad_() for feature in features]
+    together = sampling(queries, xyzr, features, STRIDES)
+    repeated = [feature.repeat_interleave(3, dim=0) for feature in features]
+    torch.testing.assert_close(together, sampling(queries, xyzr, repeated, STRIDES))
+    gradients = torch.autograd.grad(together.square().sum(), features)
+    expected = torch.autograd.grad(
+        sampling(queries, xyzr, repeated, STRIDES).square().sum(), features
+    )
+    for gradient, other in zip(gradients, expected):
+        torch.testing.assert_close(gradient, other)
+    with pytest.raises(ValueError, match="6 sets of queries .* maps of 4 images"):
+        sampling(queries, xyzr, [feature.repeat(2, 1, 1, 1) for feature in features], STRIDES)
+
+
 def test_gradients_agree_with_finite_differences():
     sampling = make_sampling(channels=8, groups=2, base_points=1, sub_points=2)
     queries, xyzr, features = make_inputs(batch=1, num_queries=2, channels=8)

@@ -48,19 +48,31 @@ def sample_features(
 ) -> Tensor:
     """Bilinear features of every point, weighted over the levels.
 
+    Several sets of queries may look at each image: with R sets the points have R B rows, those of
+    an image together (image 0 set 0, image 0 set 1, ...). The maps are never repeated.
+
     Args:
         features: L maps (B, G e, H_l, W_l), of the padded batch.
         strides: pixels of the image per cell of each map.
-        points: B, N, G, PQ points. Outside of a map its value is zero.
-        weights: (B, N, G, PQ, L).
+        points: R B, N, G, PQ points. Outside of a map its value is zero.
+        weights: (R B, N, G, PQ, L).
 
     Returns:
-        (B, N, G, PQ, e).
+        (R B, N, G, PQ, e).
+
+    Raises:
+        ValueError: the rows of the points are no multiple of B.
     """
-    batch, num_queries, groups, num_points, _ = points.xy.shape
+    rows, num_queries, groups, num_points, _ = points.xy.shape
+    batch = len(features[0])
+    if rows % batch:
+        raise ValueError(f"points of {rows} sets of queries do not fit maps of {batch} images")
+    # To the maps the sets of an image are one larger set.
+    together = (batch, rows // batch * num_queries, groups, num_points)  # (B, R N, G, PQ)
+    xy, weights = points.xy.reshape(*together, 2), weights.reshape(*together, len(features))
     # The groups become part of the batch: every group samples its own channels.
-    xy = points.xy.transpose(1, 2).flatten(0, 1)  # (B G, N, PQ, 2)
-    weights = weights.permute(4, 0, 2, 1, 3).flatten(1, 2)  # (L, B G, N, PQ)
+    xy = xy.transpose(1, 2).flatten(0, 1)  # (B G, R N, PQ, 2)
+    weights = weights.permute(4, 0, 2, 1, 3).flatten(1, 2)  # (L, B G, R N, PQ)
     sampled = None
     for feature, stride, weight in zip(features, strides, weights):
         height, width = feature.shape[-2:]
@@ -71,10 +83,10 @@ def sample_features(
         values = F.grid_sample(
             maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False
         )
-        values = values * weight[:, None].to(values.dtype)  # (B G, e, N, PQ)
+        values = values * weight[:, None].to(values.dtype)  # (B G, e, R N, PQ)
         sampled = values if sampled is None else sampled + values
-    sampled = sampled.view(batch, groups, -1, num_queries, num_points)
-    return sampled.permute(0, 3, 1, 4, 2)
+    sampled = sampled.unflatten(0, (batch, groups)).permute(0, 3, 1, 4, 2)  # (B, R N, G, PQ, e)
+    return sampled.reshape(rows, num_queries, groups, num_points, -1)
 
 
 class SubBoxSampling(nn.Module):
