@@ -32,6 +32,8 @@ DIGESTS_OF_VERSION_1 = {
     "shapes_val": "11196d62",
     "shapes_shifted_train": "1342fe90",
     "shapes_shifted_val": "f1b4a667",
+    "shapes_hard_train": "bd0bf1a9",
+    "shapes_hard_val": "5c2904b4",
 }
 
 
@@ -65,6 +67,10 @@ def test_splits_differ():
     assert shifted.classes[:-1] == shapes.classes  # one more, behind the others
     assert shapes == replace(SHAPES["shapes_val"], num_images=6000, seed=shapes.seed)
     assert shifted == replace(SHAPES["shapes_shifted_val"], num_images=1500, seed=shifted.seed)
+    hard = SHAPES["shapes_hard_train"]
+    assert hard == replace(SHAPES["shapes_hard_val"], num_images=2000, seed=hard.seed)
+    assert hard.classes == shapes.classes
+    assert hard.mean_objects > shapes.mean_objects and hard.max_size < shapes.max_size
 
 
 def test_files_are_valid_coco_with_jpeg_and_png(tmp_path):

@@ -133,11 +133,28 @@ _SHIFTED = replace(
     contrast=35.0,
     noise=18.0,
 )
+# Three times the objects, smaller and overlapping more, on every background, with less contrast.
+_HARD = replace(
+    _TRAIN,
+    num_images=2000,
+    seed=5,
+    mean_objects=9.0,
+    max_objects=18,
+    min_size=8.0,
+    max_size=64.0,
+    min_visible=0.3,
+    empty_share=0.02,
+    backgrounds=BACKGROUNDS,
+    contrast=45.0,
+    noise=14.0,
+)
 SHAPES: Mapping[str, ShapesSpec] = {
     "shapes_train": _TRAIN,
     "shapes_val": replace(_TRAIN, num_images=300, seed=2),
     "shapes_shifted_train": _SHIFTED,
     "shapes_shifted_val": replace(_SHIFTED, num_images=200, seed=4),
+    "shapes_hard_train": _HARD,
+    "shapes_hard_val": replace(_HARD, num_images=300, seed=6),
 }
 
 
