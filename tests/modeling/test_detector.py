@@ -88,8 +88,26 @@ def test_inference_keeps_the_best_pairs_of_query_and_class(detector):
     output = StageOutput(logits, boxes, boxes, boxes)
     found = detector.inference(output, [(50, 50)])[0]
     assert found.pred_classes.tolist() == [2, 0, 5]
+    assert found.query_index.tolist() == [7, 1, 7]
     assert found.pred_boxes.tensor[:, 0].tolist() == [7, 1, 7]
     torch.testing.assert_close(found.scores, torch.tensor([3.0, 2.0, 1.0]).sigmoid())
+
+
+def test_all_stages_are_inferred_in_one_pass_and_the_last_is_the_answer(detector):
+    with torch.no_grad():
+        for parameter in detector.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    images = [make_image(90, 120), {**make_image(64, 64, seed=1), "height": 128, "width": 128}]
+    answers = detector.eval()(images)
+    outputs, detections = detector.inference_stages(images)
+    assert len(outputs) == len(detections) == 4
+    assert [x.image_size for x in detections[0]] == [(90, 120), (128, 128)]
+    for answer, last in zip(answers, detections[-1]):
+        assert torch.equal(answer["instances"].scores, last.scores)
+        assert torch.equal(answer["instances"].pred_boxes.tensor, last.pred_boxes.tensor)
+    scores = [x.logits[1].sigmoid().max() for x in outputs]
+    assert torch.equal(torch.stack(scores), torch.stack([x[1].scores.max() for x in detections]))
+    assert not torch.equal(detections[0][0].scores, detections[1][0].scores)
 
 
 def test_a_class_outside_of_the_model_is_named(detector):

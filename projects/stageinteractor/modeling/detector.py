@@ -157,6 +157,32 @@ class StageInteractor(nn.Module):
         return GroundTruth.collate(boxes, labels, image_sizes, device=self.device)
 
     @torch.no_grad()
+    def inference_stages(
+        self, batched_inputs: list[dict[str, Any]]
+    ) -> tuple[list[StageOutput], list[list[Instances]]]:
+        """What every stage would answer if it were the last, in one forward pass.
+
+        Args:
+            batched_inputs: as for :meth:`forward` at test time.
+
+        Returns:
+            the predictions of the S stages, in pixels of the resized images, and for each stage
+            each image's detections, as :meth:`forward` returns them for the last stage.
+        """
+        images = self.preprocess_image(batched_inputs)
+        outputs = self.predict_stages(images)
+        detections = [
+            [
+                self._postprocess(instances, batched_input)
+                for instances, batched_input in zip(
+                    self.inference(output, images.image_sizes), batched_inputs
+                )
+            ]
+            for output in outputs
+        ]
+        return outputs, detections
+
+    @torch.no_grad()
     def inference(
         self, output: StageOutput, image_sizes: Sequence[tuple[int, int]]
     ) -> list[Instances]:
@@ -165,6 +191,10 @@ class StageInteractor(nn.Module):
         Args:
             output: predictions of one stage, usually the last.
             image_sizes: (height, width) of each unpadded image.
+
+        Returns:
+            for each image ``pred_boxes``, ``scores`` and ``pred_classes``, best first, with the
+            ``query_index`` that each came from.
         """
         scores = output.logits.float().sigmoid().flatten(1)  # (B, N K)
         scores, index = scores.topk(min(self.max_detections, scores.shape[1]), dim=1)
@@ -172,8 +202,8 @@ class StageInteractor(nn.Module):
         boxes = output.boxes.gather(1, query[..., None].expand(-1, -1, 4))
         classes = index % self.num_classes
         return [
-            Instances(size, pred_boxes=Boxes(b), scores=s, pred_classes=c)
-            for size, b, s, c in zip(image_sizes, boxes, scores, classes)
+            Instances(size, pred_boxes=Boxes(b), scores=s, pred_classes=c, query_index=q)
+            for size, b, s, c, q in zip(image_sizes, boxes, scores, classes, query)
         ]
 
     @staticmethod
