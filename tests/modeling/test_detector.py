@@ -98,7 +98,8 @@ def test_all_stages_are_inferred_in_one_pass_and_the_last_is_the_answer(detector
         for parameter in detector.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
     images = [make_image(90, 120), {**make_image(64, 64, seed=1), "height": 128, "width": 128}]
-    answers = detector.eval()(images)
+    with torch.no_grad():
+        answers = detector.eval()(images)
     outputs, detections = detector.inference_stages(images)
     assert len(outputs) == len(detections) == 4
     assert [x.image_size for x in detections[0]] == [(90, 120), (128, 128)]
