@@ -1,0 +1,13 @@
+"""The tiny AdaMixer with SQR on a data set of your own."""
+
+from detectron2.config import LazyCall as L
+
+from sqr import RecollectionDetector, selective_schedule
+
+from ..adamixer.adamixer_tiny_custom import dataloader, lr_multiplier, model, optimizer, train  # noqa: F401
+
+model.update(
+    _target_=RecollectionDetector,
+    schedule=L(selective_schedule)(num_stages="${..decoder.num_stages}", late_start=0),
+)
+train.output_dir = "./output/adamixer_sqr_tiny_custom"

@@ -1,0 +1,13 @@
+"""StageInteractor with SQR, ResNet-50, 100 queries, 12 epochs: no published figure."""
+
+from detectron2.config import LazyCall as L
+
+from sqr import RecollectionDetector, selective_schedule
+
+from ..stageinteractor.stageinteractor_r50_100q_1x import dataloader, lr_multiplier, model, optimizer, train  # noqa: F401
+
+model.update(
+    _target_=RecollectionDetector,
+    schedule=L(selective_schedule)(num_stages="${..decoder.num_stages}", late_start=0),
+)
+train.output_dir = "./output/stageinteractor_sqr_r50_100q_1x"

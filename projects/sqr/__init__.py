@@ -1,0 +1,31 @@
+"""Selective query recollection (SQR; Chen et al., CVPR 2023): training of cascaded decoders.
+
+Later stages are also trained with queries that earlier stages left; inference is unchanged, and so
+are the parameters. A schedule says which queries a stage is given; it works for any
+:class:`~stageinteractor.modeling.CascadeDecoder`.
+"""
+
+from .criterion import PathLabelAssigner, RecollectionCriterion, RecollectionResult
+from .detector import RecollectionDetector
+from .recollection import QueryState, recollect
+from .schedule import (
+    RecollectionSchedule,
+    ScheduleError,
+    dense_schedule,
+    plain_schedule,
+    selective_schedule,
+)
+
+__all__ = [
+    "PathLabelAssigner",
+    "QueryState",
+    "RecollectionCriterion",
+    "RecollectionDetector",
+    "RecollectionResult",
+    "RecollectionSchedule",
+    "ScheduleError",
+    "dense_schedule",
+    "plain_schedule",
+    "recollect",
+    "selective_schedule",
+]
