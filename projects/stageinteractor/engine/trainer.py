@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import logging
 import math
+import sys
 import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +28,19 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from ..checkpoint.checkpointer import BEST_CHECKPOINT, Checkpointer, ResumeError
-from ..config import arguments_of_target
 from ..data import dataset_names
-from .hooks import BestCheckpointer, EMAHook, build_ema
-from .sampling import ResumableSampler, find_sampler
+from ..evaluation import evaluate_stages
+from .hooks import (
+    BestCheckpointer,
+    EMAHook,
+    EvalHook,
+    EvaluationRecord,
+    InterruptibleLoader,
+    PeriodicCheckpointer,
+    build_ema,
+)
+from .interruption import Interruption
+from .random_states import restore_random_state
 from .train_loop import DetectionTrainLoop
 
 __all__ = ["Trainer"]
@@ -77,27 +88,32 @@ class Trainer(DefaultTrainer):
             precision=train.amp.precision if train.amp.enabled else None,
             clip_norm=train.clip_grad.max_norm if train.clip_grad.enabled else None,
             clip_norm_type=train.clip_grad.norm_type,
+            max_skipped_steps=train.get("max_skipped_steps", 0),
             output_dir=train.output_dir,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = Checkpointer(
             model,
             train.output_dir,
+            allow_pickle=train.get("allow_pickle", False),
             trainer=weakref.proxy(self),
             **({"ema": self.ema} if self.ema is not None else {}),
         )
         self.start_iter = 0
         self.max_iter = train.max_iter
+        self.interruption = Interruption()
+        self._random_state: dict[str, Any] | None = None
         self.register_hooks(self.build_hooks())
         _log_effective_batch(cfg)
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Resume from ``train.output_dir``, or load the weights of ``train.init_checkpoint``.
 
-        As ``DefaultTrainer.resume_or_load``.
+        As ``DefaultTrainer.resume_or_load``. The random states come back when training begins.
 
         Raises:
             FileNotFoundError: ``train.init_checkpoint`` does not exist.
+            CheckpointFileError: all checkpoints to resume from are damaged.
             ResumeError: the checkpoint to resume from belongs to another model, or some processes
                 do not see it.
         """
@@ -116,6 +132,7 @@ class Trainer(DefaultTrainer):
         if not is_resumed:
             logger.warning("%s holds nothing to resume", self.cfg.train.output_dir)
             return
+        self._restore_random_states(rest.get("random_states"))
         if self.ema is not None and int(self.ema.n_averaged) == 0:
             logger.warning("the checkpoint holds no averaged weights: the average begins here")
         elif self.ema is None and "ema" in rest:
@@ -127,29 +144,71 @@ class Trainer(DefaultTrainer):
             self.optimizer.param_groups[0]["lr"],
         )
 
+    def _restore_random_states(self, states: list[dict[str, Any]] | None) -> None:
+        before, now = len(states or ()), comm.get_world_size()
+        if not before:
+            logger.warning(
+                "the checkpoint holds no random states: what is random in the model goes on with "
+                "other numbers"
+            )
+            return
+        if before != now:
+            logger.warning(
+                "the run goes on with %d process(es) instead of %d. The order of the images and "
+                "their augmentation are kept; which of them make up a step, and the random "
+                "numbers that the model itself draws, are not",
+                now,
+                before,
+            )
+        if comm.get_rank() < before:
+            self._random_state = states[comm.get_rank()]
+
     def state_dict(self) -> dict[str, Any]:
-        """As Detectron2's, with the place in the order of the training images."""
+        """As Detectron2's, with the place in the stream of the training images."""
         state = super().state_dict()
-        sampler = find_sampler(self.data_loader)
-        if sampler is not None:
-            steps = self.iter + 1 - self.start_iter
-            state["sampler"] = sampler.state_dict(sampler.start + steps * _images_a_step(self.cfg))
+        if hasattr(self.data_loader, "state_dict"):
+            state["stream"] = self.data_loader.state_dict()
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        sampler = find_sampler(self.data_loader)
-        if (
-            sampler is not None
-            and "sampler" in state_dict
-            and not sampler.load_state_dict(state_dict["sampler"])
-        ):
-            logger.warning("the training set has changed its size: its order begins anew")
+        lost = None
+        if not hasattr(self.data_loader, "load_state_dict"):
+            lost = f"a {type(self.data_loader).__name__} does not know its place, it begins anew"
+        elif "stream" not in state_dict:
+            lost = "the checkpoint does not tell the place in it, it begins anew"
+        else:
+            lost = self.data_loader.load_state_dict(state_dict["stream"])
+        if lost:
+            logger.warning("the stream of training images is not continued: %s", lost)
 
     def train(self) -> dict[str, Any] | None:
-        """Run training; returns the last evaluation's results, where there was one."""
-        TrainerBase.train(self, self.start_iter, self.max_iter)
+        """Run training; returns the last evaluation's results, where there was one.
+
+        Raises:
+            InterruptedRun: SIGTERM or SIGUSR1 has come, and a checkpoint is written.
+        """
+        with self.interruption.caught(), _deterministic(self.cfg.train):
+            TrainerBase.train(self, self.start_iter, self.max_iter)
         return getattr(self, "_last_eval_results", None) if comm.is_main_process() else None
+
+    def before_train(self) -> None:
+        if self._random_state is not None:
+            restore_random_state(self._random_state)
+            self._random_state = None
+        super().before_train()
+
+    def after_train(self) -> None:
+        """As Detectron2's; of a run that has failed, only what is open is closed."""
+        if sys.exc_info()[0] is None:
+            super().after_train()
+            return
+        for hook in self._hooks:
+            if isinstance(hook, hooks.PeriodicWriter):
+                try:
+                    hook.after_train()
+                except Exception as error:  # the reason of the failure is worth more
+                    logger.warning("the last metrics are not written: %s", error)
 
     def build_hooks(self) -> list[Any]:
         """Timing, learning rate, averaging, checkpoints, evaluation, best checkpoint, writers."""
@@ -158,24 +217,31 @@ class Trainer(DefaultTrainer):
         ret = [hooks.IterationTimer(), hooks.LRScheduler()]
         if self.ema is not None:
             ret.append(EMAHook(self.ema, module))
-        if comm.is_main_process():
-            ret.append(
-                hooks.PeriodicCheckpointer(
-                    self.checkpointer,
-                    train.checkpointer.period,
-                    max_to_keep=train.checkpointer.max_to_keep,
-                )
-            )
+        checkpoint_hook = PeriodicCheckpointer(
+            self.checkpointer,
+            train.checkpointer.period,
+            max_to_keep=train.checkpointer.max_to_keep,
+            interruption=self.interruption,
+            device=train.device,
+        )
+        ret.append(checkpoint_hook)
 
         def test_and_save_results() -> dict[str, Any]:
             model = self.model if self.ema is None else self.ema.module
             if self.ema is not None:
                 logger.info("evaluating the averaged (EMA) weights")
-            self._last_eval_results = self.test(self.cfg, model)
+            self._last_eval_results = self.test(self.cfg, model, interruption=self.interruption)
             return self._last_eval_results
 
+        record = EvaluationRecord(Path(train.output_dir, "last_evaluation.json"), train.eval_period)
+        eval_hook = EvalHook(
+            train.eval_period,
+            test_and_save_results,
+            record=record,
+            checkpoint_hook=checkpoint_hook,
+        )
         # After the checkpoint, so that it is there if the evaluation fails.
-        ret.append(hooks.EvalHook(train.eval_period, test_and_save_results))
+        ret.append(eval_hook)
         if comm.is_main_process():
             best = train.best_checkpointer
             if best.enabled and train.eval_period > 0:
@@ -186,9 +252,12 @@ class Trainer(DefaultTrainer):
                         _metric_name(self.cfg, best.metric),
                         mode=best.mode,
                         file_prefix=BEST_CHECKPOINT,
+                        eval_hook=eval_hook,
                     )
                 )
+            ret.append(record)
             ret.append(hooks.PeriodicWriter(self.build_writers(), period=train.log_period))
+        record.trainer = weakref.proxy(self)  # every process asks it
         return ret
 
     def build_writers(self) -> list[Any]:
@@ -231,8 +300,6 @@ class Trainer(DefaultTrainer):
             _warn_of_crowded_images(dataset, num_queries)
         # As callables: a config must not convert a hundred thousand dicts to its own.
         node.dataset = L(lambda: dataset)()
-        if "sampler" not in node and "sampler" in arguments_of_target(node):
-            node.sampler = L(ResumableSampler)(size=len(dataset))
         return instantiate(node)
 
     @classmethod
@@ -259,15 +326,23 @@ class Trainer(DefaultTrainer):
         cfg: DictConfig,
         model: nn.Module,
         evaluators: DatasetEvaluator | Sequence[DatasetEvaluator] | None = None,
+        *,
+        interruption: Interruption | None = None,
     ) -> dict[str, Any]:
         """Evaluate a model on the test sets of a config; see ``DefaultTrainer.test``.
 
         Detectron2's table is printed, and the numbers are written to
         ``output_dir/inference/<data set>/metrics.json``. For a test set without annotations only
-        the detections are written, in COCO's format for submissions.
+        the detections are written, in COCO's format for submissions. With
+        ``train.stage_evaluation`` the metrics of every stage are written beside, to
+        ``stage_metrics.json``.
 
         Returns:
             the results; by data set where there are several.
+
+        Raises:
+            ValueError: ``train.stage_evaluation`` for a model without stages, or for a test set
+                without annotations.
         """
         names = dataset_names(cfg.dataloader.test.dataset)
         if isinstance(evaluators, DatasetEvaluator):
@@ -277,8 +352,13 @@ class Trainer(DefaultTrainer):
         results: dict[str, Any] = OrderedDict()
         for i, name in enumerate(names):
             loader = cls.build_test_loader(cfg, name)
+            if interruption is not None:
+                loader = InterruptibleLoader(loader, interruption)
             evaluator = evaluators[i] if evaluators else cls.build_evaluator(cfg, name)
-            results[name] = inference_on_dataset(model, loader, evaluator) or {}
+            if cfg.train.get("stage_evaluation"):
+                results[name] = _evaluate_stages(cfg, model, loader, evaluator, name)
+            else:
+                results[name] = inference_on_dataset(model, loader, evaluator) or {}
             if comm.is_main_process():
                 _report(cfg, name, results[name])
         return next(iter(results.values())) if len(results) == 1 else results
@@ -328,6 +408,25 @@ class Trainer(DefaultTrainer):
         return cfg
 
 
+@contextlib.contextmanager
+def _deterministic(train: DictConfig) -> Iterator[None]:
+    """PyTorch's deterministic algorithms where ``train.deterministic`` asks for them."""
+    if not train.get("deterministic", False):
+        yield
+        return
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    # Some gradients, as of grid_sample, have no deterministic form on a GPU.
+    torch.use_deterministic_algorithms(True, warn_only=_on_gpu(train.device))
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+        torch.backends.cudnn.benchmark = benchmark
+
+
 def _on_gpu(device: str) -> bool:
     return torch.device(device).type == "cuda"
 
@@ -357,6 +456,26 @@ def _metric_name(cfg: DictConfig, metric: str) -> str:
     if len(names) == 1 or any(metric.startswith(f"{name}/") for name in names):
         return metric
     return f"{names[0]}/{metric}"
+
+
+def _evaluate_stages(
+    cfg: DictConfig, model: nn.Module, loader: Any, evaluator: DatasetEvaluator, name: str
+) -> dict[str, Any]:
+    """Evaluate as always, and leave the metrics of every stage in ``stage_metrics.json``."""
+    path = _inference_folder(cfg, name) / "stage_metrics.json"
+    weights = "averaged" if cfg.train.ema.enabled else "plain"
+    if comm.is_main_process():
+        _keep_results_of_other_weights(path, weights)
+    results, _ = evaluate_stages(
+        model,
+        loader,
+        evaluator,
+        dataset_name=name,
+        max_dets_per_image=OmegaConf.select(cfg, "dataloader.evaluator.max_dets_per_image"),
+        output_file=path,
+        facts={"weights": weights},
+    )
+    return results
 
 
 def _report(cfg: DictConfig, name: str, results: dict[str, Any]) -> None:
@@ -395,7 +514,7 @@ def _keep_results_of_other_weights(path: Path, weights: str) -> None:
     except (FileNotFoundError, json.JSONDecodeError):
         return
     if other in ("plain", "averaged") and other != weights:
-        kept = path.with_name(f"metrics_{other}.json")
+        kept = path.with_name(f"{path.stem}_{other}{path.suffix}")
         path.replace(kept)
         logger.info("the results of the %s weights are kept in %s", other, kept)
 

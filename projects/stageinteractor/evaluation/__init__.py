@@ -1,0 +1,23 @@
+"""What a detector's stages do, measured on a data set; and comparisons of trained variants."""
+
+from .diagnosis import (
+    LabelChanges,
+    ScoreChanges,
+    count_label_changes,
+    count_score_changes,
+    find_duplicates,
+    match_detections,
+)
+from .stages import AllStages, StageEvaluator, evaluate_stages
+
+__all__ = [
+    "AllStages",
+    "LabelChanges",
+    "ScoreChanges",
+    "StageEvaluator",
+    "count_label_changes",
+    "count_score_changes",
+    "evaluate_stages",
+    "find_duplicates",
+    "match_detections",
+]
