@@ -1,8 +1,10 @@
 from pathlib import Path
 
 import pytest
+from detectron2.config import instantiate
 
 from stageinteractor.config import apply_overrides, find_config_file, get_config
+from stageinteractor.training import StagewiseMatcher
 
 CONFIG = "stageinteractor/shapes_tiny.py"
 
@@ -113,3 +115,13 @@ def test_a_value_that_cannot_be_parsed_is_an_error(cfg):
 def test_deleting_is_refused(cfg):
     with pytest.raises(ValueError, match="only key=value"):
         apply_overrides(cfg, ["~train.max_iter=3"])
+
+
+def test_what_calls_something_else_replaces_the_node_with_its_arguments(cfg):
+    target = "stageinteractor.training.StagewiseMatcher"
+    assert cfg.model.criterion.label_assigner.iou_threshold == 0.5
+    apply_overrides(cfg, [f"model.criterion.label_assigner={{_target_:{target}}}"])
+    assert dict(cfg.model.criterion.label_assigner) == {"_target_": target}
+    assert type(instantiate(cfg.model.criterion).label_assigner) is StagewiseMatcher
+    apply_overrides(cfg, ["model.criterion.class_weight=3", "train.ema={decay:0.9}"])
+    assert cfg.train.ema == {"enabled": True, "decay": 0.9}  # groups are merged, as before

@@ -63,7 +63,9 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """Set keys of a config from ``key=value`` texts, in Hydra's syntax.
 
     Unlike Detectron2's ``LazyConfig.apply_overrides``, a key must exist, or be an argument of the
-    callable that its node stands for. ``+key=value`` adds a new one.
+    callable that its node stands for. ``+key=value`` adds a new one. Groups are merged, but a value
+    with a ``_target_`` replaces the whole node, as it calls something else, with arguments of its
+    own: ``model.criterion.label_assigner={_target_:stageinteractor.training.StagewiseMatcher}``.
 
     Args:
         cfg: changed in place and returned.
@@ -87,7 +89,8 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
         if not adds:
             _check_override(cfg, key, value)
         try:
-            OmegaConf.update(cfg, key, value, merge=True, force_add=True)
+            replaces = isinstance(value, dict) and "_target_" in value
+            OmegaConf.update(cfg, key, value, merge=not replaces, force_add=True)
         except Exception as error:
             raise ValueError(f"the override {text!r} cannot be applied: {error}") from error
     return cfg
