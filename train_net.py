@@ -34,7 +34,12 @@ def load_config(args: Namespace) -> DictConfig:
 def evaluate(cfg: DictConfig, args: Namespace) -> None:
     """Evaluate the weights of ``train.init_checkpoint``, or with --resume the run's last ones."""
     model = Trainer.build_model(cfg)
-    checkpointer = Checkpointer(model, cfg.train.output_dir, prefer_ema=cfg.train.ema.enabled)
+    checkpointer = Checkpointer(
+        model,
+        cfg.train.output_dir,
+        prefer_ema=cfg.train.ema.enabled,
+        allow_pickle=cfg.train.get("allow_pickle", False),
+    )
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
     cfg.train.ema.enabled = checkpointer.loaded_ema  # as the results are labelled
     Trainer.test(cfg, model)

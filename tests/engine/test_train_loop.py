@@ -5,6 +5,7 @@ import torch
 from detectron2.utils.events import EventStorage
 from small_runs import make_batch, make_detector
 
+from stageinteractor.engine.bad_batch import read_bad_batch
 from stageinteractor.engine.train_loop import DetectionTrainLoop
 
 
@@ -103,7 +104,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path):
     with pytest.raises(FloatingPointError, match="before its update: the loss is inf") as error:
         run_one_step(loop)
     assert float(model.weight.detach()) == weight
-    (path,) = (tmp_path / "bad_batch").iterdir()
+    (path,) = (tmp_path / "bad_batch").glob("*.json")
     assert str(path) in str(error.value)
     document = json.loads(path.read_text())
     assert [x["file_name"] for x in document["images"]] == ["image0.png", "image1.png"]
@@ -121,7 +122,7 @@ def test_predictions_that_are_not_finite_are_described_too(accumulation_steps, t
     loop = make_loop(model, batches, tmp_path, accumulation_steps=accumulation_steps)
     with pytest.raises(FloatingPointError, match="stage 1 of image 0.*bad_batch"):
         run_one_step(loop)
-    (path,) = (tmp_path / "bad_batch").iterdir()
+    (path,) = (tmp_path / "bad_batch").glob("*.json")
     found = json.loads(path.read_text())["non_finite_predictions"]
     assert found[0] == {"stage": 1, "file_name": "image0.png"}
 
@@ -139,7 +140,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(tmp_path):
     with pytest.raises(FloatingPointError, match="norm of the gradient is inf"):
         run_one_step(make_loop(model, [make_batch([1])], tmp_path, lr=0.1))
     assert float(model.weight.detach()) == 0
-    assert len(list((tmp_path / "bad_batch").iterdir())) == 1
+    assert len(list((tmp_path / "bad_batch").glob("*.json"))) == 1
 
 
 def test_a_model_without_counted_targets_gets_the_mean_over_batches(tmp_path):
@@ -157,3 +158,58 @@ def test_a_model_without_counted_targets_gets_the_mean_over_batches(tmp_path):
     )
     assert run_one_step(loop)["total_loss"] == pytest.approx(2.0)
     assert float(model.weight.grad) == pytest.approx(2.0)
+
+
+class Flaky(torch.nn.Module):
+    """Its loss is not finite in the steps that a script says."""
+
+    def __init__(self, script):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+        self.script = iter(script)
+
+    def forward(self, batch):
+        return {"loss": self.weight * {"ok": 1.0, "bad": float("nan")}[next(self.script)]}
+
+
+def test_a_few_steps_that_are_not_finite_are_left_out(tmp_path, caplog):
+    model = Flaky(["ok", "bad", "bad", "ok", "bad", "bad", "bad"])
+    batches = [make_batch([1]) for _ in range(7)]
+    loop = make_loop(model, batches, tmp_path, lr=0.1, max_skipped_steps=2)
+    for _ in range(6):
+        run_one_step(loop)
+    assert float(model.weight.detach()) == pytest.approx(0.8)  # two updates
+    skipped = [r.getMessage() for r in caplog.records if "is left out" in r.getMessage()]
+    assert len(skipped) == 4
+    assert "(1 of up to 2 in a row): the loss is nan; images image0.png" in skipped[0]
+    with pytest.raises(FloatingPointError, match="after 2 steps in a row that were left out"):
+        run_one_step(loop)
+
+
+def test_the_count_of_skipped_steps_outlives_an_interruption(tmp_path):
+    first = make_loop(Flaky(["bad"]), [make_batch([1])], tmp_path, max_skipped_steps=1)
+    run_one_step(first)
+    second = make_loop(Flaky(["bad"]), [make_batch([1])], tmp_path, max_skipped_steps=1)
+    second.load_state_dict(first.state_dict())
+    with pytest.raises(FloatingPointError):
+        run_one_step(second)
+
+
+def test_a_bad_batch_can_be_read_back(tmp_path):
+    model = make_detector()
+    torch.nn.init.constant_(model.decoder.stages[1].class_tower.out.bias, float("nan"))
+    batch = make_batch([1, 2])
+    with pytest.raises(FloatingPointError, match=r"tools/replay_batch\.py .*\.pth"):
+        run_one_step(make_loop(model, [batch], tmp_path))
+    stem = tmp_path / "bad_batch" / "iter0000000_rank0"
+    content = read_bad_batch(f"{stem}.pth")
+    assert (content["iteration"], len(content["batches"])) == (0, 1)
+    for image, expected in zip(content["batches"][0], batch):
+        assert torch.equal(image["image"], expected["image"])
+        for name in ("file_name", "image_id", "height", "width"):
+            assert image[name] == expected[name]
+        boxes, classes = image["instances"].gt_boxes.tensor, image["instances"].gt_classes
+        assert torch.equal(boxes, expected["instances"].gt_boxes.tensor)
+        assert torch.equal(classes, expected["instances"].gt_classes)
+    weights = torch.load(f"{stem}_weights.pth", weights_only=True)["model"]
+    assert weights.keys() == model.state_dict().keys()

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import pickle
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
 from tabulate import tabulate
 
+from .durable import damage, remove_partial_files, write_durably
 from .official import adapt_checkpoint
-from .official_files import read_checkpoint
+from .official_files import CheckpointFileError, read_checkpoint
 
 __all__ = ["BEST_CHECKPOINT", "Checkpointer", "ResumeError", "inference_weights"]
 
 logger = logging.getLogger(__name__)
 
 BEST_CHECKPOINT = "model_best"
+_LAST = "last_checkpoint"
+_PERIODIC = re.compile(r"model_(\d+)\.pth")
 
 
 class ResumeError(ValueError):
@@ -31,10 +39,16 @@ class Checkpointer(DetectionCheckpointer):
     as far as it fits, and one table lists the tensors left out. As the state to resume from, it
     is refused.
 
-    Files are read with ``weights_only=True``; the pickles of Detectron2's model zoo
-    (``detectron2://...pkl``) are read as Detectron2 reads them. Checkpoints of the authors' code,
-    and ImageNet weights of torchvision and timm, are recognised and converted. A checkpoint with
-    averaged (EMA) weights initialises a model with the plain ones, unless ``prefer_ema`` is set.
+    Files are read with ``weights_only=True``. A pickle (``.pkl``, as in Detectron2's model zoo, or
+    ``.pyth``) may run any code when it is opened: it is read, as Detectron2 reads it, only from
+    Detectron2's own storage (``detectron2://``), or where ``allow_pickle`` is set. Checkpoints of
+    the authors' code, and ImageNet weights of torchvision and timm, are recognised and converted.
+    A checkpoint with averaged (EMA) weights initialises a model with the plain ones, unless
+    ``prefer_ema`` is set.
+
+    A checkpoint is written beside its place, flushed to the disk, read back and compared with its
+    checksums, and renamed; ``last_checkpoint`` follows. One that is damaged all the same is set
+    aside when a run is resumed, and the one before it is used.
 
     Attributes:
         loaded_ema: whether the weights in the model are the averaged ones of a checkpoint.
@@ -47,17 +61,71 @@ class Checkpointer(DetectionCheckpointer):
         *,
         save_to_disk: bool | None = None,
         prefer_ema: bool = False,
+        allow_pickle: bool = False,
         **checkpointables: Any,
     ):
         """
         Args:
             model, save_dir, save_to_disk, checkpointables: see ``DetectionCheckpointer``.
             prefer_ema: load averaged weights into the model where the file has them.
+            allow_pickle: open pickles of any origin, and run what they ask for.
         """
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.prefer_ema = prefer_ema
+        self.allow_pickle = allow_pickle
         self.loaded_ema = False
         self._resuming = False
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """As Detectron2's, in a way that a run can be killed at any moment, and a disk be full.
+
+        Raises:
+            OSError: the file cannot be written. The checkpoints before it are as they were.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        if "://" in self.save_dir:  # not a file system
+            super().save(name, **kwargs)
+            return
+        data = {"model": self.model.state_dict()}
+        data.update({key: value.state_dict() for key, value in self.checkpointables.items()})
+        data.update(kwargs)
+        path = Path(self.save_dir, f"{name}.pth")
+        logger.info("saving checkpoint %s", path)
+        try:
+            write_durably(path, lambda file: torch.save(data, file), check=damage)
+            self.tag_last_checkpoint(path.name)
+        except (OSError, RuntimeError, pickle.PicklingError) as error:
+            # PyTorch's archive writer wraps what the system says; the system's error is its cause.
+            reason = error
+            while not isinstance(reason, OSError) and reason.__context__ is not None:
+                reason = reason.__context__
+            if not isinstance(reason, OSError):
+                raise
+            good = self.get_checkpoint_file() if self.has_checkpoint() else ""
+            raise OSError(
+                reason.errno or 0,
+                f"checkpoint {path} cannot be written ({reason.strerror or reason}). "
+                + (f"{good} is intact: mend this, and go on with --resume" if good else ""),
+            ) from error
+
+    def prune(self, keep: int, iteration: int) -> None:
+        """Remove all but the newest ``keep`` of the periodic checkpoints up to an iteration.
+
+        Those of later iterations are of another run, and left alone; so is what
+        ``last_checkpoint`` names.
+        """
+        if not self.save_to_disk or "://" in self.save_dir:
+            return
+        found = []
+        for path in Path(self.save_dir).iterdir():
+            match = _PERIODIC.fullmatch(path.name)
+            if match and int(match.group(1)) <= iteration:
+                found.append((int(match.group(1)), path))
+        last = Path(self.get_checkpoint_file()).name if self.has_checkpoint() else ""
+        for _, path in sorted(found)[:-keep]:
+            if path.name != last:
+                path.unlink()
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """
@@ -87,20 +155,94 @@ class Checkpointer(DetectionCheckpointer):
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """As Detectron2's; a checkpoint to resume from must fit the model exactly.
 
+        A damaged one is renamed to ``<name>.damaged``, with a warning, and the one before it is
+        taken.
+
         Raises:
-            ResumeError: it does not; the message lists the tensors.
+            ResumeError: it does not fit; the message lists the tensors.
             FileNotFoundError: there is no such file.
+            CheckpointFileError: all checkpoints of the run are damaged.
         """
+        if resume:
+            self._choose_checkpoint()
         self._resuming = resume and self.has_checkpoint()
         try:
             return super().resume_or_load(path, resume=resume)
         finally:
             self._resuming = False
 
+    def _choose_checkpoint(self) -> None:
+        """Let ``last_checkpoint`` name a file that is not damaged; the main process does it."""
+        failure: str | None = None
+        if comm.is_main_process() and "://" not in self.save_dir and self.has_checkpoint():
+            if self.save_to_disk:
+                remove_partial_files(self.save_dir)
+            failure = self._set_damaged_aside()
+        if comm.get_world_size() > 1:
+            failure = comm.all_gather(failure)[0]
+        if failure is not None:
+            raise CheckpointFileError(failure)
+
+    def _set_damaged_aside(self) -> str | None:
+        """Returns what to say when no checkpoint is left; None otherwise."""
+        last = Path(self.save_dir, _LAST)
+        named = last.read_text(encoding="utf-8", errors="replace").strip("\0 \n")
+        path = Path(self.save_dir, named)
+        if not named:
+            logger.warning("%s is empty: looking for the newest checkpoint", last)
+        elif not path.is_file():
+            return None  # loading it says what to do
+        others = [
+            p
+            for p in Path(self.save_dir).glob("model_*.pth")
+            if p != path and not p.name.startswith(BEST_CHECKPOINT) and p.is_file()
+        ]
+        newest_first = sorted(others, key=lambda p: (p.stat().st_mtime_ns, p.name), reverse=True)
+        damaged = []
+        for candidate in [path] * bool(named) + newest_first:
+            reason = damage(candidate)
+            if reason is None:
+                if candidate.name != named:
+                    # First, as this may end at any moment, too.
+                    self.tag_last_checkpoint(candidate.name)
+                self._rename_damaged(damaged)
+                return None
+            logger.warning("checkpoint %s is damaged: %s", candidate, reason)
+            damaged.append(candidate)
+        with contextlib.suppress(FileNotFoundError):
+            last.unlink()
+        self._rename_damaged(damaged)
+        return (
+            f"none of the {len(damaged)} checkpoints in {self.save_dir} can be read; they are kept "
+            "as *.damaged. With --resume once more the run begins anew"
+        )
+
+    def _rename_damaged(self, damaged: list[Path]) -> None:
+        for path in damaged:
+            aside = path.with_name(f"{path.name}.damaged")
+            os.replace(path, aside)
+            logger.warning("%s is set aside as %s", path, aside)
+
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         # The best checkpoint lacks nothing, but resuming must go on from the newest one.
-        if not last_filename_basename.startswith(BEST_CHECKPOINT):
+        if last_filename_basename.startswith(BEST_CHECKPOINT):
+            return
+        if "://" in self.save_dir:
             super().tag_last_checkpoint(last_filename_basename)
+            return
+        write_durably(
+            Path(self.save_dir, _LAST), lambda file: file.write(last_filename_basename.encode())
+        )
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        if filename.endswith((".pkl", ".pyth")) and not self.allow_pickle:
+            parsed = self._parsed_url_during_load
+            if parsed is None or parsed.scheme != "detectron2":
+                raise CheckpointFileError(
+                    f"{filename} is a pickle, and opening it may run any code. If you trust its "
+                    "source, set train.allow_pickle=true"
+                )
+        return super()._load_file(filename)
 
     def _torch_load(self, f: str) -> Any:
         return adapt_checkpoint(read_checkpoint(f), self.model, f)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
-from detectron2.data.build import build_batch_data_loader
+from detectron2.data import DatasetFromList, build_detection_test_loader
+from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Sampler
 
 from .mapper import SkipUnreadable
+from .stream import GroupedStream, SeededDataset, TrainLoader
 
 __all__ = ["build_test_loader", "build_train_loader"]
 
@@ -26,11 +26,12 @@ def build_train_loader(
     skip_unreadable: bool = False,
     aspect_ratio_grouping: bool = True,
     sampler: Sampler | None = None,
-) -> Iterable[list[dict[str, Any]]]:
-    """Detectron2's ``build_detection_train_loader``: an endless stream of batches.
+) -> TrainLoader:
+    """As Detectron2's ``build_detection_train_loader``, an endless stream of batches.
 
-    The random numbers follow ``train.seed``: the sampler's order comes from the main process',
-    and every loader process is seeded from it.
+    Order and augmentation follow from the sampler's seed (which comes from the main process'
+    random numbers, and so from ``train.seed``) and from the position in the stream alone: not from
+    the number of loader processes, nor from interruptions.
 
     Args:
         dataset: dataset dicts.
@@ -54,15 +55,16 @@ def build_train_loader(
         )
     if skip_unreadable:
         mapper = SkipUnreadable(mapper, num_images=len(dataset))
-    extra = {"pin_memory": True} if torch.cuda.is_available() and _takes("pin_memory") else {}
-    return build_detection_train_loader(
-        dataset,
-        mapper=mapper,
-        sampler=sampler,
-        total_batch_size=total_batch_size,
-        aspect_ratio_grouping=aspect_ratio_grouping,
+    stream = GroupedStream(
+        TrainingSampler(len(dataset)) if sampler is None else sampler,
+        [_is_portrait(d) if aspect_ratio_grouping else 0 for d in dataset],
+        total_batch_size // world_size,
+    )
+    return TrainLoader(
+        stream,
+        SeededDataset(DatasetFromList(dataset, copy=False), mapper, seed=stream.seed),
         num_workers=num_workers,
-        **extra,
+        pin_memory=torch.cuda.is_available(),
     )
 
 
@@ -91,13 +93,6 @@ def build_test_loader(
     )
 
 
-def _takes(option: str) -> bool:
-    # Detectron2 0.6 passes nothing on to the DataLoader; later versions pass on all.
-    return all(
-        option in parameters
-        or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-        for parameters in (
-            inspect.signature(f).parameters
-            for f in (inspect.unwrap(build_detection_train_loader), build_batch_data_loader)
-        )
-    )
+def _is_portrait(record: dict[str, Any]) -> int:
+    """As Detectron2 groups images: 0 for landscape, 1 for others."""
+    return 0 if record.get("width", 0) > record.get("height", 0) else 1

@@ -132,7 +132,12 @@ class Predictor:
                 "Name a checkpoint with train.init_checkpoint=FILE"
             )
             return
-        Checkpointer(self.model, prefer_ema=train.ema.enabled).load(train.init_checkpoint)
+        checkpointer = Checkpointer(
+            self.model,
+            prefer_ema=train.ema.enabled,
+            allow_pickle=train.get("allow_pickle", False),
+        )
+        checkpointer.load(train.init_checkpoint)
 
 
 def _follow_test_set(cfg: DictConfig) -> Metadata:

@@ -5,6 +5,7 @@ Letters: S stages, B images, N queries, K classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from ..structures import Assignment, ClassTargets, GroundTruth, StageOutput, generalized_box_iou
 from .losses import sigmoid_focal_loss_sum
+from .matcher import NonFinitePredictionError
 
 __all__ = ["Criterion", "CriterionResult"]
 
@@ -106,13 +108,19 @@ class Criterion(nn.Module):
                 batch's own.
 
         Raises:
-            NonFinitePredictionError: from the matcher.
+            NonFinitePredictionError: from the matcher, of this or of another process.
         """
         # Matching and losses need float32 whatever the autocast type of the network is.
         with torch.autocast(device_type=truth.boxes.device.type, enabled=False):
             logits, boxes = self._stack(outputs)
             truth = truth.to(boxes.dtype)
-            assignment, targets = self.assign(logits.detach(), boxes.detach(), truth)
+            try:
+                assignment, targets = self.assign(logits.detach(), boxes.detach(), truth)
+            except NonFinitePredictionError:
+                # The other processes wait for this one's counts, and must not go on with theirs.
+                if comm.get_world_size() > 1:
+                    torch.distributed.all_reduce(logits.new_full((len(logits), 2), math.nan))
+                raise
             if target_counts is None:
                 target_counts = _count(assignment, targets)
             cls_normalizer, box_normalizer = _normalizers(target_counts)
@@ -186,6 +194,8 @@ def _normalizers(target_counts: Tensor) -> tuple[Tensor, Tensor]:
     if world_size > 1:
         target_counts = target_counts.clone()
         torch.distributed.all_reduce(target_counts)
+        if target_counts.isnan().any():
+            raise NonFinitePredictionError([])
     # One object in the whole batch is the floor; the reference divides by zero without any.
     matched, ones = target_counts.clamp(min=1).div(world_size).unbind(1)
     return torch.maximum(matched, ones), matched

@@ -22,13 +22,16 @@ class NonFinitePredictionError(FloatingPointError):
     """A prediction that is not finite reached the matcher.
 
     Attributes:
-        where: list of (stage, image in the batch) with a non-finite matching cost.
+        where: list of (stage, image in the batch) with a non-finite matching cost; empty where
+            another process has met it.
     """
 
     def __init__(self, where: list[tuple[int, int]]):
         self.where = where
         places = ", ".join(f"stage {s} of image {b}" for s, b in where[:4])
         more = f" and {len(where) - 4} more" if len(where) > 4 else ""
+        if not where:
+            places = "images of another process"
         super().__init__(
             f"Predictions are NaN or infinite at {places}{more} of the batch. Training has "
             "diverged or an input is damaged: lower optimizer.lr (2.5e-5 at 16 images a step is "
