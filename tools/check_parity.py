@@ -134,11 +134,12 @@ def summarize(rows: Sequence[Row]) -> list[Row]:
 
 
 def general_name(quantity: str) -> str:
-    """``stage3/bank2/M`` -> ``stage*/bank*/M``; gradients and statistics lose the parameter's name."""
-    match = re.match(r"(grad(?:norm|_norm)?|after)/(?:(.*)\.)?(\w+)$", quantity)
+    """``stage3/bank2/M`` -> ``stage*/bank*/M``; gradients and statistics lose the parameter."""
+    match = re.match(r"((?:train_\w+/)?(?:grad(?:norm|_norm)?|after))/(?:(.*)\.)?(\w+)$", quantity)
     if match and match.group(2):
         return f"{match.group(1)}/*" + ("iof_tau" if match.group(3) == "iof_tau" else "")
-    return re.sub(r"(?<![^/])(stage|img|bank|case|feat|mix_preln|out|s|b|)\d+(?=/|$)", r"\1*", quantity)
+    numbered = r"(?<![^/])(stage|img|bank|case|feat|mix_preln|out|s|b|)\d+(?=[/_]|$)"
+    return re.sub(numbered, r"\1*", quantity)
 
 
 def conclude(reports: Sequence[Report], errors: int) -> int:

@@ -4,7 +4,13 @@ from detectron2.config import LazyCall as L
 
 from sqr import RecollectionDetector, selective_schedule
 
-from ..stageinteractor.stageinteractor_tiny_custom import dataloader, lr_multiplier, model, optimizer, train  # noqa: F401
+from ..stageinteractor.stageinteractor_tiny_custom import (  # noqa: F401
+    dataloader,
+    lr_multiplier,
+    model,
+    optimizer,
+    train,
+)
 
 model.update(
     _target_=RecollectionDetector,

@@ -11,7 +11,7 @@ import torch
 from check_parity import general_name, main
 from parity_cases import Settings, check_case
 from parity_cases.compare import Measurement, exact, geometry, gradient, loss, value
-from parity_cases.decoder import _align_detections, assignment, not_finite
+from parity_cases.decoder import align_detections, assignment, not_finite
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 
@@ -236,9 +236,9 @@ def test_detections_of_equal_score_may_swap_and_others_may_not():
     boxes = np.arange(12.0).reshape(3, 4)
     reference = (np.array([0.9, 0.5, 0.5]), np.array([1, 2, 3]), boxes)
     ours = (np.array([0.9, 0.5, 0.5]), np.array([1, 3, 2]), boxes[[0, 2, 1]])
-    assert _align_detections(ours, reference).tolist() == [0, 2, 1]
+    assert align_detections(ours, reference).tolist() == [0, 2, 1]
     apart = (np.array([0.9, 0.6, 0.5]), *ours[1:])
-    assert _align_detections(apart, reference).tolist() == [0, 1, 2]
+    assert align_detections(apart, reference).tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from . import (  # noqa: F401
     assigner_case,
     backbone_case,
     dfvt_case,
+    sqr_case,
     stageinteractor_case,
 )
 from .case import Case, CaseError, Settings

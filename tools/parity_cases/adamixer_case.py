@@ -13,7 +13,7 @@ from stageinteractor.training import StagewiseMatcher
 
 from .case import Case, CaseError, Settings
 from .compare import Measurement, exact, geometry, pixels, value
-from .decoder import DecoderCase, Outcome, assignment
+from .decoder import DecoderCase, Outcome, assignment, measure_gradient
 from .runner import register_kind
 
 __all__ = ["AdaMixerCase"]
@@ -175,7 +175,7 @@ class AdaMixerCase(DecoderCase):
         covers = ("grad_norm/names", "grad_norm/values")
         for name, norm in zip(listed, norms):
             limit = self.gradient_limit(name, largest)
-            yield self.measure_gradient(
+            yield measure_gradient(
                 f"grad_norm/{name}",
                 gradients[name],
                 norm,
@@ -186,7 +186,7 @@ class AdaMixerCase(DecoderCase):
             quantity = f"grad/{name}"
             if quantity in self.case.names:
                 reference = self.case.array(quantity)
-                yield self.measure_gradient(
+                yield measure_gradient(
                     quantity, gradients[name], reference, limit=limit, is_norm=False
                 )
         for i, feature in enumerate(outcome.features):
@@ -194,7 +194,7 @@ class AdaMixerCase(DecoderCase):
                 quantity = f"grad_feat/{i}/{what}"
                 if quantity in self.case.names:
                     limit = self.gradient_limit(quantity, largest)
-                    yield self.measure_gradient(
+                    yield measure_gradient(
                         quantity,
                         feature.grad,
                         self.case.array(quantity),

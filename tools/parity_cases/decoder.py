@@ -35,7 +35,15 @@ from .compare import (
 )
 from .runner import CaseKind, Layout
 
-__all__ = ["DecoderCase", "Outcome", "assignment", "not_finite"]
+__all__ = [
+    "CaseFeatures",
+    "DecoderCase",
+    "Outcome",
+    "align_detections",
+    "assignment",
+    "measure_gradient",
+    "not_finite",
+]
 
 
 class CaseFeatures(nn.Module):
@@ -274,7 +282,7 @@ class DecoderCase(CaseKind):
             boxes = instances.pred_boxes.tensor.detach().cpu().double().numpy()
             expected = [self.case.array(f"det/{b}/{x}") for x in ("scores", "labels", "boxes")]
             if len(scores) == len(expected[0]):
-                order = _align_detections((scores, labels, boxes), expected)
+                order = align_detections((scores, labels, boxes), expected)
                 scores, labels, boxes = scores[order], labels[order], boxes[order]
             yield self.measured(f"det/{b}/scores", scores, value(settings.atol))
             yield self.measured(f"det/{b}/labels", labels, exact())
@@ -299,9 +307,7 @@ class DecoderCase(CaseKind):
                         f"stage{t}/img{b}/cost_{name}", term[t, b, :, :count], value(settings.atol)
                     )
 
-    def measure_losses(
-        self, t: int, terms: Sequence[tuple[str, Tensor]]
-    ) -> Iterator[Measurement]:
+    def measure_losses(self, t: int, terms: Sequence[tuple[str, Tensor]]) -> Iterator[Measurement]:
         """Loss terms, or what they are divided by, of a stage."""
         for name, ours in terms:
             quantity = f"stage{t}/{name}"
@@ -327,30 +333,30 @@ class DecoderCase(CaseKind):
             found[official] = ours.get(renamed[0]) if renamed else None
         return found
 
-    def measure_gradient(
-        self,
-        quantity: str,
-        ours: Tensor | None,
-        reference: np.ndarray,
-        *,
-        limit: Limit,
-        is_norm: bool,
-        covers: tuple[str, ...] = (),
-    ) -> Measurement:
-        """Compare a gradient, or its L2 norm. A reference of -1 says that there is none; a tensor
-        that our model does without has none either, and the reference must then be zero."""
-        if ours is None:
-            computed = torch.zeros(()) if is_norm else torch.zeros(reference.shape)
-        else:
-            computed = ours.norm() if is_norm else ours
-        settled = not_finite(computed, reference)
-        if is_norm and float(reference) == -1 and float(computed) == 0:
-            settled = "ok (no gradient on either side)"
-        return Measurement(quantity, computed, reference, limit, covers, settled)
-
     def gradient_limit(self, name: str, largest: float) -> Limit:
         """Limit of a gradient, with the largest norm of the case as its scale."""
         return gradient(name, largest if np.isfinite(largest) else 0.0)
+
+
+def measure_gradient(
+    quantity: str,
+    ours: Tensor | None,
+    reference: np.ndarray,
+    *,
+    limit: Limit,
+    is_norm: bool,
+    covers: tuple[str, ...] = (),
+) -> Measurement:
+    """Compare a gradient, or its L2 norm. A reference of -1 says that there is none; a tensor
+    that our model does without has none either, and the reference must then be zero."""
+    if ours is None:
+        computed = torch.zeros(()) if is_norm else torch.zeros(reference.shape)
+    else:
+        computed = ours.norm() if is_norm else ours
+    settled = not_finite(computed, reference)
+    if is_norm and float(reference) == -1 and float(computed) == 0:
+        settled = "ok (no gradient on either side)"
+    return Measurement(quantity, computed, reference, limit, covers, settled)
 
 
 def not_finite(ours: Tensor, reference: np.ndarray) -> str:
@@ -387,7 +393,7 @@ def assignment(ours: Tensor, reference: np.ndarray, cost: np.ndarray, atol: floa
     return f"FAIL total cost {totals[0]:.6f}, reference {totals[1]:.6f}"
 
 
-def _align_detections(
+def align_detections(
     ours: Sequence[np.ndarray], reference: Sequence[np.ndarray], tie: float = 1e-5
 ) -> np.ndarray:
     """Our order of the detections, with those of (nearly) the same score as in the reference."""

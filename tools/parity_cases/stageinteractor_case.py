@@ -13,7 +13,7 @@ from stageinteractor.training import CrossStageMatcher, StagewiseMatcher
 
 from .case import Case, CaseError, Settings
 from .compare import Measurement, exact, loss, pixels, value
-from .decoder import DecoderCase, Outcome, assignment
+from .decoder import DecoderCase, Outcome, assignment, measure_gradient
 from .runner import register_kind
 
 __all__ = ["StageInteractorCase"]
@@ -214,12 +214,12 @@ class StageInteractorCase(DecoderCase):
             limit = self.gradient_limit(name, largest)
             for quantity, is_norm in ((f"gradnorm/{name}", True), (f"grad/{name}", False)):
                 if quantity in self.case.names:
-                    yield self.measure_gradient(
+                    yield measure_gradient(
                         quantity, ours, self.case.array(quantity), limit=limit, is_norm=is_norm
                     )
         for i, feature in enumerate(outcome.features):
             quantity = f"gradnorm_input/feat{i}"
             limit = self.gradient_limit(quantity, largest)
-            yield self.measure_gradient(
+            yield measure_gradient(
                 quantity, feature.grad, self.case.array(quantity), limit=limit, is_norm=True
             )
