@@ -135,6 +135,8 @@ class Inputs:
         array = self._case.array(name)
         if array.dtype.kind != "f":
             return torch.from_numpy(array).to(self._settings.device)
+        if array.dtype == np.float16:  # a shorter way to keep numbers that have so few digits
+            array = array.astype(np.float32)
         if self._generator is not None and not exact:
             direction = self._generator.integers(-1, 2, size=array.shape).astype(array.dtype)
             array = np.where(
