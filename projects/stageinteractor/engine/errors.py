@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Collection, Iterator
 
+import torch.distributed
 from detectron2.utils import comm
 
 __all__ = ["is_user_error", "user_errors"]
@@ -27,9 +28,14 @@ def user_errors(packages: Collection[str] = ("stageinteractor",)) -> Iterator[No
     try:
         yield
     except Exception as error:
+        process = f" in process {comm.get_rank()}" if comm.get_world_size() > 1 else ""
+        if process and _has_lost_another(error):
+            sys.exit(
+                f"error{process}: the connection to another process is lost. It has ended, and its "
+                "own message, before or after this one, says why"
+            )
         if not is_user_error(error, packages):
             raise
-        process = f" in process {comm.get_rank()}" if comm.get_world_size() > 1 else ""
         sys.exit(f"error{process}: {_message(error)}")
 
 
@@ -50,6 +56,17 @@ def is_user_error(error: BaseException, packages: Collection[str] = ("stageinter
         return True  # also when a loader process has raised it, whose traceback is gone
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     return bool(frames) and frames[-1].f_globals.get("__name__", "").split(".")[0] in packages
+
+
+def _has_lost_another(error: BaseException) -> bool:
+    """Whether a collective operation failed as another process of the job is gone."""
+    kinds = tuple(
+        getattr(torch.distributed, name)
+        for name in ("DistBackendError", "DistNetworkError", "DistStoreError")
+        if hasattr(torch.distributed, name)
+    )
+    # Gloo raises a plain RuntimeError that names its source file.
+    return isinstance(error, kinds) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def _message(error: BaseException) -> str:

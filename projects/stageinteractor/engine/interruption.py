@@ -13,10 +13,12 @@ import torch
 import torch.distributed as dist
 from detectron2.utils import comm
 
-__all__ = ["EXIT_INTERRUPTED", "InterruptedRun", "Interruption"]
+__all__ = ["EXIT_INTERRUPTED", "SIGNALS", "InterruptedRun", "Interruption"]
 
 logger = logging.getLogger(__name__)
 
+# What job schedulers send before they kill; not every system has both.
+SIGNALS = ("SIGTERM", "SIGUSR1")
 # EX_TEMPFAIL of sysexits.h: try again later, here with --resume.
 EXIT_INTERRUPTED = 75
 
@@ -47,7 +49,7 @@ class Interruption:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        names = [name for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+        names = [name for name in SIGNALS if hasattr(signal, name)]
         before = {getattr(signal, n): signal.getsignal(getattr(signal, n)) for n in names}
         for number in before:
             signal.signal(number, self._note)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from types import FrameType
 from typing import Any
 
 import torch
@@ -15,6 +20,8 @@ import torch.distributed as dist
 from detectron2.engine import launch as detectron2_launch
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
+
+from .interruption import SIGNALS
 
 __all__ = ["ProcessEnvironment", "launch", "read_process_environment"]
 
@@ -121,7 +128,8 @@ def launch(
     Raises:
         ValueError: more processes are asked for than there are GPUs, or the environment
             contradicts itself.
-        SystemExit: a process that was started here has ended with an exit code, after saying why.
+        SystemExit: a process that was started here has ended with an exit code, after saying why,
+            or was killed.
     """
     environment = _started_by_torchrun(os.environ)
     if environment is None and args.num_gpus * args.num_machines == 1:
@@ -139,20 +147,47 @@ def launch(
     if args.num_gpus * args.num_machines > 1 and not on_gpu:
         # Detectron2 takes NCCL where there is a GPU, which cannot exchange a CPU's tensors.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    starts_processes = args.num_gpus * args.num_machines > 1
     try:
-        return detectron2_launch(
-            _main_with_share_of_cores,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(main, args, 1 if on_gpu else args.num_gpus),
-            timeout=timeout,
-        )
+        with _signals_passed_on() if starts_processes else contextlib.nullcontext():
+            return detectron2_launch(
+                _main_with_share_of_cores,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(main, args, 1 if on_gpu else args.num_gpus),
+                timeout=timeout,
+            )
     except ProcessExitedException as error:
-        if error.signal_name is not None:  # killed: nothing has been said yet
-            raise
+        if error.signal_name is not None:  # nothing has been said yet
+            sys.exit(
+                f"error: process {error.error_index} was ended from outside by "
+                f"{error.signal_name} (SIGKILL: often the system, short of memory), and the "
+                "others with it. The checkpoints are intact: go on with --resume"
+            )
         sys.exit(error.exit_code)
+
+
+@contextlib.contextmanager
+def _signals_passed_on() -> Iterator[None]:
+    """What asks this process to end is for those that it has started, which write a checkpoint."""
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        for process in multiprocessing.active_children():
+            if process.pid is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, number)
+
+    numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []  # only a main thread can handle signals
+    before = {number: signal.signal(number, pass_on) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _join(

@@ -1,0 +1,30 @@
+import sys
+from pathlib import Path
+
+import pytest
+from small_runs import data_overrides, write_dataset
+
+# For the tests of this folder alone.
+sys.path.insert(0, str(Path(__file__).parent))
+
+from coco_files import make_document  # noqa: E402
+from fault_runs import run_forked, run_overrides  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory):
+    """Overrides for a data set of seven images, three of which are upright."""
+    document = make_document(num_images=7)
+    for image in document["images"][::2]:
+        image["height"], image["width"] = 96, 64
+    folder = tmp_path_factory.mktemp("data")
+    return data_overrides(*write_dataset(folder, document))
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory, small_data):
+    """The folder of a run that nothing happens to."""
+    output = tmp_path_factory.mktemp("undisturbed")
+    code = run_forked(run_overrides(output, small_data), log=output / "console.txt")
+    assert code == 0, (output / "console.txt").read_text()
+    return output

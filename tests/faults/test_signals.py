@@ -1,0 +1,114 @@
+"""Signals to real processes of train_net.py, alone and two together."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from fault_runs import difference, run_forked, run_overrides, start
+
+from stageinteractor.engine.interruption import EXIT_INTERRUPTED
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs Linux's /proc")
+
+
+def wait_for(condition, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        if process.poll() is not None or time.monotonic() > end:
+            process.kill()
+            raise AssertionError(process.communicate()[0])
+        time.sleep(0.05)
+
+
+def descendants(pid):
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(c) for c in children]
+
+
+def ranks(launcher):
+    """The processes that a launcher has started, in order of their number."""
+    return [
+        pid
+        for pid in descendants(launcher)
+        if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+
+
+def has_checkpoint(output):
+    return lambda: (output / "last_checkpoint").is_file()
+
+
+def last_iteration(output):
+    name = (output / "last_checkpoint").read_text()
+    return torch.load(output / name, weights_only=True)["iteration"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=["SIGTERM", "SIGUSR1"])
+def test_a_signal_leads_to_a_checkpoint_and_its_own_exit_code(
+    tmp_path, small_data, undisturbed, number
+):
+    """The whole process group is sent it, as by a scheduler, loader processes too."""
+    overrides = run_overrides(tmp_path, small_data, "train.checkpointer.period=1000000")
+    log = tmp_path / "console.txt"
+
+    def signalled_in_step_7():
+        from stageinteractor.engine.train_loop import DetectionTrainLoop
+
+        os.setsid()
+        update = DetectionTrainLoop._update
+
+        def update_and_signal(self, batches):
+            update(self, batches)
+            if self.iter == 7:
+                os.killpg(0, number)
+
+        DetectionTrainLoop._update = update_and_signal
+
+    workers = ["dataloader.train.num_workers=2"]
+    code = run_forked([*overrides, *workers], sabotage=signalled_in_step_7, log=log)
+    assert code == EXIT_INTERRUPTED, log.read_text()
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000007.pth"
+    assert "a checkpoint is written after iteration 7; --resume" in log.read_text()
+    code = run_forked(["--resume", *overrides], log=log)
+    assert code == 0, log.read_text()
+    assert difference(undisturbed, tmp_path) is None
+
+
+def test_two_processes_end_with_a_checkpoint_that_one_can_go_on_from(tmp_path, small_data):
+    endless = [*run_overrides(tmp_path, small_data), "train.max_iter=1000000"]
+    process = start("--num-gpus", "2", *endless)
+    wait_for(has_checkpoint(tmp_path), process)
+    process.send_signal(signal.SIGTERM)
+    text = process.communicate(timeout=60)[0]
+    assert process.returncode == EXIT_INTERRUPTED, text
+    done = last_iteration(tmp_path)
+    assert f"a checkpoint is written after iteration {done}" in text
+
+    log = tmp_path / "console.txt"
+    overrides = [*run_overrides(tmp_path, small_data), f"train.max_iter={done + 3}"]
+    assert run_forked(["--resume", *overrides], log=log) == 0, log.read_text()
+    assert f"resumed: {done + 1} of {done + 3} iterations are done" in log.read_text()
+    message = "the run goes on with 1 process(es) instead of 2. The order of the images and their"
+    assert message in log.read_text()
+
+
+def test_a_killed_process_ends_the_other_within_a_minute(tmp_path, small_data):
+    endless = [*run_overrides(tmp_path, small_data), "train.max_iter=1000000"]
+    process = start("--num-gpus", "2", *endless)
+    wait_for(has_checkpoint(tmp_path), process)
+    first, second = ranks(process.pid)
+    os.kill(second, signal.SIGKILL)
+    begin = time.monotonic()
+    text = process.communicate(timeout=60)[0]
+    assert time.monotonic() - begin < 60
+    assert process.returncode == 1, text
+    assert not Path(f"/proc/{first}").exists()
+    # Which of the two is noticed first is chance; both messages are one line.
+    assert (
+        "process 1 was ended from outside by SIGKILL" in text
+        or "the connection to another process is lost" in text
+    ), text
+    assert last_iteration(tmp_path) >= 0
