@@ -20,7 +20,7 @@ from stageinteractor.config import find_config_file
 FOLDER = Path(find_config_file("stageinteractor/stageinteractor_r50_100q_1x.py")).parents[1]
 CONFIGS = sorted(
     path.relative_to(FOLDER).as_posix()
-    for name in ("stageinteractor", "adamixer")
+    for name in ("stageinteractor", "adamixer", "sqr")
     for path in (FOLDER / name).rglob("*.py")
 )
 FULL_SIZE = [name for name in CONFIGS if "shapes_" not in name]
@@ -48,6 +48,9 @@ RELEASED = {
     "adamixer/adamixer_r50_100q_1x.py": ADAMIXER_R50,
     "adamixer/adamixer_r50_300q_3x.py": ADAMIXER_R50_300Q,
     "adamixer/adamixer_r101_300q_3x.py": (ADAMIXER_R50_300Q[0] + R101_MINUS_R50, 225_344),
+    "sqr/adamixer_sqr_r50_100q_1x.py": ADAMIXER_R50,
+    "sqr/adamixer_sqr_r101_7stages_300q_3x.py": (172_213_748, 225_344),
+    "sqr/stageinteractor_sqr_r50_100q_1x.py": R50,
 }
 DEAD = 328_960  # subbox_score_list of StageInteractor, see docs/differences.md
 
@@ -120,7 +123,7 @@ def test_parameter_count_is_the_released_one(name):
         if isinstance(module, FrozenBatchNorm2d):
             frozen += module.weight.numel() + module.bias.numel()
     released_total, released_frozen = RELEASED[name]
-    if name.startswith("adamixer"):
+    if "adamixer_" in name:
         boxes = 4 * config.model.initial_queries.num_queries
         # The authors' list counts the constant boxes among the trainable parameters.
         assert (trainable, frozen) == (released_total - released_frozen - boxes, released_frozen)

@@ -46,6 +46,7 @@ RELEASED = {
     "keys_dx101_300q_3x": "stageinteractor/stageinteractor_dx101_300q_3x.py",
     "keys_swin_s_300q_3x": "stageinteractor/stageinteractor_swin_s_300q_3x.py",
     "keys_adamixer_r50_100q": "adamixer/adamixer_r50_100q_1x.py",
+    "keys_sqr_adamixer_r101_7stages": "sqr/adamixer_sqr_r101_7stages_300q_3x.py",
 }
 
 
@@ -81,7 +82,11 @@ def assert_same(ours: dict, theirs: dict) -> None:
         assert torch.equal(ours[name], tensor), name
 
 
-@pytest.mark.parametrize(("key_list", "config"), RELEASED.items())
+@pytest.mark.parametrize(
+    ("key_list", "config"),
+    # Trained with SQR or without, AdaMixer's tensors have the same names.
+    [*RELEASED.items(), ("keys_adamixer_r50_100q", "sqr/adamixer_sqr_r50_100q_1x.py")],
+)
 def test_every_released_checkpoint_round_trips(key_list, config):
     official = random_checkpoint(key_list)
     model = empty_model(config)
