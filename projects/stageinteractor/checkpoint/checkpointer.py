@@ -97,7 +97,7 @@ class Checkpointer(DetectionCheckpointer):
             self.tag_last_checkpoint(path.name)
         except (OSError, RuntimeError, pickle.PicklingError) as error:
             # PyTorch's archive writer wraps what the system says; the system's error is its cause.
-            reason = error
+            reason: BaseException = error
             while not isinstance(reason, OSError) and reason.__context__ is not None:
                 reason = reason.__context__
             if not isinstance(reason, OSError):
@@ -198,7 +198,7 @@ class Checkpointer(DetectionCheckpointer):
             if p != path and not p.name.startswith(BEST_CHECKPOINT) and p.is_file()
         ]
         newest_first = sorted(others, key=lambda p: (p.stat().st_mtime_ns, p.name), reverse=True)
-        damaged = []
+        damaged: list[Path] = []
         for candidate in [path] * bool(named) + newest_first:
             reason = damage(candidate)
             if reason is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import inspect
 import os
 import struct
 import zipfile
@@ -71,9 +72,10 @@ def remove_partial_files(folder: str | Path) -> None:
 
 
 def damage(path: str | Path) -> str | None:
-    """What is wrong with a file of ``torch.save``, by its checksums; None for nothing.
+    """What is wrong with a file of ``torch.save``; None for nothing.
 
-    PyTorch itself does not look at them when it loads a file.
+    Compares the checksums, which PyTorch itself does not look at when it loads a file, and lets
+    PyTorch read all but the tensors' values.
     """
     path = Path(path)
     if path.stat().st_size == 0:
@@ -96,7 +98,15 @@ def damage(path: str | Path) -> str | None:
         if error.errno != errno.EINVAL:  # of a place before the beginning
             raise
         return f"it is no complete archive ({error})"
-    return f"the checksum of {broken} is wrong" if broken else None
+    if broken:
+        return f"the checksum of {broken} is wrong"
+    lazily = {"mmap": True} if "mmap" in inspect.signature(torch.load).parameters else {}
+    try:
+        torch.load(path, map_location="cpu", weights_only=True, **lazily)
+    except Exception as error:  # of many kinds, as every byte may be wrong
+        message = str(error).partition("\n")[0]
+        return f"PyTorch cannot read it ({type(error).__name__}: {message})"
+    return None
 
 
 def _has_checksums() -> bool:
