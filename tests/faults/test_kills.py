@@ -16,9 +16,7 @@ KILLED = -9
 @pytest.mark.parametrize("workers", [0, 2])
 def test_kills_at_every_kind_of_moment(tmp_path, small_data, undisturbed, workers):
     """In a step, in the writing of a checkpoint, and before and between the two renamings."""
-    overrides = run_overrides(
-        tmp_path, small_data, f"dataloader.train.num_workers={workers}"
-    )
+    overrides = run_overrides(tmp_path, small_data, f"dataloader.train.num_workers={workers}")
     log = tmp_path / "console.txt"
     moments = [
         dying_in_step(5),

@@ -1,0 +1,192 @@
+#!/usr/bin/env python3
+"""Try a batch again that training could not use.
+
+    python tools/replay_batch.py output/bad_batch/iter0000123_rank0.pth
+
+Prints the losses of every stage, and the first module whose output and the first parameters whose
+gradient are not finite; with --draw, pictures of the batch with its boxes. The config is that of
+the run (config.yaml beside bad_batch/) and the weights are those that the step was computed with,
+unless others are named. A config is code: replay only what you trust.
+
+Exit code 1: the batch still gives something that is not finite. 0: it does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import LazyConfig, instantiate
+from detectron2.utils.events import EventStorage
+from detectron2.utils.visualizer import Visualizer
+from omegaconf import DictConfig
+from PIL import Image
+from tabulate import tabulate
+from torch import Tensor, nn
+
+from stageinteractor.checkpoint.checkpointer import Checkpointer
+from stageinteractor.config import apply_overrides, get_config
+from stageinteractor.engine import user_errors
+from stageinteractor.engine.bad_batch import read_bad_batch
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("batch", metavar="FILE", help="a bad_batch/iter*_rank*.pth")
+    parser.add_argument(
+        "--config-file", metavar="FILE", help="default: config.yaml of the run's folder"
+    )
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="default: the *_weights.pth beside the batch; a step that was only skipped has none",
+    )
+    parser.add_argument("--draw", metavar="FOLDER", help="write pictures of the batch there")
+    parser.add_argument(
+        "opts", nargs="*", metavar="KEY=VALUE", help="changes to the config, e.g. train.device=cpu"
+    )
+    return parser
+
+
+def load_config(args: argparse.Namespace) -> DictConfig:
+    """The run's config, or the one that is named."""
+    if args.config_file:
+        return apply_overrides(get_config(args.config_file), args.opts)
+    path = Path(args.batch).resolve().parents[1] / "config.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: name the run's config with --config-file")
+    return apply_overrides(LazyConfig.load(str(path)), args.opts)
+
+
+def build_model(cfg: DictConfig, args: argparse.Namespace) -> nn.Module:
+    """The detector in training mode, with the weights of the step."""
+    weights = args.weights
+    if weights is None:
+        path = Path(args.batch)
+        weights = path.with_name(f"{path.stem}_weights.pth")
+        if not weights.is_file():
+            raise FileNotFoundError(
+                f"{weights} does not exist, as it was a step that was only skipped: name a "
+                "checkpoint of the run with --weights"
+            )
+    model = instantiate(cfg.model).to(cfg.train.device)
+    Checkpointer(model).load(str(weights))
+    return model.train()
+
+
+class NonFiniteOutputs:
+    """Notes the modules of a model whose outputs are not finite, in the order of their calls."""
+
+    def __init__(self, model: nn.Module):
+        self.names: list[str] = []
+        for name, module in model.named_modules():
+            if name:
+                module.register_forward_hook(
+                    lambda m, i, output, name=name: self._see(name, output)
+                )
+
+    def _see(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        if not all(torch.isfinite(t).all() for t in tensors(output) if t.is_floating_point()):
+            self.names.append(name)
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """All tensors in nested containers."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return [t for item in value for t in tensors(item)]
+    return []
+
+
+def loss_table(losses: dict[str, float]) -> str:
+    """One row a stage, one column a kind of loss."""
+    stages: dict[str, dict[str, float]] = {}
+    for name, value in losses.items():
+        kind, _, stage = name.rpartition("_stage")
+        stages.setdefault(stage or "-", {})[kind or name] = value
+    rows = [{"stage": stage, **kinds} for stage, kinds in stages.items()]
+    return tabulate(rows, headers="keys", floatfmt=".5g")
+
+
+def replay(model: nn.Module, batch: list[dict[str, Any]]) -> bool:
+    """Forward and backward pass of one batch; whether all was finite."""
+    outputs = NonFiniteOutputs(model)
+    try:
+        with EventStorage():
+            losses = model(batch)
+    except FloatingPointError as error:
+        print(f"forward pass: {error}")
+        losses = {}
+    if outputs.names:
+        print(f"first module whose output is not finite: {outputs.names[0]}")
+    if not losses:
+        return False
+    values = {name: float(value.detach()) for name, value in losses.items()}
+    print(loss_table(values))
+    total = sum(values.values())
+    print(f"sum of the losses: {total:.6g}")
+    model.zero_grad()
+    sum(losses.values()).backward()
+    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    bad = [n for n, g in gradients.items() if not torch.isfinite(g).all()]
+    norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradients.values()))
+    print(f"norm of the gradient: {norm:.6g}")
+    if bad:
+        print(f"gradients that are not finite: {len(bad)} of {len(gradients)}, first {bad[0]}")
+    return math.isfinite(total) and not bad and not outputs.names
+
+
+def draw(batch: list[dict[str, Any]], folder: Path, number: int, channels: str) -> None:
+    """Pictures of the images as the model saw them, with the boxes of their objects."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, x in enumerate(batch):
+        image = x["image"].permute(1, 2, 0).numpy().astype("uint8")
+        picture = Visualizer(image[:, :, ::-1] if channels == "BGR" else image)
+        if "instances" in x:
+            picture.overlay_instances(
+                boxes=x["instances"].gt_boxes,
+                labels=[str(int(c)) for c in x["instances"].gt_classes],
+            )
+        path = folder / f"batch{number}_image{i}.png"
+        Image.fromarray(picture.get_output().get_image()).save(path)
+        print(f"{path}: {x.get('file_name', '?')}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code."""
+    args = get_parser().parse_args(argv)
+    with user_errors(("stageinteractor", "__main__", __name__)):
+        content = read_bad_batch(args.batch)
+        cfg = load_config(args)
+        model = build_model(cfg, args)
+        print(f"iteration {content['iteration']}: {content['reason']}")
+        torch.set_rng_state(content["random_state"])
+        precision = getattr(torch, cfg.train.amp.precision) if cfg.train.amp.enabled else None
+        finite = True
+        for number, batch in enumerate(content["batches"]):
+            names = ", ".join(str(x.get("file_name", "?")) for x in batch)
+            print(f"\nbatch {number}: {names}")
+            if args.draw:
+                channels = cfg.dataloader.train.mapper.get("image_format", "RGB")
+                draw(batch, Path(args.draw), number, channels)
+            device = torch.device(cfg.train.device).type
+            with torch.autocast(device, dtype=precision, enabled=precision is not None):
+                finite = replay(model, batch) and finite
+    print("\nall is finite with these weights" if finite else "\nit is not finite again")
+    return 0 if finite else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
