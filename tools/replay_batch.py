@@ -90,9 +90,7 @@ class NonFiniteOutputs:
         self.names: list[str] = []
         for name, module in model.named_modules():
             if name:
-                module.register_forward_hook(
-                    lambda m, i, output, name=name: self._see(name, output)
-                )
+                module.register_forward_hook(partial(self._see, name))
 
     def _see(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
         if not all(torch.isfinite(t).all() for t in tensors(output) if t.is_floating_point()):
