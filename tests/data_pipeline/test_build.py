@@ -91,6 +91,30 @@ def test_unreadable_images_stop_the_run_or_are_skipped_on_request(tmp_path, num_
         assert len(messages) == 1 and messages[0].endswith("1.png (1 so far)")
 
 
+def test_missing_images_are_named_before_the_first_step(tmp_path, caplog):
+    dataset = make_dataset(tmp_path)
+    (tmp_path / "images" / "2.png").unlink()
+    named = r"1 of the 4 images of dataloader\.{} are missing, the first one is .*2\.png"
+    with pytest.raises(FileNotFoundError, match=named.format("train") + ".*skip_unreadable=true"):
+        make_train_loader(dataset)
+    with pytest.raises(FileNotFoundError, match=named.format("test") + "(?!.*skip_unreadable)"):
+        build_test_loader(dataset=dataset, mapper=DetectionMapper(False, augmentations=[]))
+    loader = make_train_loader(dataset, skip_unreadable=True)
+    assert [m for m in caplog.messages if "are missing and will be skipped" in m]
+    seen = set(itertools.chain(*image_ids(itertools.islice(loader, 12))))
+    assert seen == {1, 3, 4}
+    for file in (tmp_path / "images").iterdir():
+        file.unlink()
+    with pytest.raises(FileNotFoundError, match="4 of the 4 images"):
+        make_train_loader(dataset, skip_unreadable=True)
+
+
+def test_another_mapper_may_take_file_names_for_something_else(tmp_path):
+    dataset = [{"file_name": f"key {i}", "width": 2, "height": 1} for i in range(3)]
+    loader = build_test_loader(dataset=dataset, mapper=lambda d: d["file_name"], num_workers=0)
+    assert list(itertools.chain(*loader)) == ["key 0", "key 1", "key 2"]
+
+
 def test_nothing_but_unreadable_images_ends_the_run(tmp_path):
     dataset = make_dataset(tmp_path)
     for file in (tmp_path / "images").iterdir():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from coco_files import make_document, write_dataset
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
 
@@ -17,6 +18,7 @@ from stageinteractor.data import (
     get_detection_dataset,
     register_coco_json,
 )
+from stageinteractor.data.datasets import missing_files
 
 
 def load(document, tmp_path, **kwargs):
@@ -118,6 +120,47 @@ def test_a_wrong_image_folder_is_named_at_once(tmp_path):
         register_coco_json(json_file, str(tmp_path))
 
 
+def test_one_image_that_is_there_is_enough_for_the_right_folder(tmp_path):
+    json_file, image_root = write_dataset(tmp_path, make_document(num_images=30))
+    for number in range(1, 30):
+        (tmp_path / "images" / f"{number}.png").unlink()
+    assert len(get_detection_dataset(json_file=json_file, image_root=image_root)) == 30
+
+
+def test_missing_files_are_found_in_all_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a/1.png", "a/b/2.png", "here.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    there = [str(tmp_path / "a/1.png"), str(tmp_path / "a/../a/b/2.png"), "here.png", "s3://x/y"]
+    absent = [str(tmp_path / "a/2.png"), str(tmp_path / "c/1.png"), "gone.png"]
+    assert missing_files([*there, *absent]) == absent
+    # A disk that takes another spelling for the same.
+    monkeypatch.setattr("os.listdir", lambda folder: ["HERE.PNG"])
+    assert missing_files(["here.png"]) == []
+
+
+def test_class_names_of_a_set_registered_without_them_are_read_from_its_json(tmp_path):
+    document = make_document()
+    document["categories"].reverse()
+    json_file, image_root = write_dataset(tmp_path, document)
+    register_coco_instances("without_names", {}, json_file, image_root)
+    try:
+        assert dataset_num_classes("without_names") is None
+        assert dataset_names({"names": "without_names"}, with_files=False) == ["without_names"]
+        assert MetadataCatalog.get("without_names").thing_classes == ["cat", "dog", "bird"]
+        assert len(get_detection_dataset("without_names")) == 4  # Detectron2 agrees
+    finally:
+        DatasetCatalog.remove("without_names")
+        MetadataCatalog.remove("without_names")
+
+
+def test_names_alone_need_no_files():
+    dataset = {"names": "coco_2014_train"}
+    assert dataset_names(dataset, with_files=False) == ["coco_2014_train"]
+    assert dataset_num_classes("coco_2014_train") == 80
+
+
 def test_an_unknown_name_is_named_with_similar_ones():
     with pytest.raises(KeyError, match="no data set is registered as 'shapes_vall'.*shapes_val"):
         get_detection_dataset("shapes_vall")
@@ -170,6 +213,10 @@ def test_a_json_that_is_no_object(tmp_path):
         (lambda d: d["images"].append("x.png"), "image 'x.png' is not an object"),
         (lambda d: d["categories"][2].update(id=3), "category id 3 occurs more than once"),
         (lambda d: d["categories"][2].update(name=3), "category 90 has a name that is not a text"),
+        (
+            lambda d: d["categories"][2].update(name="cat"),
+            "categories 3 and 90 are both named 'cat': rename one",
+        ),
         (lambda d: d["categories"][2].pop("name"), "category .* has no 'name'"),
         (lambda d: d["annotations"][1].update(id=1), "annotation id 1 occurs more than once"),
         (lambda d: d["annotations"][4].update(category_id=5), "annotation 5 has category_id 5"),

@@ -13,6 +13,7 @@ from detectron2.data import transforms as T
 from detectron2.engine import DefaultPredictor
 
 from stageinteractor.config import get_config
+from stageinteractor.data import SHAPES, register_shapes
 from stageinteractor.engine import predictor as predictor_module
 from stageinteractor.engine.predictor import Predictor
 from stageinteractor.engine.shipped import SHIPPED_CONFIG, is_shipped_config
@@ -93,6 +94,24 @@ def test_the_config_given_is_left_as_it_was(weights):
 def test_what_is_no_picture_is_refused(predictor, image):
     with pytest.raises(ValueError, match="expected a BGR picture"):
         predictor(image)
+
+
+def test_class_names_need_no_files(monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    cfg = get_config(SHIPPED_CONFIG)
+    cfg.train.init_checkpoint, cfg.train.device = "", "cpu"
+    register_shapes("never_drawn", SHAPES["shapes_val"])
+    cfg.dataloader.test.dataset.names = "never_drawn"
+    predictor = Predictor(cfg)
+    assert predictor.metadata.thing_classes == MetadataCatalog.get("shapes_val").thing_classes
+    assert not any(tmp_path.iterdir())
+    cfg.dataloader.test.dataset.names = "coco_2014_minival"
+    predictor = Predictor(cfg)
+    assert len(predictor.metadata.thing_classes) == predictor.cfg.model.num_classes == 80
+    assert "no class names" not in caplog.text
+    cfg.dataloader.test.dataset.names = "nowhere"
+    assert Predictor(cfg).metadata.get("thing_classes") is None
+    assert "detections will have no class names: no data set is registered" in caplog.text
 
 
 def test_missing_weights_are_named():

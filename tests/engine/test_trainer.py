@@ -3,10 +3,11 @@ import logging
 
 import pytest
 import torch
-from coco_files import make_document
+from coco_files import make_document, write_dataset
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
-from small_runs import make_config, run_overrides
+from small_runs import data_overrides, make_config, run_overrides
 
 from stageinteractor.checkpoint.checkpointer import Checkpointer, ResumeError, inference_weights
 from stageinteractor.config import apply_overrides, get_config
@@ -216,6 +217,31 @@ def test_a_number_of_classes_that_the_data_contradict_is_refused(tmp_path):
     cfg = apply_overrides(get_config("stageinteractor/shapes_tiny.py"), overrides)
     with pytest.raises(ValueError, match="model.num_classes=5, but .* has 3 classes"):
         prepare_config(cfg, overrides)
+
+
+def test_the_number_of_classes_follows_the_set_that_has_names(tmp_path):
+    cfg = make_config(tmp_path)
+    DatasetCatalog.register("nameless", list)
+    try:
+        cfg.dataloader.train.dataset.update(json_file=None, image_root=None, names="nameless")
+        assert prepare_config(cfg).model.num_classes == 3
+        cfg.dataloader.test.dataset.update(json_file=None, image_root=None, names="nameless")
+        cfg.model.num_classes = 5
+        assert prepare_config(cfg).model.num_classes == 5
+    finally:
+        DatasetCatalog.remove("nameless")
+        MetadataCatalog.remove("nameless")
+
+
+def test_the_number_of_classes_of_detectron2s_two_stage_detectors_follows_too(tmp_path):
+    dataset = data_overrides(*write_dataset(tmp_path))
+    cfg = apply_overrides(get_config("dfvt/mask_rcnn_dfvt_tiny_1x.py"), dataset)
+    heads = prepare_config(cfg).model.roi_heads
+    assert (heads.num_classes, heads.box_predictor.num_classes) == (3, 3)
+    assert heads.mask_head.num_classes == 3
+    overrides = ["model.roi_heads.num_classes=4"]
+    with pytest.raises(ValueError, match=r"model\.roi_heads\.num_classes=4, but .* has 3 classes"):
+        prepare_config(apply_overrides(cfg, overrides), overrides)
 
 
 def test_test_classes_other_than_the_training_ones_are_refused(tmp_path):

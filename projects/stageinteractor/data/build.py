@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from detectron2.data import DatasetFromList, build_detection_test_loader
+from detectron2.data import DatasetFromList, DatasetMapper, build_detection_test_loader
 from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Sampler
 
+from .datasets import missing_files
 from .mapper import SkipUnreadable
 from .stream import GroupedStream, SeededDataset, TrainLoader
 
 __all__ = ["build_test_loader", "build_train_loader"]
+
+logger = logging.getLogger(__name__)
 
 
 def build_train_loader(
@@ -44,6 +48,7 @@ def build_train_loader(
 
     Raises:
         ValueError: an empty data set, or a batch that the processes cannot share evenly.
+        FileNotFoundError: image files are missing; with ``skip_unreadable`` all of them.
     """
     if len(dataset) == 0:
         raise ValueError("the training set has no images: check dataloader.train.dataset")
@@ -53,6 +58,7 @@ def build_train_loader(
             f"dataloader.train.total_batch_size={total_batch_size} cannot be shared evenly by "
             f"{world_size} process(es): use a positive multiple of {world_size}"
         )
+    _check_files(dataset, mapper, "train", skip_missing=skip_unreadable)
     if skip_unreadable:
         mapper = SkipUnreadable(mapper, num_images=len(dataset))
     stream = GroupedStream(
@@ -85,11 +91,37 @@ def build_test_loader(
 
     Raises:
         ValueError: an empty data set.
+        FileNotFoundError: image files are missing.
     """
     if len(dataset) == 0:
         raise ValueError("the test set has no images: check dataloader.test.dataset")
+    _check_files(dataset, mapper, "test")
     return build_detection_test_loader(
         dataset, mapper=mapper, batch_size=batch_size, num_workers=num_workers
+    )
+
+
+def _check_files(
+    dataset: list[dict[str, Any]], mapper: Callable, part: str, *, skip_missing: bool = False
+) -> None:
+    """Before the first step, not when the first missing image's turn comes."""
+    if not isinstance(mapper, DatasetMapper):
+        return  # for another mapper a file_name may be no file
+    missing = missing_files(d["file_name"] for d in dataset)
+    if not missing:
+        return
+    found = f"{len(missing)} of the {len(dataset)} images of dataloader.{part} are missing"
+    if skip_missing and len(missing) < len(dataset):
+        logger.warning("%s and will be skipped, the first one is %s", found, missing[0])
+        return
+    raise FileNotFoundError(
+        f"{found}, the first one is {missing[0]}: put them there, or take them out of the "
+        "annotations"
+        + (
+            ", or set dataloader.train.skip_unreadable=true"
+            if part == "train" and not skip_missing
+            else ""
+        )
     )
 
 

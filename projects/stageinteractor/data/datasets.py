@@ -10,7 +10,7 @@ import math
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ __all__ = [
     "dataset_names",
     "dataset_num_classes",
     "get_detection_dataset",
+    "missing_files",
     "register_coco_json",
 ]
 
@@ -159,11 +160,17 @@ def get_detection_dataset(
     return kept
 
 
-def dataset_names(dataset: Mapping[str, Any]) -> list[str]:
+def dataset_names(dataset: Mapping[str, Any], *, with_files: bool = True) -> list[str]:
     """Catalogue names that a config node ``dataloader.*.dataset`` stands for.
 
     Registers the JSON where one is given, and draws a built-in data set where it is missing, so
-    that metadata and files are there afterwards.
+    that metadata and files are there afterwards. The metadata hold class names also where
+    ``register_coco_instances`` was given none: they are read from its JSON.
+
+    Args:
+        dataset: the node.
+        with_files: False if the names and metadata are wanted alone: then nothing is drawn, and
+            the files of registered data sets may be missing.
 
     Raises:
         FileNotFoundError, KeyError, ValueError: see :func:`get_detection_dataset`.
@@ -171,7 +178,9 @@ def dataset_names(dataset: Mapping[str, Any]) -> list[str]:
     keys = ("names", "json_file", "image_root", "name")
     names = _resolve(*(dataset.get(key) for key in keys))
     for name in names:
-        _require_files(name)
+        if with_files:
+            _require_files(name)
+        _read_class_names(name)
     return names
 
 
@@ -270,6 +279,43 @@ def _require_files(name: str) -> None:
         )
 
 
+def _read_class_names(name: str) -> None:
+    """Set the names that Detectron2 would set when it loads a COCO data set."""
+    metadata = MetadataCatalog.get(name)
+    path = Path(metadata.get("json_file") or "")
+    is_coco = metadata.get("evaluator_type") == "coco"
+    if not is_coco or metadata.get("thing_classes") is not None or not path.is_file():
+        return
+    document = _parse(path, path.read_bytes())
+    categories = document.get("categories") if isinstance(document, dict) else None
+    if not isinstance(categories, list) or not categories:
+        return
+    _check_categories(path, categories)
+    metadata.thing_classes = [c["name"] for c in sorted(categories, key=lambda c: c["id"])]
+
+
+def missing_files(paths: Iterable[str]) -> list[str]:
+    """Those of the paths that are no files; URLs are taken to be there.
+
+    Each folder is listed once: to ask for every image of COCO takes minutes on a network disk.
+    """
+    listed: dict[str, set[str]] = {}
+    missing = []
+    for path in paths:
+        if "://" in path:
+            continue
+        folder, name = os.path.split(path)
+        if folder not in listed:
+            try:
+                listed[folder] = set(os.listdir(folder or "."))
+            except OSError:
+                listed[folder] = set()
+        # A disk may take two spellings of a name for the same, and a list of names does not.
+        if name not in listed[folder] and not os.path.isfile(path):
+            missing.append(path)
+    return missing
+
+
 def _parse(path: Path, content: bytes) -> Any:
     try:
         return json.loads(content)
@@ -290,7 +336,7 @@ def _check_document(path: Path, document: Any) -> None:
     if not isinstance(annotations, list):
         raise ValueError(f"{path} is not in COCO format: 'annotations' is not a list")
     _check_entries(path, "image", document["images"], ("id", "file_name", "height", "width"))
-    _check_entries(path, "category", document["categories"], ("id", "name"))
+    _check_categories(path, document["categories"])
     _check_entries(path, "annotation", annotations, ("id", "image_id", "category_id", "bbox"))
 
     for image in document["images"]:
@@ -300,11 +346,6 @@ def _check_document(path: Path, document: Any) -> None:
         for key in ("height", "width"):
             if not _is_number(image[key]) or not image[key] >= 1:
                 raise ValueError(f"{what} {key} {image[key]!r}, which is not a number of pixels")
-    for category in document["categories"]:
-        if not isinstance(category["name"], str):
-            raise ValueError(f"{path}: category {category['id']!r} has a name that is not a text")
-        if not isinstance(category["id"], int):
-            raise ValueError(f"{path}: category id {category['id']!r} is not a whole number")
 
     image_ids = {image["id"] for image in document["images"]}
     category_ids = {category["id"] for category in document["categories"]}
@@ -324,6 +365,24 @@ def _check_document(path: Path, document: Any) -> None:
                 f"{what} 'ignore' set, which Detectron2 does not support: use 'iscrowd', or "
                 "remove the annotation"
             )
+
+
+def _check_categories(path: Path, categories: list[Any]) -> None:
+    _check_entries(path, "category", categories, ("id", "name"))
+    id_of: dict[str, int] = {}
+    for category in categories:
+        name, number = category["name"], category["id"]
+        if not isinstance(name, str):
+            raise ValueError(f"{path}: category {number!r} has a name that is not a text")
+        if not isinstance(number, int):
+            raise ValueError(f"{path}: category id {number!r} is not a whole number")
+        if name in id_of:
+            # Results are reported by name: one of the two would be lost.
+            raise ValueError(
+                f"{path}: the categories {id_of[name]} and {number} are both named {name!r}: "
+                "rename one, or give their annotations the same category_id"
+            )
+        id_of[name] = number
 
 
 def _check_entries(path: Path, kind: str, entries: list[Any], keys: Sequence[str]) -> None:
@@ -346,12 +405,12 @@ def _check_entries(path: Path, kind: str, entries: list[Any], keys: Sequence[str
 
 
 def _check_images(path: Path, root: Path, images: list[dict[str, Any]]) -> None:
-    # A few may be missing, which is found out when they are read; all of them is a wrong folder.
-    some = images[:20]
-    if not any((root / image["file_name"]).is_file() for image in some):
+    # All of them is a wrong folder. If some are missing, it is for the loaders to say.
+    files = [str(root / image["file_name"]) for image in images]
+    if len(missing_files(files)) == len(files):
         raise FileNotFoundError(
             f"image folder {root} does not hold the images of {path}: for example, there is no "
-            f"{root / some[0]['file_name']}. Set image_root to the folder that the file names "
+            f"{files[0]}. Set image_root to the folder that the file names "
             "are relative to"
         )
 

@@ -143,11 +143,12 @@ class Predictor:
 def _follow_test_set(cfg: DictConfig) -> Metadata:
     """Metadata of the first test set, after which the config's number of classes is set.
 
-    Detection needs no data set, so one that is not at hand costs only the class names.
+    Detection needs no data set: the files of a registered one are not looked for, and one that
+    cannot be registered costs only the class names.
     """
     try:
-        prepare_config(cfg, training=False)
-        return MetadataCatalog.get(dataset_names(cfg.dataloader.test.dataset)[0])
+        prepare_config(cfg, training=False, with_files=False)
+        return MetadataCatalog.get(dataset_names(cfg.dataloader.test.dataset, with_files=False)[0])
     except (FileNotFoundError, KeyError) as error:
         message = error.args[0] if isinstance(error, KeyError) else error
         logger.warning("detections will have no class names: %s", message)
