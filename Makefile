@@ -11,7 +11,7 @@ COMPILE := uv pip compile --quiet --universal --python-version 3.9 --annotation-
 	--custom-compile-command "make requirements"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean distclean requirements shapes-checkpoint
+.PHONY: help demo test lint ablation ablation-smoke clean distclean requirements shapes-checkpoint
 
 help:  ## list the targets
 	@echo "make <target> [PYTHON=python3] [ARGS='...']"
@@ -27,6 +27,15 @@ test: $(READY)  ## run the tests; ARGS="-k matcher" chooses some
 lint: $(READY)  ## ruff and mypy
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
+
+PLAN ?= ablations/shapes_hard.yaml
+
+ablation: $(READY)  ## compare variants over seeds, PLAN=ablations/....yaml (hours): docs/results.md
+	$(RUN) tools/run_ablation.py --plan $(PLAN) $(ARGS)
+
+ablation-smoke: $(READY)  ## two cells of a few steps, compared
+	rm -rf output/ablations/smoke
+	$(RUN) tools/run_ablation.py --plan ablations/smoke.yaml $(ARGS)
 
 shapes-checkpoint: $(READY)  ## train the shipped checkpoint from scratch (long)
 	$(RUN) tools/make_shapes_checkpoint.py $(ARGS)

@@ -8,7 +8,12 @@ import cv2
 import numpy as np
 import pytest
 
-from stageinteractor.visualization import plot_ap_curves, plot_loss_curves, read_metrics
+from stageinteractor.visualization import (
+    plot_ap_curves,
+    plot_convergence,
+    plot_loss_curves,
+    read_metrics,
+)
 
 
 def record(iteration: int, **values: float) -> dict:
@@ -77,3 +82,22 @@ def test_ap_curves_begin_at_the_start_value(tmp_path):
     with_start = cv2.imread(plot_ap_curves(file, tmp_path / "b.png", {"AP": 20.0}))
     assert without.shape == with_start.shape
     assert np.abs(without.astype(int) - with_start).max() > 50
+
+
+def test_convergence_is_drawn_for_every_variant(tmp_path):
+    curves = {
+        "neither": [[(10, 1.0), (20, 4.0)], [(10, 2.0), (20, 5.0)]],
+        "both": [[(10, 3.0), (15, 9.0), (20, 8.0)], [(10, 3.5), (20, float("nan"))]],
+        "nothing yet": [],
+    }
+    picture = plot_convergence(curves, tmp_path / "new" / "convergence.png", title="AP")
+    assert cv2.imread(picture).std() > 5
+    for extension in ("pdf", "svg"):
+        assert plot_convergence(curves, tmp_path / f"convergence.{extension}").endswith(extension)
+        assert (tmp_path / f"convergence.{extension}").stat().st_size > 2000
+
+
+def test_convergence_of_nothing_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="no finished training"):
+        plot_convergence({"a": [], "b": [[(1, float("nan"))]]}, tmp_path / "convergence.png")
+    assert not (tmp_path / "convergence.png").exists()

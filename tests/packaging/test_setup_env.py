@@ -462,7 +462,9 @@ def checkout(tmp_path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "lint", "shapes-checkpoint"])
+@pytest.mark.parametrize(
+    "target", ["demo", "test", "lint", "ablation", "ablation-smoke", "shapes-checkpoint"]
+)
 def test_every_target_sets_up_only_when_something_changed(checkout, target):
     assert "setup_env.py" not in make(checkout, "-n", target)
     (checkout / ".venv" / ".ready").unlink()
@@ -479,12 +481,13 @@ def test_help_lists_the_targets_and_needs_no_environment(checkout):
     assert "set-up" not in listed
 
 
-def test_ci_fails_if_lint_or_tests_fail(tmp_path):
+def test_ci_fails_if_lint_tests_or_ablation_fail(tmp_path):
     (tmp_path / ".ci").mkdir()
     (tmp_path / ".ci" / "run").write_text((ROOT / ".ci" / "run").read_text())
-    for lint, test, expected in ((0, 0, 0), (1, 0, 1), (0, 1, 1)):
+    for lint, test, smoke, expected in ((0, 0, 0, 0), (1, 0, 0, 1), (0, 1, 0, 1), (0, 0, 1, 1)):
         (tmp_path / "Makefile").write_text(
             f"lint:\n\texit {lint}\ntest:\n\techo ran; exit {test}\n"
+            f"ablation-smoke:\n\techo compared; exit {smoke}\n"
         )
         result = subprocess.run(
             ["bash", ".ci/run"],
@@ -495,3 +498,4 @@ def test_ci_fails_if_lint_or_tests_fail(tmp_path):
         )
         assert result.returncode == expected
         assert "ran" in result.stdout, "the tests run even if lint fails"
+        assert "compared" in result.stdout

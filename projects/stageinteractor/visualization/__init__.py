@@ -1,5 +1,6 @@
 """Pictures: detections beside the ground truth, contact sheets, curves of a training."""
 
+from .convergence import plot_convergence
 from .curves import plot_ap_curves, plot_loss_curves, read_metrics
 from .pictures import (
     contact_sheet,
@@ -15,6 +16,7 @@ __all__ = [
     "draw_detections",
     "draw_ground_truth",
     "plot_ap_curves",
+    "plot_convergence",
     "plot_loss_curves",
     "read_metrics",
     "save_picture",

@@ -1,0 +1,342 @@
+"""Cells are trained once, go on where they were stopped, fail alone; wrong plans are refused."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from pathlib import Path
+
+import pytest
+from ablation import run
+from ablation.plan import Plan, load_plan
+from run_ablation import main
+
+from stageinteractor.config import find_config_file
+
+CONFIG = "stageinteractor/shapes_hard.py"
+VARIANTS = {"default": (), "more": ("train.log_period=1",)}
+PLANS = sorted(Path(find_config_file("ablations/smoke.yaml")).parent.glob("*.yaml"))
+
+
+def arguments(output, *, seeds=(1, 2, 3), variants=VARIANTS, opts=("train.max_iter=4",)):
+    args = ["--config-file", CONFIG, "--output", str(output), "--seeds", *map(str, seeds)]
+    for name, overrides in variants.items():
+        args += ["--variant", name, *overrides]
+    return args, ["--opts", *opts]
+
+
+def call(output, *extra, **plan):
+    before, after = arguments(output, **plan)
+    return main([*before, *extra, *after])
+
+
+def calls(output):
+    return {
+        f"{file.parents[1].name}/{file.parent.name}": file.read_text().splitlines()
+        for file in output.glob("*/*/calls.txt")
+    }
+
+
+def refuse(capsys, output, *extra, **plan):
+    """What a refused call says: one line, exit code 1."""
+    with pytest.raises(SystemExit) as error:
+        call(output, *extra, **plan)
+    assert str(error.value.code).startswith("error: ")
+    assert not list(output.glob("*/*/calls.txt"))
+    return str(error.value.code)
+
+
+def test_cells_are_trained_once_and_compared(fake_training, tmp_path, capsys):
+    output = tmp_path / "out"
+    assert call(output, opts=("train.max_iter=4", "train.stage_evaluation=true")) == 0
+    results = json.loads((output / "results.json").read_text())
+    assert [(c["variant"], c["seed"], c["status"]) for c in results["cells"]] == [
+        (name, seed, "finished") for name in VARIANTS for seed in (1, 2, 3)
+    ]
+    cell = results["cells"][0]
+    assert cell["metrics"]["AP"] == 11 and cell["curve"] == [[2, 1.0], [4, 11.0]]
+    assert cell["seconds_per_step"] == 0.375 and cell["peak_memory_mb"] > 0
+    assert cell["commit"] and cell["versions"]["torch"] and cell["machine"]["cpu_cores"]
+
+    summary = results["summary"]
+    assert summary["variants"]["default"]["AP"] == {
+        "mean": 12.0,
+        "std": 1.0,
+        "values": [11.0, 12.0, 13.0],
+    }
+    assert [s["mean"] for s in summary["variants"]["default"]["AP_by_stage"]] == [11.0, 12.0]
+    (difference,) = summary["differences_of_AP"]
+    assert (difference["from"], difference["to"]) == ("default", "more")
+    assert difference["values"] == pytest.approx([2.1, 2.2, 2.3])
+    low, high = difference["interval"]
+    assert 2.0999 < low < 2.2 < high < 2.3001
+
+    tables = (output / "tables.md").read_text()
+    assert "| default |       3 | 12.00 ± 1.00 |" in tables
+    assert "| more − default |  +2.20 |" in tables
+    assert "APs" not in tables  # measured nowhere
+    assert (output / "convergence.png").stat().st_size > 5000
+
+    before = calls(output)
+    assert call(output, opts=("train.max_iter=4", "train.stage_evaluation=true")) == 0
+    assert calls(output) == before
+    assert "0 cells trained, 6 were finished already" in capsys.readouterr().out
+
+
+def test_seeds_and_variants_may_be_added(fake_training, tmp_path):
+    output = tmp_path / "out"
+    assert call(output, seeds=[1]) == 0
+    assert call(output, seeds=[2], variants={**VARIANTS, "most": ("train.log_period=2",)}) == 0
+    results = json.loads((output / "results.json").read_text())
+    assert results["plan"]["seeds"] == [1, 2]
+    assert list(results["summary"]["variants"]) == ["default", "more", "most"]
+    assert results["summary"]["variants"]["default"]["seeds"] == [1, 2]
+    assert results["summary"]["variants"]["most"]["seeds"] == [2]
+    assert results["summary"]["differences_of_AP"][1]["interval"] is None  # of a single seed
+
+
+def test_the_command_of_a_cell_trains_that_cell(fake_training, tmp_path):
+    output = tmp_path / "with space"
+    assert call(output, seeds=[3], variants={"default": ("train.log_period=1",)}) == 0
+    (cell,) = json.loads((output / "results.json").read_text())["cells"]
+    threads, python, *typed = shlex.split(cell["command"])
+    assert (threads, python) == ("OMP_NUM_THREADS=1", "python")
+    (called,) = calls(output)["default/seed_3"]
+    assert typed[1:] == shlex.split(
+        called.replace("'", "\\'").replace("with space", "with\\ space")
+    )
+
+
+def test_a_failing_cell_is_reported_with_its_log_and_the_others_go_on(
+    fake_training, tmp_path, capsys
+):
+    output = tmp_path / "out"
+    variants = {"broken": ("train.log_period=666",), **VARIANTS}
+    assert call(output, variants=variants, seeds=[1]) == 1
+    printed = "".join(capsys.readouterr())
+    assert "broken, seed 1: FAILED, the training ended with code 1" in printed
+    assert f"{output / 'broken' / 'seed_1' / 'output.txt'}" in printed
+    assert "no space left on device" in printed
+    results = json.loads((output / "results.json").read_text())
+    assert [c["status"] for c in results["cells"]] == ["failed", "finished", "finished"]
+    assert list(results["summary"]["variants"]) == ["default", "more"]
+    assert "**not finished**: broken seed 1" in (output / "tables.md").read_text()
+    # Tried again the next time, from its checkpoint.
+    assert call(output, variants=variants, seeds=[1]) == 1
+    first, second = calls(output)["broken/seed_1"]
+    assert second == f"--resume {first}"
+
+
+def test_where_all_cells_fail_there_is_no_report(fake_training, tmp_path, capsys):
+    output = tmp_path / "out"
+    assert call(output, variants={"broken": ("train.log_period=666",)}, seeds=[1]) == 1
+    assert not (output / "tables.md").exists()
+
+
+def test_an_interrupted_cell_goes_on(fake_training, tmp_path, monkeypatch):
+    output = tmp_path / "out"
+    variants = {"slow": ("train.log_period=777",)}
+
+    def interrupt(folder, steps_done=run._steps_done):
+        if (folder / "last_checkpoint").exists():
+            raise KeyboardInterrupt
+        return steps_done(folder)
+
+    monkeypatch.setattr(run, "_steps_done", interrupt)
+    start = time.perf_counter()
+    with pytest.raises(KeyboardInterrupt):
+        call(output, variants=variants, seeds=[1])
+    assert time.perf_counter() - start < 30  # the training did not sleep to its end
+    record = json.loads((output / "slow" / "seed_1" / "cell.json").read_text())
+    assert record["status"] == "interrupted"
+    monkeypatch.undo()
+    monkeypatch.setattr(run, "ROOT", fake_training)
+    assert call(output, variants=variants, seeds=[1]) == 0
+    assert [c.startswith("--resume") for c in calls(output)["slow/seed_1"]] == [False, True]
+    assert "interrupted and resumed: slow seed 1" in (output / "tables.md").read_text()
+
+
+def test_parts_share_the_cells(fake_training, tmp_path):
+    output = tmp_path / "out"
+    assert call(output, "--part", "1/2") == 0
+    assert sorted(calls(output)) == ["default/seed_1", "default/seed_2", "default/seed_3"]
+    assert call(output, "--part", "2/2") == 0
+    assert len(calls(output)) == 6
+    assert len(json.loads((output / "results.json").read_text())["cells"]) == 6
+
+
+def test_a_cell_that_another_process_trains_is_left_to_it(fake_training, tmp_path, capsys):
+    output = tmp_path / "out"
+    with run._locked(output / "more" / "seed_1") as is_ours:
+        assert is_ours
+        assert call(output, seeds=[1]) == 0
+    assert list(calls(output)) == ["default/seed_1"]
+    assert "1 are being trained elsewhere" in capsys.readouterr().out
+
+
+def test_a_cell_that_evaluates_too_little_has_failed(fake_training, tmp_path, capsys):
+    output = tmp_path / "out"
+    assert call(output, seeds=[1], variants={"default": ()}, opts=("train.max_iter=9",)) == 1
+    assert "ends before 9 iterations" in "".join(capsys.readouterr())
+
+
+def test_a_rerun_compares_to_the_digit(fake_training, tmp_path, capsys):
+    output = tmp_path / "out"
+    assert call(output, seeds=[1]) == 0
+    assert call(output, "--rerun", "more", "1", seeds=[1]) == 0
+    assert "AP 13.1, the stored figures to the digit" in capsys.readouterr().out
+    record = output / "more" / "seed_1" / "cell.json"
+    record.write_text(record.read_text().replace('"AP": 13.1', '"AP": 13.1000001'))
+    assert call(output, "--rerun", "more", "1", seeds=[1]) == 1
+    assert "other metrics" in capsys.readouterr().out
+    assert not list(output.glob("more/seed_1/rerun-*"))
+
+
+def test_tables_find_their_place_in_a_page(fake_training, tmp_path):
+    output, page = tmp_path / "out", tmp_path / "docs" / "page.md"
+    page.parent.mkdir()
+    page.write_text("# Title\n\n<!-- begin shapes_hard -->\nold\n<!-- end shapes_hard -->\n\nend\n")
+    assert call(output, "--into", str(page), seeds=[1]) == 0
+    text = page.read_text()
+    assert text.startswith("# Title\n\n<!-- begin shapes_hard -->\n\n|")
+    assert text.endswith("<!-- end shapes_hard -->\n\nend\n") and "old" not in text
+    assert "![Convergence](images/ablation_shapes_hard.png)" in text
+    assert (page.parent / "images" / "ablation_shapes_hard.png").is_file()
+    assert call(output, "--report", "--into", str(page), seeds=[1]) == 0
+    assert page.read_text() == text
+
+
+def test_a_page_without_a_place_is_refused(fake_training, tmp_path, capsys):
+    page = tmp_path / "page.md"
+    page.write_text("nothing here")
+    with pytest.raises(SystemExit, match="has no lines '<!-- begin shapes_hard -->'"):
+        call(tmp_path / "out", "--into", str(page), seeds=[1])
+
+
+def test_a_dry_run_prints_commands_only(fake_training, tmp_path, capsys):
+    assert call(tmp_path / "out", "--dry-run", seeds=[1]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("$ OMP_NUM_THREADS=1 python train_net.py --config-file") == 2
+    assert calls(tmp_path / "out") == {}
+
+
+def test_the_report_of_nothing_is_refused(fake_training, tmp_path, capsys):
+    assert "there is nothing to compare" in refuse(capsys, tmp_path / "out", "--report")
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        ({"variants": {"a": ("train.max_itr=3",)}}, "variant 'a': .* no key 'train.max_itr'"),
+        ({"opts": ("train.max_itr=3",)}, "no key 'train.max_itr'"),
+        ({"variants": {"a": ("train.max_iter",)}}, "variant 'a': 'train.max_iter' does not set"),
+        ({"seeds": (1, 2, 1)}, r"the seed 1 stands twice in \[1, 2, 1\]"),
+        ({"seeds": (-1,)}, "seed -1 is negative"),
+        ({"variants": {"a": ("train.seed=3",)}}, "each cell has its own train.seed"),
+        ({"variants": {"a/b": ()}}, "variant 'a/b' names a folder"),
+        ({"variants": {}}, "no variants"),
+    ],
+)
+def test_wrong_plans_are_refused(fake_training, tmp_path, capsys, plan, message):
+    with pytest.raises(SystemExit, match=message):
+        call(tmp_path / "out", **plan)
+    assert calls(tmp_path / "out") == {}
+
+
+def test_variants_given_twice_or_beside_a_plan_are_refused(fake_training, tmp_path):
+    before, after = arguments(tmp_path / "out")
+    with pytest.raises(SystemExit, match="variant 'default' is given twice"):
+        main([*before, "--variant", "default", *after])
+    with pytest.raises(SystemExit, match="leave the other options out"):
+        main(["--plan", "ablations/smoke.yaml", *before])
+    with pytest.raises(SystemExit, match="give --plan"):
+        main([])
+
+
+def test_results_of_another_base_config_are_refused(fake_training, tmp_path, capsys):
+    output = tmp_path / "out"
+    assert call(output, seeds=[1]) == 0
+    before = calls(output)
+    for opts, message in [
+        (("train.max_iter=5",), "another base config: train.max_iter is 4 there and 5 here"),
+        (("train.max_iter=4", "optimizer.lr=1"), "optimizer.lr is 0.0005 there and 1 here"),
+    ]:
+        with pytest.raises(SystemExit, match=message):
+            call(output, seeds=[1], opts=opts)
+    with pytest.raises(SystemExit, match="its config is .*shapes_hard.py, not .*shapes_tiny.py"):
+        main(
+            ["--config-file", "stageinteractor/shapes_tiny.py", "--variant", "default"]
+            + ["--seeds", "1", "--output", str(output)]
+        )
+    with pytest.raises(SystemExit, match="the variant 'more' has the overrides"):
+        call(output, seeds=[1], variants={"more": ("train.log_period=3",)})
+    assert calls(output) == before
+
+
+def test_cells_of_another_plan_are_not_taken_over(fake_training, tmp_path, capsys):
+    output = tmp_path / "out"
+    assert call(output, seeds=[1]) == 0
+    (output / "results.json").unlink()
+    with pytest.raises(SystemExit, match="seed_1 holds a cell of .* choose another --output"):
+        call(output, seeds=[1], opts=("train.max_iter=3",))
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '{"plan": 3}'])
+def test_a_file_that_holds_no_results_is_refused(fake_training, tmp_path, capsys, content):
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "results.json").write_text(content)
+    assert "is no results file" in refuse(capsys, output)
+
+
+@pytest.mark.parametrize("part", ["0/2", "3/2", "1", "a/b"])
+def test_parts_that_do_not_exist_are_refused(fake_training, tmp_path, capsys, part):
+    assert f"--part {part}: write i/n" in refuse(capsys, tmp_path / "out", "--part", part)
+
+
+def test_unknown_variants_and_cells_are_named(fake_training, tmp_path, capsys):
+    output = tmp_path / "out"
+    assert "no variant 'less'; it has default, more" in refuse(capsys, output, "--only", "less")
+    assert "no cell 'more' with seed 9" in refuse(capsys, output, "--rerun", "more", "9")
+    assert "is not finished" in refuse(capsys, output, "--rerun", "more", "1")
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
+def test_the_plans_of_the_project_fit_their_configs(path):
+    plan = load_plan(str(path))
+    plan.check()
+    assert plan.name == path.stem
+    assert next(iter(plan.variants)) == "neither"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seeds: [1]\nvariants: {a: []}", "no key 'config'"),
+        ("config: x.py\nseeds: 3\nvariants: {a: []}", "seeds must be a list"),
+        ("config: x.py\nseeds: [a]\nvariants: {a: []}", "seeds must be whole numbers"),
+        ("config: x.py\nseed: [1]\nvariants: {a: []}", "unknown key 'seed'"),
+        ("config: x.py\nseeds: [1]\nvariants: {a: b}", "overrides of 'a' must be a list"),
+        ("- 1", "is no plan"),
+        ("a: [", "cannot be read as YAML"),
+    ],
+)
+def test_files_that_are_no_plans_are_refused(tmp_path, text, message):
+    file = tmp_path / "plan.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_plan(str(file))
+
+
+def test_a_missing_plan_is_named():
+    with pytest.raises(FileNotFoundError, match="no_such.yaml does not exist"):
+        load_plan("ablations/no_such.yaml")
+
+
+def test_base_values_leave_out_what_is_a_cells_or_a_machines_own():
+    values = Plan(config=CONFIG, variants={"a": ()}, seeds=(1,)).base_values()
+    assert values["train.max_iter"] > 0
+    assert values["model.decoder._target_"].endswith("StageInteractorDecoder")
+    assert not {"train.seed", "train.device", "train.output_dir"} & set(values)
+    assert json.loads(json.dumps(values)) == values

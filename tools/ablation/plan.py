@@ -1,0 +1,230 @@
+"""What is compared: a base config, named overrides, seeds; one cell for each pair of the latter."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from detectron2.utils.registry import _convert_target_to_string
+from omegaconf import DictConfig, OmegaConf
+
+from stageinteractor.config import apply_overrides, find_config_file, get_config
+
+__all__ = ["ROOT", "Cell", "Plan", "load_plan"]
+
+ROOT = Path(__file__).resolve().parents[2]
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
+# Of a cell's own, or of the machine; not of what is compared.
+_OWN_KEYS = ("train.seed", "train.output_dir")
+_KEYS_OF_THE_MACHINE = (*_OWN_KEYS, "train.device")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training: a variant with a seed."""
+
+    variant: str
+    seed: int
+    config: str
+    overrides: tuple[str, ...]
+    """Of the plan, then of the variant."""
+    folder: Path
+    """Absolute."""
+    max_iter: int
+
+    @property
+    def name(self) -> str:
+        """As it is shown."""
+        return f"{self.variant}, seed {self.seed}"
+
+    def arguments(self, *, folder: Path | None = None, resume: bool = False) -> list[str]:
+        """Of Python, in the root of the checkout."""
+        return [
+            "train_net.py",
+            *(["--resume"] if resume else []),
+            *("--config-file", self.config),
+            *self.overrides,
+            f"train.seed={self.seed}",
+            f"train.output_dir={_quoted(_from_root(folder or self.folder))}",
+        ]
+
+    def command(self, *, threads: int) -> str:
+        """What one types to train the cell anew."""
+        return f"OMP_NUM_THREADS={threads} python {shlex.join(self.arguments())}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A base config, named overrides and seeds.
+
+    Raises:
+        ValueError: there are no variants or seeds, one stands there twice, or an override sets
+            what each cell has for itself.
+    """
+
+    config: str
+    variants: Mapping[str, tuple[str, ...]]
+    """Overrides of each variant; the first one is what the others are compared with."""
+    seeds: tuple[int, ...]
+    overrides: tuple[str, ...] = field(default=())
+    """Of all cells."""
+    name: str = "ablation"
+
+    def __post_init__(self) -> None:
+        if not self.variants:
+            raise ValueError("the plan has no variants: nothing can be compared")
+        if not self.seeds:
+            raise ValueError("the plan has no seeds: give at least one, better three")
+        twice = sorted({seed for seed in self.seeds if self.seeds.count(seed) > 1})
+        if twice:
+            raise ValueError(f"the seed {twice[0]} stands twice in {list(self.seeds)}")
+        if min(self.seeds) < 0:
+            raise ValueError(
+                f"the seed {min(self.seeds)} is negative, which means another one in every run"
+            )
+        for name, overrides in self.variants.items():
+            if not _NAME.fullmatch(name):
+                raise ValueError(
+                    f"the variant {name!r} names a folder: use letters, digits and . _ + -"
+                )
+            own = [o for o in (*self.overrides, *overrides) if o.lstrip("+").startswith(_OWN_KEYS)]
+            if own:
+                raise ValueError(f"{own[0]!r}: each cell has its own {own[0].split('=')[0]}")
+
+    def check(self) -> None:
+        """Apply all overrides.
+
+        Raises:
+            FileNotFoundError: there is no such config.
+            KeyError, ValueError: an override that does not fit; names the variant.
+        """
+        self.base()
+        for name, overrides in self.variants.items():
+            try:
+                self._config(overrides)
+            except (KeyError, ValueError) as error:
+                raise type(error)(f"variant {name!r}: {error.args[0]}") from error
+
+    def base(self) -> DictConfig:
+        """The config that all cells share."""
+        return self._config(())
+
+    def base_values(self) -> dict[str, Any]:
+        """All values of the base config by key, apart from seed, output folder and device."""
+        values: dict[str, Any] = {}
+        _flatten(OmegaConf.to_container(self.base(), resolve=False), "", values)
+        return {k: v for k, v in values.items() if k not in _KEYS_OF_THE_MACHINE}
+
+    def cells(self, output: Path) -> list[Cell]:
+        """All cells, seed by seed, so that what is finished first can be compared already."""
+        max_iters = {n: int(self._config(o).train.max_iter) for n, o in self.variants.items()}
+        return [
+            Cell(
+                variant=name,
+                seed=seed,
+                config=self.config,
+                overrides=(*self.overrides, *overrides),
+                folder=output / name / f"seed_{seed}",
+                max_iter=max_iters[name],
+            )
+            for seed in self.seeds
+            for name, overrides in self.variants.items()
+        ]
+
+    def only(self, names: Sequence[str]) -> Plan:
+        """The plan with some of its variants.
+
+        Raises:
+            KeyError: there is no such variant.
+        """
+        unknown = [name for name in names if name not in self.variants]
+        if unknown:
+            raise KeyError(
+                f"the plan has no variant {unknown[0]!r}; it has {', '.join(self.variants)}"
+            )
+        return replace(self, variants={n: o for n, o in self.variants.items() if n in names})
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "name": self.name,
+            "config": self.config,
+            "overrides": list(self.overrides),
+            "variants": {name: list(overrides) for name, overrides in self.variants.items()},
+            "seeds": list(self.seeds),
+            "base_config": self.base_values(),
+        }
+
+    def _config(self, overrides: Sequence[str]) -> DictConfig:
+        return apply_overrides(get_config(self.config), [*self.overrides, *overrides])
+
+
+def load_plan(path: str) -> Plan:
+    """Read a plan: YAML with the keys config, variants, seeds and, if wanted, overrides.
+
+    Args:
+        path: a file, or a name relative to the configs that come with the project.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no plan; the message names the key.
+    """
+    file = Path(find_config_file(path))
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    except Exception as error:
+        raise ValueError(f"{file} cannot be read as YAML: {error}") from error
+    known = {"config": str, "overrides": list, "variants": dict, "seeds": list}
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} is no plan: it needs the keys {', '.join(known)}")
+    for key, value in content.items():
+        if key not in known:
+            raise ValueError(f"{file}: unknown key {key!r}; a plan has {', '.join(known)}")
+        if not isinstance(value, known[key]):
+            raise ValueError(f"{file}: {key} must be a {known[key].__name__}, not {value!r}")
+    missing = [key for key in ("config", "variants", "seeds") if key not in content]
+    if missing:
+        raise ValueError(f"{file} has no key {missing[0]!r}")
+    for name, overrides in content["variants"].items():
+        if overrides is not None and not isinstance(overrides, list):
+            raise ValueError(f"{file}: the overrides of {name!r} must be a list")
+    if not all(isinstance(seed, int) for seed in content["seeds"]):
+        raise ValueError(f"{file}: seeds must be whole numbers, not {content['seeds']}")
+    return Plan(
+        config=content["config"],
+        variants={str(n): tuple(map(str, o or ())) for n, o in content["variants"].items()},
+        seeds=tuple(content["seeds"]),
+        overrides=tuple(map(str, content.get("overrides", ()))),
+        name=file.stem,
+    )
+
+
+def _flatten(node: Any, prefix: str, values: dict[str, Any]) -> None:
+    if isinstance(node, dict) and node:
+        for key, value in node.items():
+            _flatten(value, f"{prefix}.{key}" if prefix else str(key), values)
+    elif callable(node):  # a LazyConfig holds the callables themselves
+        values[prefix] = _convert_target_to_string(node)
+    else:
+        # As JSON gives it back.
+        values[prefix] = json.loads(json.dumps(node, default=_text_of_callable))
+
+
+def _text_of_callable(value: Any) -> str:
+    return _convert_target_to_string(value) if callable(value) else str(value)
+
+
+def _from_root(path: Path) -> str:
+    """As one writes it in the root of the checkout."""
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+def _quoted(text: str) -> str:
+    """As a value in Hydra's syntax."""
+    return text if re.fullmatch(r"[\w./+-]+", text) else f"'{text}'"

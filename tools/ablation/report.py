@@ -1,0 +1,183 @@
+"""Tables in Markdown, and their place in a page of the docs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+__all__ = ["insert", "render"]
+
+NOTHING = "–"
+# Column -> measure, digits, factor.
+COLUMNS: Mapping[str, tuple[str, int, float]] = {
+    "AP": ("AP", 2, 1),
+    "AP50": ("AP50", 2, 1),
+    "AP75": ("AP75", 2, 1),
+    "APs": ("APs", 2, 1),
+    "APm": ("APm", 2, 1),
+}
+BETWEEN_STAGES: Mapping[str, tuple[str, int, float]] = {
+    "AP after NMS": ("AP_after_NMS", 2, 1),
+    "duplicates %": ("duplicates", 1, 100),
+    "faded %": ("faded", 1, 100),
+    "grown %": ("grown", 1, 100),
+    "labels changed %, own match": ("label_changes_own_match", 1, 100),
+    "labels changed %, cross-stage": ("label_changes_cross_stage", 1, 100),
+}
+COST: Mapping[str, tuple[str, int, float]] = {
+    "seconds a step": ("seconds_per_step", 3, 1),
+    "processor minutes": ("cpu_minutes", 2, 1),
+    "minutes": ("minutes", 2, 1),
+    "peak memory MB": ("peak_memory_mb", 0, 1),
+}
+
+
+def render(results: Mapping[str, Any]) -> str:
+    """All tables of a results file, with commands, seeds, versions and machines."""
+    variants = results["summary"]["variants"]
+    parts = [
+        _measures(variants, COLUMNS, with_seeds=True),
+        "AP of each seed:",
+        _seeds(results["cells"], list(variants)),
+        "Differences of AP, seed by seed, with the interval of 95 % of bootstrap means:",
+        _differences(results["summary"]["differences_of_AP"]),
+        "AP after each stage:",
+        _stages(variants),
+        "Between the stages:",
+        _measures(variants, BETWEEN_STAGES),
+        "Cost:",
+        _measures(variants, COST),
+        _provenance(results),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def insert(page: Path, name: str, text: str) -> None:
+    """Put a text between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` of a page.
+
+    Raises:
+        FileNotFoundError: there is no such page.
+        ValueError: it lacks the two marks.
+    """
+    content = page.read_text(encoding="utf-8")
+    begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+    before, found, rest = content.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not found or not found_end:
+        raise ValueError(f"{page} has no lines {begin!r} and {end!r} to put the tables between")
+    page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
+
+
+def _measures(
+    variants: Mapping[str, Any],
+    columns: Mapping[str, tuple[str, int, float]],
+    *,
+    with_seeds: bool = False,
+) -> str:
+    used = {
+        title: column
+        for title, column in columns.items()
+        if any(v[column[0]]["mean"] is not None for v in variants.values())
+    }
+    rows = [
+        [
+            name,
+            *([len(variant["seeds"])] if with_seeds else []),
+            *(_number(variant[m], digits, factor) for m, digits, factor in used.values()),
+        ]
+        for name, variant in variants.items()
+    ]
+    return _table(rows, ["", *(["seeds"] if with_seeds else []), *used]) if used else ""
+
+
+def _seeds(cells: Sequence[Mapping[str, Any]], variants: Sequence[str]) -> str:
+    ap = {(c["variant"], c["seed"]): c["metrics"]["AP"] for c in cells if _is_finished(c)}
+    seeds = sorted({seed for _, seed in ap})
+    # With all digits that a rerun must meet.
+    rows = [[v, *(_plain(ap.get((v, seed)), 4) for seed in seeds)] for v in variants]
+    return _table(rows, ["", *(f"seed {seed}" for seed in seeds)])
+
+
+def _differences(differences: Sequence[Mapping[str, Any]]) -> str:
+    rows = []
+    for d in differences:
+        interval = d["interval"]
+        rows.append(
+            [
+                f"{d['to']} − {d['from']}",
+                _plain(d["mean"], 2, sign=True),
+                "" if interval is None else " … ".join(_plain(x, 2, sign=True) for x in interval),
+                ", ".join(_plain(x, 2, sign=True) for x in d["values"]),
+            ]
+        )
+    return _table(rows, ["", "mean", "interval", "each seed"]) if rows else ""
+
+
+def _stages(variants: Mapping[str, Any]) -> str:
+    rows = [
+        [name, *(_number(stage, 2, 1) for stage in variant["AP_by_stage"])]
+        for name, variant in variants.items()
+    ]
+    most = max(len(row) for row in rows) - 1
+    return _table(rows, ["", *(f"stage {t + 1}" for t in range(most))]) if most else ""
+
+
+def _provenance(results: Mapping[str, Any]) -> str:
+    finished = [cell for cell in results["cells"] if _is_finished(cell)]
+    others = [cell for cell in results["cells"] if not _is_finished(cell)]
+    lines = []
+    if finished:
+        first = finished[0]
+        for title, values in [
+            ("machine", {_machine(cell["machine"]) for cell in finished}),
+            ("threads of a cell", {str(cell["threads"]) for cell in finished}),
+            ("versions", {_versions(cell["versions"]) for cell in finished}),
+            ("commit", {str(cell["commit"]) for cell in finished}),
+            ("date", {cell["date"] for cell in finished}),
+            ("weights evaluated", {cell["weights"] for cell in finished}),
+        ]:
+            lines.append(f"- {title}: {'; '.join(sorted(values))}")
+        lines += ["- the first cell alone:", "", f"      {first['command']}"]
+    resumed = [cell for cell in finished if cell["starts"] > 1]
+    if resumed:
+        names = ", ".join(f"{cell['variant']} seed {cell['seed']}" for cell in resumed)
+        lines.append(f"- interrupted and resumed: {names}")
+    for cell in others:
+        lines.append(
+            f"- **not finished**: {cell['variant']} seed {cell['seed']} ({cell['status']}"
+            + (f": {cell['error']})" if "error" in cell else ")")
+        )
+    return "\n".join(lines)
+
+
+def _is_finished(cell: Mapping[str, Any]) -> bool:
+    return cell["status"] == "finished"
+
+
+def _machine(machine: Mapping[str, Any]) -> str:
+    return f"{machine['gpu'] or machine['cpu']}, {machine['cpu_cores']} cores"
+
+
+def _versions(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _number(spread: Mapping[str, Any], digits: int, factor: float) -> str:
+    if spread["mean"] is None:
+        return NOTHING
+    text = f"{spread['mean'] * factor:.{digits}f}"
+    return text if spread["std"] is None else f"{text} ± {spread['std'] * factor:.{digits}f}"
+
+
+def _plain(value: float | None, digits: int, *, sign: bool = False) -> str:
+    if value is None:
+        return NOTHING
+    return f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
+
+
+def _table(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> str:
+    align = ["left", *["right"] * (len(headers) - 1)]
+    return tabulate(rows, headers, "pipe", colalign=align, disable_numparse=True)

@@ -1,0 +1,291 @@
+#!/usr/bin/env python3
+"""Train variants of a config with several seeds, and compare them.
+
+    python tools/run_ablation.py --plan ablations/shapes_hard.yaml
+
+trains what is not finished yet, one cell (a variant with a seed) after another, and writes to
+output/ablations/shapes_hard/ the results (results.json), tables (tables.md) and the convergence
+(convergence.png). Started again it goes on where it was stopped. Without a plan file:
+
+    python tools/run_ablation.py --config-file stageinteractor/shapes_hard.py --seeds 1 2 3 \\
+        --variant default --variant no_reuse model.decoder.channel_reuse_cap=0
+
+docs/results.md has the plans that were run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from ablation.plan import ROOT, Cell, Plan, load_plan
+from ablation.report import insert, render
+from ablation.run import (
+    RECORD,
+    Outcome,
+    read_cell,
+    run_cells,
+    split,
+    train_cell,
+    write_json,
+)
+from ablation.statistics import summarise
+from make_shapes_checkpoint import commit, machine, versions
+
+from stageinteractor.engine import user_errors
+from stageinteractor.visualization import plot_convergence
+
+RESULTS, TABLES, PICTURE = "results.json", "tables.md", "convergence.png"
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--plan", metavar="YAML", help="config, overrides, variants and seeds")
+    parser.add_argument("--config-file", help="base config, in place of a plan")
+    parser.add_argument(
+        "--variant",
+        action="append",
+        default=[],
+        nargs="+",
+        metavar=("NAME", "KEY=VALUE"),
+        help="named overrides, in place of a plan; may be repeated, and the first is the baseline",
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", help="in place of the plan's")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="of the plan's variants")
+    parser.add_argument("--output", type=Path, help="default: output/ablations/<name of the plan>")
+    parser.add_argument(
+        "--part", default="1/1", metavar="I/N", help="train every N-th cell, from the I-th on"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="of each training (default: 1)")
+    parser.add_argument("--dry-run", action="store_true", help="only print the cells' commands")
+    parser.add_argument("--report", action="store_true", help="train nothing, only compare")
+    parser.add_argument(
+        "--rerun",
+        nargs=2,
+        metavar=("NAME", "SEED"),
+        help="train a finished cell anew, elsewhere, and compare its figures to the digit",
+    )
+    parser.add_argument(
+        "--into",
+        type=Path,
+        metavar="PAGE",
+        help="also put the tables between the page's marks <!-- begin PLAN --> and "
+        "<!-- end PLAN -->, and the picture into images/ beside it",
+    )
+    parser.add_argument(
+        "--opts",
+        default=[],
+        nargs=argparse.REMAINDER,
+        metavar="KEY=VALUE",
+        help="further changes to the base config",
+    )
+    return parser
+
+
+def make_plan(args: argparse.Namespace) -> Plan:
+    """The plan of the command line.
+
+    Raises:
+        FileNotFoundError, KeyError, ValueError: see :class:`Plan`.
+    """
+    if args.plan and (args.config_file or args.variant):
+        raise ValueError("--plan already has a config and variants: leave the other options out")
+    if args.plan:
+        plan = load_plan(args.plan)
+    elif args.config_file:
+        names = [name for name, *_ in args.variant]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"the variant {twice[0]!r} is given twice")
+        plan = Plan(
+            config=args.config_file,
+            variants={name: tuple(overrides) for name, *overrides in args.variant},
+            seeds=tuple(args.seeds or ()),
+            name=Path(args.config_file).stem,
+        )
+    else:
+        raise ValueError("give --plan, for example ablations/shapes_hard.yaml, or --config-file")
+    changes: dict[str, Any] = {"overrides": (*plan.overrides, *args.opts)}
+    if args.seeds:
+        changes["seeds"] = tuple(args.seeds)
+    plan = replace(plan, **changes)
+    plan.check()
+    return plan
+
+
+def check_results(path: Path, plan: Plan) -> None:
+    """A results file must have the plan's base config, and mean the same by its variants.
+
+    Keys that only one of both has do not count: configs gain keys whose default changes nothing.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if not path.is_file():
+        return
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))["plan"]
+        config, values, variants = (known[key] for key in ("config", "base_config", "variants"))
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no results file ({error!r}): remove it") from error
+    ours = plan.as_dict()
+    different = [
+        f"{key} is {values[key]!r} there and {value!r} here"
+        for key, value in ours["base_config"].items()
+        if values.get(key, value) != value
+    ]
+    if config != plan.config:
+        different.insert(0, f"its config is {config}, not {plan.config}")
+    if different:
+        more = f" ({len(different)} differences)" if len(different) > 3 else ""
+        raise ValueError(
+            f"{path} has results of another base config: {'; '.join(different[:3])}{more}. "
+            "Choose another --output"
+        )
+    for name, overrides in ours["variants"].items():
+        if variants.get(name, overrides) != overrides:
+            raise ValueError(
+                f"in {path} the variant {name!r} has the overrides {variants[name]}, "
+                f"not {overrides}: choose another --output, or another name"
+            )
+
+
+def write_results(output: Path, plan: Plan) -> dict[str, Any]:
+    """Gather all cells under the folder, also those of other parts and former plans."""
+    path = output / RESULTS
+    former = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    cells = {(c["variant"], c["seed"]): c for c in former.get("cells", ())}
+    for file in output.glob(f"*/seed_*/{RECORD}"):
+        record = json.loads(file.read_text(encoding="utf-8"))
+        cells[record["variant"], record["seed"]] = record
+    described = plan.as_dict()
+    for key, value in former.get("plan", {}).get("variants", {}).items():
+        described["variants"].setdefault(key, value)
+    described["seeds"] = sorted({*described["seeds"], *(seed for _, seed in cells)})
+    order = list(described["variants"])
+    records = sorted(cells.values(), key=lambda c: (order.index(c["variant"]), c["seed"]))
+    finished = [record for record in records if record["status"] == "finished"]
+    used = [name for name in order if any(r["variant"] == name for r in finished)]
+    results = {"plan": described, "cells": records, "summary": summarise(finished, used)}
+    write_json(path, results)
+    return results
+
+
+def report(output: Path, plan: Plan, into: Path | None = None) -> None:
+    """Write tables and picture of what is finished so far.
+
+    Raises:
+        ValueError: nothing is, or the page has no place for the tables.
+    """
+    results = write_results(output, plan)
+    finished = [cell for cell in results["cells"] if cell["status"] == "finished"]
+    if not finished:
+        raise ValueError(f"no cell under {output} is finished: there is nothing to compare")
+    text = render(results)
+    (output / TABLES).write_text(text + "\n", encoding="utf-8")
+    curves: dict[str, list] = {}
+    for name in results["summary"]["variants"]:
+        curves[name] = [cell["curve"] for cell in finished if cell["variant"] == name]
+    title = f"{plan.name}, {finished[0]['dataset']}"
+    picture = Path(plot_convergence(curves, output / PICTURE, title=title))
+    print(f"\n{text}\n\n{output / RESULTS}\n{output / TABLES}\n{picture}")
+    if into is not None:
+        image = into.parent / "images" / f"ablation_{plan.name}.png"
+        insert(into, plan.name, f"{text}\n\n![Convergence](images/{image.name})")
+        image.parent.mkdir(exist_ok=True)
+        shutil.copyfile(picture, image)
+        print(into)
+
+
+def rerun(cell: Cell, *, threads: int, facts: dict[str, Any]) -> int:
+    """Train a finished cell anew in a folder of its own; 0 if all figures are the same."""
+    record = read_cell(cell)
+    if record is None:
+        raise ValueError(f"{cell.name} is not finished under {cell.folder}: train it first")
+    with tempfile.TemporaryDirectory(prefix="rerun-", dir=cell.folder) as folder:
+        again = replace(cell, folder=Path(folder))
+        print(f"$ {again.command(threads=threads)}", flush=True)
+        new = train_cell(again, threads=threads, facts=facts)
+        if new["status"] != "finished":
+            log = cell.folder / "rerun_output.txt"
+            shutil.copyfile(Path(folder) / "output.txt", log)
+            print(f"{cell.name}: FAILED, {new['error']}; see {log}")
+            return 1
+    different = [key for key in ("metrics", "curve", "stage_metrics") if new[key] != record[key]]
+    for key in different:
+        print(f"{cell.name}: other {key}: {new[key]}, stored {record[key]}")
+    if not different:
+        print(f"{cell.name}: AP {new['metrics']['AP']!r}, the stored figures to the digit")
+    return int(bool(different))
+
+
+def say(outcome: Outcome) -> int:
+    """What became of the cells, and the exit code."""
+    print(
+        f"{outcome.finished} cells trained, {outcome.found_finished} were finished already, "
+        f"{len(outcome.failed)} failed, {len(outcome.skipped)} are being trained elsewhere"
+    )
+    for name in outcome.failed:
+        print(f"FAILED: {name}")
+    return int(bool(outcome.failed))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code."""
+    args = get_parser().parse_args(argv)
+    with user_errors(("stageinteractor", "ablation", "run_ablation", "__main__")):
+        plan = make_plan(args)
+        output = (args.output or ROOT / "output" / "ablations" / plan.name).resolve()
+        check_results(output / RESULTS, plan)
+        if args.into is not None and not args.into.is_file():
+            raise FileNotFoundError(f"page {args.into} does not exist")
+        chosen = plan.only(args.only) if args.only else plan
+        cells = split(chosen.cells(output), args.part)
+        if args.dry_run:
+            for cell in cells:
+                state = "finished" if read_cell(cell) else "open"
+                print(f"{cell.name} ({state})\n$ {cell.command(threads=args.threads)}")
+            return 0
+        facts = {
+            "machine": {k: v for k, v in machine().items() if k != "torch_threads"},
+            "versions": versions(),
+            "commit": commit(),
+            "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        }
+        if args.rerun:
+            name, seed = args.rerun
+            found = [c for c in plan.cells(output) if c.variant == name and str(c.seed) == seed]
+            if not found:
+                raise KeyError(f"the plan has no cell {name!r} with seed {seed}")
+            return rerun(found[0], threads=args.threads, facts=facts)
+        status = 0
+        if not args.report:
+            outcome = run_cells(
+                cells,
+                threads=args.threads,
+                facts=facts,
+                after_each=lambda: write_results(output, plan),
+            )
+            status = say(outcome)
+            if status and not any(read_cell(cell) for cell in plan.cells(output)):
+                return status
+        report(output, plan, args.into)
+        return status
+
+
+if __name__ == "__main__":
+    # Stopped as by Ctrl-C: the training that runs is ended and writes its checkpoint.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    sys.exit(main())
