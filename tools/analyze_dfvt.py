@@ -6,7 +6,8 @@
 Prints a Markdown table. Multiply-adds are counted by fvcore, in billions: "layers" are
 convolutions, linear layers and norms, as MMDetection's tool counts them; attention's products of
 queries, keys and values are a row of their own. The classifier is given 224x224 pixels, backbone
-and Mask R-CNN 800x1280; Mask R-CNN with 1000 proposals and 100 detections.
+and Mask R-CNN 800x1280; Mask R-CNN with 1000 proposals and 100 detections. What a config's model
+costs, module by module, says analyze_model.py.
 """
 
 from __future__ import annotations
@@ -18,8 +19,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import torch
-from detectron2.config import instantiate
-from detectron2.utils.analysis import FlopCountAnalysis
+from analyze_model import count, prepare
 from tabulate import tabulate
 from torch import nn
 
@@ -32,18 +32,13 @@ PUBLISHED = {
     "base": dict(top1_gmacs=2.5038, detector_gmacs=242, detector_mparams=58),
 }
 LAYERS = ("conv", "linear", "batch_norm", "layer_norm")
-PROPOSALS, DETECTIONS = 1000, 100
 HEIGHT, WIDTH = 800, 1280
 
 
 def count_macs(model: nn.Module, inputs: object) -> Counter[str]:
     """Multiply-adds by operator, in billions."""
-    with torch.no_grad():
-        analysis = FlopCountAnalysis(model.eval(), inputs)
-        analysis.unsupported_ops_warnings(False)
-        analysis.uncalled_modules_warnings(False)
-        analysis.tracer_warnings("none")
-        return Counter({k: v / 1e9 for k, v in analysis.by_operator().items()})
+    _, operators, _ = count(model.eval(), inputs)
+    return Counter({k: v / 1e9 for k, v in operators.items()})
 
 
 def layers(macs: Counter[str]) -> float:
@@ -53,17 +48,6 @@ def layers(macs: Counter[str]) -> float:
 
 def num_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
-
-
-def build_detector(variant: str) -> nn.Module:
-    """Mask R-CNN on the CPU that finds as many objects as the count is meant for."""
-    cfg = get_config(f"dfvt/mask_rcnn_dfvt_{variant}_1x.py")
-    predictor = cfg.model.roi_heads.box_predictor
-    # Untrained: let every class score count, and no box suppress another.
-    predictor.update(soft_nms=False, test_score_thresh=0.0, test_nms_thresh=2.0)
-    predictor.test_topk_per_image = DETECTIONS
-    cfg.model.proposal_generator.update(nms_thresh=2.0, post_nms_topk=(PROPOSALS, PROPOSALS))
-    return instantiate(cfg.model)
 
 
 def measure(variant: str, *, with_detector: bool) -> dict[str, str]:
@@ -83,7 +67,7 @@ def measure(variant: str, *, with_detector: bool) -> dict[str, str]:
     column["backbone: layers, G"] = f"{layers(macs):.2f}"
     column["backbone: attention's products, G"] = f"{macs['matmul']:.2f}"
     if with_detector:
-        detector = build_detector(variant)
+        detector = prepare(get_config(f"dfvt/mask_rcnn_dfvt_{variant}_1x.py"), "cpu")
         image = torch.zeros(3, HEIGHT, WIDTH)
         macs = count_macs(detector, [{"image": image}])
         column["Mask R-CNN: parameters, M"] = f"{num_parameters(detector) / 1e6:.2f}"

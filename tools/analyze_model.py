@@ -1,0 +1,395 @@
+#!/usr/bin/env python
+"""What a model costs: parameters, multiply-adds, activations and memory, module by module.
+
+    python tools/analyze_model.py --config-file CONFIG [CONFIG ...] [--opts KEY=VALUE ...]
+
+CONFIG is a path or a name such as stageinteractor/stageinteractor_r50_100q_1x.py. With one config
+the table has a row a module, down to --depth; with several, a row a config. --json writes all
+modules and operators of all configs.
+
+The model infers one image of --size pixels, which it pads as always. Counts are fvcore's:
+
+- FLOPs are multiply-adds of convolutions, linear layers and matrix products, among them those with
+  generated filters, of attention, of norms, and of bilinear sampling. Element-wise operators count
+  nothing, but for the gates that mix filters;
+- activations are the numbers that convolutions, linear layers and matrix products give out;
+- memory is the most that parameters, buffers and tensors take at any moment of the inference.
+
+Two-stage detectors get 1000 proposals and find 100 objects, whatever their weights. What authors
+publish is beside it where the tool knows it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fvcore.nn
+import torch
+from detectron2.config import instantiate
+from detectron2.export import TracingAdapter
+from detectron2.utils.analysis import FlopCountAnalysis
+from fvcore.nn.jit_handles import get_shape
+from omegaconf import DictConfig, OmegaConf
+from tabulate import tabulate
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+from stageinteractor.config import apply_overrides, get_config
+
+PROPOSALS, DETECTIONS = 1000, 100
+
+
+@dataclass(frozen=True)
+class Published:
+    """What authors state of a model; None where they do not."""
+
+    mparams: float | None = None
+    gflops: float | None = None
+
+
+_SI, _ADAMIXER = "stageinteractor/stageinteractor_", "adamixer/adamixer_"
+PUBLISHED = {
+    # Parameters: the released state dicts, buffers left out.
+    _SI + "r50_100q_1x.py": Published(mparams=137.28),
+    _SI + "r50_300q_crop_3x.py": Published(mparams=137.33),
+    _SI + "r101_300q_3x.py": Published(mparams=156.32),
+    _SI + "dx101_300q_3x.py": Published(mparams=158.52),
+    _SI + "swin_s_300q_3x.py": Published(mparams=162.10),
+    "sqr/adamixer_sqr_r50_100q_1x.py": Published(mparams=134.79),
+    "sqr/adamixer_sqr_r101_7stages_300q_3x.py": Published(mparams=172.21),
+    # FLOPs: AdaMixer, table 5.
+    _ADAMIXER + "r50_100q_1x.py": Published(mparams=134.79),
+    _ADAMIXER + "r50_300q_3x.py": Published(gflops=132),
+    _ADAMIXER + "r101_300q_3x.py": Published(gflops=208),
+    # DFvT's table of Mask R-CNN; see docs/dfvt.md for why they do not add up.
+    "dfvt/mask_rcnn_dfvt_tiny_1x.py": Published(mparams=25, gflops=178),
+    "dfvt/mask_rcnn_dfvt_small_1x.py": Published(mparams=32, gflops=198),
+    "dfvt/mask_rcnn_dfvt_base_1x.py": Published(mparams=58, gflops=242),
+}
+
+
+@dataclass
+class ModuleCosts:
+    """Costs of a module with all below it."""
+
+    name: str
+    kind: str
+    parameters: int
+    trainable: int
+    flops: float
+    activations: int
+
+
+@dataclass
+class ModelCosts:
+    """Costs of a model; the first module is the model itself."""
+
+    config: str
+    height: int
+    width: int
+    modules: list[ModuleCosts]
+    operators: dict[str, float]
+    """FLOPs by operator."""
+    not_counted: dict[str, int]
+    """Calls of operators that count nothing."""
+    peak_memory: int | None
+    """Bytes; None where it was not measured."""
+    published: Published = field(default_factory=Published)
+
+    @property
+    def total(self) -> ModuleCosts:
+        return self.modules[0]
+
+
+def _numel(value: Any) -> int:
+    return math.prod(get_shape(value))
+
+
+def _baddbmm(inputs: list[Any], outputs: list[Any]) -> int:
+    return _numel(inputs[1]) * get_shape(inputs[2])[-1]
+
+
+def _attention(inputs: list[Any], outputs: list[Any]) -> int:
+    """Products of queries (..., N, d) with keys (..., M, d), and of the result with values."""
+    return 2 * _numel(inputs[0]) * get_shape(inputs[1])[-2]
+
+
+def _multi_head_attention(inputs: list[Any], outputs: list[Any]) -> int:
+    """PyTorch's fused self-attention of (B, N, C): four projections and two products."""
+    batch, length, channels = get_shape(inputs[0])
+    return batch * length * channels * (4 * channels + 2 * length)
+
+
+def _lerp(inputs: list[Any], outputs: list[Any]) -> int:
+    return _numel(outputs[0])
+
+
+def _embedding_bag(inputs: list[Any], outputs: list[Any]) -> int:
+    """Weighted sums of rows."""
+    return _numel(inputs[1]) * get_shape(inputs[0])[-1]
+
+
+def _deform_conv(inputs: list[Any], outputs: list[Any]) -> int:
+    """The convolution, and four neighbours of each of its inputs."""
+    out_channels, in_per_group, *kernel = get_shape(inputs[1])
+    batch, in_channels = get_shape(inputs[0])[:2]
+    places = batch * math.prod(get_shape(outputs[0])[-2:]) * math.prod(kernel)
+    return places * (out_channels * in_per_group + 4 * in_channels)
+
+
+FLOP_HANDLES = {
+    "aten::baddbmm": _baddbmm,
+    "aten::scaled_dot_product_attention": _attention,
+    "aten::_native_multi_head_attention": _multi_head_attention,
+    "aten::lerp": _lerp,
+    "aten::embedding_bag": _embedding_bag,
+    "torchvision::deform_conv2d": _deform_conv,
+}
+_ACTIVATION_HANDLES = {
+    name: fvcore.nn.jit_handles.generic_activation_jit(name.split("::")[1])
+    for name in ("aten::baddbmm", "aten::mm", "torchvision::deform_conv2d")
+}
+
+
+class _AllStages(nn.Module):
+    """Every stage's answer: a trace leaves out what the last one does not need, but it is run."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Any) -> Any:
+        return self.model.inference_stages(inputs)[1]
+
+
+def count(model: nn.Module, inputs: Any) -> tuple[list[ModuleCosts], Counter, Counter]:
+    """Count what a model does with some inputs.
+
+    Args:
+        model: in evaluation mode; any device.
+        inputs: its arguments, or Detectron2's list of dicts.
+
+    Returns:
+        the model (named "") and all its modules in their order; FLOPs by operator; number of
+        calls of operators that count nothing.
+    """
+    is_cascade = hasattr(model, "inference_stages")
+    traced = _AllStages(model) if is_cascade else model
+    path = "model.model" if is_cascade else "model"  # within fvcore's wrapper
+    flops = FlopCountAnalysis(traced, inputs)
+    flops.set_op_handle(**FLOP_HANDLES)
+    adapter = TracingAdapter(traced, inputs, allow_non_tensor=True)
+    activations = fvcore.nn.ActivationCountAnalysis(adapter, adapter.flattened_inputs)
+    activations.set_op_handle(**_ACTIVATION_HANDLES)
+    for analysis in (flops, activations):
+        analysis.unsupported_ops_warnings(False)
+        analysis.uncalled_modules_warnings(False)
+        analysis.tracer_warnings("none")
+    with torch.no_grad():
+        flops_of, activations_of = flops.by_module(), activations.by_module()
+    modules = []
+    for name, module in model.named_modules():
+        key = f"{path}.{name}" if name else path
+        parameters = list(module.parameters())
+        modules.append(
+            ModuleCosts(
+                name,
+                type(module).__name__,
+                sum(p.numel() for p in parameters),
+                sum(p.numel() for p in parameters if p.requires_grad),
+                flops_of[key],
+                activations_of[key],
+            )
+        )
+    return modules, flops.by_operator(), flops.unsupported_ops()
+
+
+@torch.no_grad()
+def peak_memory(model: nn.Module, inputs: Any) -> int:
+    """Bytes of parameters, buffers and tensors at the worst moment of one inference."""
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        model(inputs)
+        return torch.cuda.max_memory_allocated(device)
+    stored = {
+        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
+        for t in [*model.parameters(), *model.buffers()]
+    }
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        model(inputs)
+    allocated = peak = 0
+    events = recorded.profiler.kineto_results.events()
+    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+        allocated += event.nbytes()
+        peak = max(peak, allocated)
+    return sum(stored.values()) + peak
+
+
+def prepare(cfg: DictConfig, device: str) -> nn.Module:
+    """The model of a config, untrained, in evaluation mode.
+
+    A two-stage detector is made to find as many objects as there is room for: every class score
+    counts, and no box suppresses another.
+    """
+    if OmegaConf.select(cfg, "model.roi_heads.box_predictor") is not None:
+        predictor = cfg.model.roi_heads.box_predictor
+        predictor.update(test_score_thresh=0.0, test_nms_thresh=2.0)
+        predictor.test_topk_per_image = DETECTIONS
+        if "soft_nms" in predictor:
+            predictor.soft_nms = False
+        cfg.model.proposal_generator.nms_thresh = 2.0
+        cfg.model.proposal_generator.post_nms_topk = [PROPOSALS, PROPOSALS]
+    torch.manual_seed(0)
+    return instantiate(cfg.model).to(device).eval()
+
+
+def analyze(
+    config: str,
+    overrides: Sequence[str] = (),
+    *,
+    size: tuple[int, int] = (800, 1333),
+    device: str = "cpu",
+    with_memory: bool = True,
+) -> ModelCosts:
+    """Costs of one config's model for one image of (height, width) pixels."""
+    model = prepare(apply_overrides(get_config(config), list(overrides)), device)
+    height, width = size
+    inputs = [{"image": torch.zeros(3, height, width), "height": height, "width": width}]
+    modules, operators, not_counted = count(model, inputs)
+    known = "/".join(Path(config).parts[-2:])
+    return ModelCosts(
+        config=known,
+        height=height,
+        width=width,
+        modules=modules,
+        operators=dict(operators),
+        not_counted=dict(not_counted),
+        peak_memory=peak_memory(model, inputs) if with_memory else None,
+        published=Published() if overrides else PUBLISHED.get(known, Published()),
+    )
+
+
+def module_table(costs: ModelCosts, depth: int) -> str:
+    """A row for each module down to a depth, in Markdown."""
+    rows = []
+    for module in costs.modules:
+        level = module.name.count(".") + 1 if module.name else 0
+        if level > depth or not (module.parameters or module.flops):
+            continue
+        rows.append(
+            [
+                module.name or "all",
+                module.kind,
+                f"{module.parameters:,}",
+                f"{module.trainable:,}",
+                f"{module.flops / 1e9:.3f}",
+                f"{module.activations / 1e6:.2f}",
+            ]
+        )
+    headers = ["module", "class", "parameters", "trainable", "GFLOPs", "activations, M"]
+    alignment = ["left", "left", *["right"] * 4]
+    return tabulate(rows, headers, "github", disable_numparse=True, colalign=alignment)
+
+
+def model_table(all_costs: Sequence[ModelCosts]) -> str:
+    """A row for each config, in Markdown."""
+
+    def text(value: float | None, places: str) -> str:
+        return "" if value is None else format(value, places)
+
+    rows = [
+        [
+            costs.config[: -len(".py")] if costs.config.endswith(".py") else costs.config,
+            f"{costs.total.parameters / 1e6:.2f}",
+            text(costs.published.mparams, "g"),
+            f"{costs.total.trainable / 1e6:.2f}",
+            f"{costs.total.flops / 1e9:.1f}",
+            text(costs.published.gflops, "g"),
+            f"{costs.total.activations / 1e6:.0f}",
+            "" if costs.peak_memory is None else f"{costs.peak_memory / 2**20:.0f}",
+        ]
+        for costs in all_costs
+    ]
+    headers = [
+        "config",
+        "parameters, M",
+        "published",
+        "trainable, M",
+        "GFLOPs",
+        "published",
+        "activations, M",
+        "peak memory, MiB",
+    ]
+    alignment = ["left", *["right"] * 7]
+    return tabulate(rows, headers, "github", disable_numparse=True, colalign=alignment)
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", nargs="+", required=True, metavar="CONFIG")
+    parser.add_argument(
+        "--size",
+        nargs=2,
+        type=int,
+        default=(800, 1333),
+        metavar=("HEIGHT", "WIDTH"),
+        help="of the image, in pixels (default: 800 1333)",
+    )
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
+    parser.add_argument("--depth", type=int, default=2, help="of the modules (default: 2)")
+    parser.add_argument("--skip-memory", action="store_true", help="do not measure memory")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was counted")
+    parser.add_argument(
+        "--opts", nargs="+", default=[], metavar="KEY=VALUE", help="override entries of the config"
+    )
+    args = parser.parse_args(argv)
+    if min(args.size) < 1:
+        parser.error(f"--size {args.size[0]} {args.size[1]}: both must be positive")
+    if args.depth < 0:
+        parser.error(f"--depth {args.depth} must not be negative")
+    if torch.device(args.device).type == "cuda" and not torch.cuda.is_available():
+        parser.error(f"--device {args.device}: PyTorch finds no GPU here")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    logging.getLogger("fvcore").setLevel(logging.ERROR)
+    all_costs = []
+    for config in args.config_file:
+        try:
+            costs = analyze(
+                config,
+                args.opts,
+                size=tuple(args.size),
+                device=args.device,
+                with_memory=not args.skip_memory,
+            )
+        except (FileNotFoundError, KeyError, ValueError) as error:
+            message = error.args[0] if isinstance(error, KeyError) else error
+            print(f"error: {config}: {message}", file=sys.stderr)
+            return 1
+        all_costs.append(costs)
+    if len(all_costs) == 1:
+        print(module_table(all_costs[0], args.depth), end="\n\n")
+    print(model_table(all_costs))
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps([asdict(c) for c in all_costs], indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
