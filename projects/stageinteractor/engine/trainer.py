@@ -72,6 +72,9 @@ class Trainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
+        for name in dataset_names(cfg.dataloader.test.dataset):
+            # What is wrong with it is told now, and not hours later.
+            self.build_test_loader(cfg, name)
         self.ema = build_ema(model, train.ema.decay) if train.ema.enabled else None
         ddp_model = create_ddp_model(
             model,
@@ -230,7 +233,12 @@ class Trainer(DefaultTrainer):
             model = self.model if self.ema is None else self.ema.module
             if self.ema is not None:
                 logger.info("evaluating the averaged (EMA) weights")
-            self._last_eval_results = self.test(self.cfg, model, interruption=self.interruption)
+            cfg = self.cfg
+            if cfg.train.get("stage_evaluation") and self.iter + 1 < self.max_iter:
+                # By stage only at the end: it takes several times as long.
+                cfg = copy.deepcopy(cfg)
+                cfg.train.stage_evaluation = False
+            self._last_eval_results = self.test(cfg, model, interruption=self.interruption)
             return self._last_eval_results
 
         record = EvaluationRecord(Path(train.output_dir, "last_evaluation.json"), train.eval_period)
