@@ -20,13 +20,13 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from detectron2.data.detection_utils import read_image
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils.logger import setup_logger
 from detectron2.utils.video_visualizer import VideoVisualizer
-from PIL import Image
 from tqdm import tqdm
 
+from stageinteractor.data import UnreadableImageError
+from stageinteractor.data.images import read_image, shown_name
 from stageinteractor.engine.predictor import Predictor
 from stageinteractor.engine.shipped import SHIPPED_CONFIG
 from stageinteractor.visualization import draw_detections, save_picture, select_confident
@@ -35,6 +35,10 @@ WINDOW = "StageInteractor detections"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".gif")
 WRITTEN_AS_IS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 ESCAPE = 27
+
+
+class UnreadablePicture(ValueError):
+    """A file that cannot be decoded."""
 
 
 class UserError(Exception):
@@ -160,12 +164,12 @@ def read_picture(path: Path) -> np.ndarray:
     """BGR picture, turned as its EXIF data says.
 
     Raises:
-        ValueError: the file cannot be decoded.
+        UnreadablePicture: the file cannot be decoded.
     """
     try:
-        return read_image(str(path), format="BGR")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: cannot be decoded ({error})") from error
+        return read_image(path, "BGR")
+    except OSError as error:
+        raise UnreadablePicture(f"{shown_name(path)}: cannot be decoded ({error})") from error
 
 
 def run_on_pictures(args: argparse.Namespace, predictor: Predictor, logger) -> int:
@@ -177,12 +181,12 @@ def run_on_pictures(args: argparse.Namespace, predictor: Predictor, logger) -> i
     for file, output in zip(tqdm(files, unit="picture", disable=len(files) == 1), outputs):
         try:
             image = read_picture(file)
-        except ValueError as error:
+            start = time.perf_counter()
+            instances = predictor(image)["instances"]
+        except (UnreadableImageError, UnreadablePicture) as error:
             unreadable.append(file)
             tqdm.write(f"skipped {error}", file=sys.stderr)
             continue
-        start = time.perf_counter()
-        instances = predictor(image)["instances"]
         seconds = time.perf_counter() - start
         drawn = draw_detections(
             image[:, :, ::-1],
@@ -196,7 +200,7 @@ def run_on_pictures(args: argparse.Namespace, predictor: Predictor, logger) -> i
             index = result["category_id"]
             result["category_name"] = names[index] if names else str(index)
             results.append(result)
-        note = f"{file}: {len(kept)} detections in {seconds:.2f} s"
+        note = f"{shown_name(file)}: {len(kept)} detections in {seconds:.2f} s"
         if output is not None:
             save_picture(drawn, output)
             tqdm.write(f"{note} -> {output}")
@@ -210,7 +214,7 @@ def run_on_pictures(args: argparse.Namespace, predictor: Predictor, logger) -> i
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(json.dumps(results, indent=1, ensure_ascii=False), encoding="utf-8")
     if unreadable:
-        listed = ", ".join(map(str, unreadable))
+        listed = ", ".join(map(shown_name, unreadable))
         logger.error("%d of %d pictures unreadable: %s", len(unreadable), len(files), listed)
     return len(unreadable)
 

@@ -70,7 +70,7 @@ def export_weights(source: Path, output: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: the result is larger than what the repository is to carry, or not finite.
     """
-    state = inference_weights(torch.load(source, map_location="cpu", weights_only=False))
+    state = inference_weights(torch.load(source, map_location="cpu", weights_only=True))
     weights = {
         name: (tensor.float() if tensor.is_floating_point() else tensor).clone().contiguous()
         for name, tensor in state.items()

@@ -11,17 +11,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from small_runs import SMALL_MODEL
+from small_runs import SMALL_MODEL, data_overrides
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "train_net.py"
 
 
-def run_overrides(output: Path, data_overrides: Sequence[str], *further: str) -> list[str]:
+__all__ = ["data_overrides"]
+
+
+def run_overrides(output: Path, data: Sequence[str], *further: str) -> list[str]:
     """A run of some twenty small steps with everything that a checkpoint carries."""
     return [
         *SMALL_MODEL,
-        *data_overrides,
+        *data,
         f"train.output_dir='{output}'",
         "train.device=cpu",
         "train.deterministic=true",
@@ -63,9 +66,9 @@ def start(*arguments: str) -> subprocess.Popen:
     )
 
 
-def load_train_net():
-    """train_net.py as a module."""
-    spec = importlib.util.spec_from_file_location("train_net", SCRIPT)
+def load_tool(name: str, folder: Path = ROOT / "tools"):
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -91,7 +94,7 @@ def run_forked(
     Returns:
         exit code, or minus the number of the signal that ended the child.
     """
-    train_net = load_train_net()
+    train_net = load_tool("train_net", ROOT)
     child = os.fork()
     if child == 0:
         code = 70

@@ -1,6 +1,5 @@
 """What cannot be trained on is skipped, written down, and can be tried again."""
 
-import importlib.util
 import json
 
 import pytest
@@ -9,17 +8,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from detectron2.engine import create_ddp_model
 from detectron2.utils.events import EventStorage
-from fault_runs import ROOT, run_forked, run_overrides
+from fault_runs import load_tool, run_forked, run_overrides
 from small_runs import make_batch, make_detector
 
 from stageinteractor.engine.train_loop import DetectionTrainLoop
-
-
-def load_tool(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def weights_become_nan():

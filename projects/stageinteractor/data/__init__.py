@@ -8,7 +8,8 @@ from .datasets import (
     get_detection_dataset,
     register_coco_json,
 )
-from .mapper import DetectionMapper, SkipUnreadable, UnreadableImageError
+from .images import UnreadableImageError, read_image
+from .mapper import DetectionMapper, SkipUnreadable
 from .shapes import SHAPES, ShapesSpec, ensure_shapes, generate_shapes, register_shapes
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "ensure_shapes",
     "generate_shapes",
     "get_detection_dataset",
+    "read_image",
     "register_coco_json",
     "register_shapes",
 ]

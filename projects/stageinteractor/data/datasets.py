@@ -19,6 +19,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_datas
 from detectron2.data.datasets import load_coco_json
 from detectron2.structures import BoxMode
 
+from .files import check_file_name, find_escapes
+from .images import shown_name
 from .shapes import ensure_shapes
 
 __all__ = [
@@ -41,7 +43,11 @@ _TOLERANCE = 0.01
 
 
 def register_coco_json(
-    json_file: str, image_root: str | None = None, *, name: str | None = None
+    json_file: str,
+    image_root: str | None = None,
+    *,
+    name: str | None = None,
+    allow_outside: bool = False,
 ) -> str:
     """Register a COCO-format data set in Detectron2's catalogues; again is no error.
 
@@ -55,14 +61,16 @@ def register_coco_json(
         image_root: folder that the JSON's ``file_name`` entries are relative to; by default the
             folder of the JSON.
         name: catalogue name; by default one made from both paths.
+        allow_outside: the JSON may name images outside of the folder, by ``..``, absolute paths or
+            links. By default it may not: whoever wrote it would choose the files that are read.
 
     Returns:
         the catalogue name.
 
     Raises:
         FileNotFoundError: JSON or image folder are missing, or the folder has none of the images.
-        ValueError: the file is not COCO format, where the message names the entry at fault; or
-            the name is taken by another data set.
+        ValueError: the file is not COCO format, where the message names the entry at fault; it
+            names images outside of the folder; or the name is taken by another data set.
     """
     path = Path(json_file).expanduser()
     root = path.parent if image_root is None else Path(image_root).expanduser()
@@ -88,6 +96,7 @@ def register_coco_json(
     content = path.read_bytes()
     document = _parse(path, content)
     _check_document(path, document)
+    _check_file_names(path, root, document["images"], allow_outside=allow_outside)
     _check_images(path, root, document["images"])
     repaired = _repair(document, path)
     if repaired is not None:
@@ -112,6 +121,7 @@ def get_detection_dataset(
     json_file: str | None = None,
     image_root: str | None = None,
     name: str | None = None,
+    allow_outside: bool = False,
     filter_empty: bool = True,
 ) -> list[dict[str, Any]]:
     """Detectron2's dataset dicts of registered data sets, or of a COCO-format JSON.
@@ -122,7 +132,7 @@ def get_detection_dataset(
 
     Args:
         names: catalogue name or names. Not used when ``json_file`` is given.
-        json_file, image_root, name: see :func:`register_coco_json`.
+        json_file, image_root, name, allow_outside: see :func:`register_coco_json`.
         filter_empty: leave out images without objects (or with crowds only).
 
     Raises:
@@ -131,7 +141,7 @@ def get_detection_dataset(
         ValueError: the JSON is not COCO format (see :func:`register_coco_json`), the data sets
             differ in their classes, or no image is left.
     """
-    names = _resolve(names, json_file, image_root, name)
+    names = _resolve(names, json_file, image_root, name, allow_outside)
     dataset_num_classes(names)
     # Boxes are checked before images are filtered: an image may lose its last one.
     dicts = []
@@ -176,7 +186,8 @@ def dataset_names(dataset: Mapping[str, Any], *, with_files: bool = True) -> lis
         FileNotFoundError, KeyError, ValueError: see :func:`get_detection_dataset`.
     """
     keys = ("names", "json_file", "image_root", "name")
-    names = _resolve(*(dataset.get(key) for key in keys))
+    allow_outside = bool(dataset.get("allow_outside", False))
+    names = _resolve(*(dataset.get(key) for key in keys), allow_outside)
     for name in names:
         if with_files:
             _require_files(name)
@@ -240,9 +251,10 @@ def _resolve(
     json_file: str | None,
     image_root: str | None,
     name: str | None,
+    allow_outside: bool,
 ) -> list[str]:
     if json_file:
-        return [register_coco_json(json_file, image_root, name=name)]
+        return [register_coco_json(json_file, image_root, name=name, allow_outside=allow_outside)]
     if image_root:
         raise ValueError(f"image_root={image_root} is given without json_file")
     if not names:
@@ -413,6 +425,27 @@ def _check_images(path: Path, root: Path, images: list[dict[str, Any]]) -> None:
             f"{files[0]}. Set image_root to the folder that the file names "
             "are relative to"
         )
+
+
+def _check_file_names(
+    path: Path, root: Path, images: list[dict[str, Any]], *, allow_outside: bool
+) -> None:
+    advice = "If you trust its author, set allow_outside=true beside json_file"
+    for image in images:
+        wrong = check_file_name(image["file_name"], allow_outside=allow_outside)
+        if wrong is None:
+            continue
+        what = f"{path}: image {image['id']!r} has file_name {ascii(image['file_name'])}"
+        if check_file_name(image["file_name"], allow_outside=True) is not None:
+            raise ValueError(f"{what}, which {wrong}")
+        raise ValueError(f"{what}, which {wrong}, outside of the image folder. {advice}")
+    if not allow_outside:
+        escapes = find_escapes(root, (str(root / image["file_name"]) for image in images))
+        if escapes:
+            raise ValueError(
+                f"{path}: {len(escapes)} of its images are links to files outside of the image "
+                f"folder {root}, for example {shown_name(escapes[0])}. {advice}"
+            )
 
 
 def _is_number(value: object) -> bool:

@@ -2,39 +2,47 @@
 
 from __future__ import annotations
 
-import errno
+import copy
 import logging
-import struct
-import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import cv2
+import numpy as np
+import torch
 from detectron2.data import DatasetMapper
-from detectron2.data.detection_utils import SizeMismatchError
-from detectron2.data.transforms import Augmentation, Transform
-from PIL import Image
+from detectron2.data.detection_utils import SizeMismatchError, check_image_size
+from detectron2.data.transforms import AugInput, Augmentation, AugmentationList, Transform
 from torch.utils.data import get_worker_info
 
-__all__ = ["DetectionMapper", "SkipUnreadable", "UnreadableImageError"]
+from .images import MAX_PIXELS, UnreadableImageError, read_image, shown_name
+
+__all__ = ["DetectionMapper", "SkipUnreadable", "augment"]
 
 logger = logging.getLogger(__name__)
 
-# What Pillow raises for missing and damaged files, in its various decoders.
-_READ_ERRORS = (
-    OSError,
-    SyntaxError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
-# What says nothing about the file: the machine has run short of something.
-_SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+# Resizing a thinner image leaves nothing of its shorter side.
+_MAX_ASPECT = 100
 
 
-class UnreadableImageError(OSError):
-    """An image file that is missing or cannot be decoded."""
+def augment(
+    augmentations: AugmentationList, augmented: AugInput, file_name: str = "the picture"
+) -> Transform:
+    """Apply augmentations in place; returns what they did.
+
+    Raises:
+        UnreadableImageError: an image is too thin for them; names the file.
+    """
+    height, width = augmented.image.shape[:2]
+    try:
+        return augmentations(augmented)
+    except (ValueError, ZeroDivisionError, AssertionError, cv2.error) as error:
+        if max(height, width) <= _MAX_ASPECT * min(height, width):
+            raise
+        raise UnreadableImageError(
+            f"image {shown_name(file_name)} of {width}x{height} pixels is too thin to be resized "
+            f"({type(error).__name__}: {error})"
+        ) from error
 
 
 class DetectionMapper(DatasetMapper):
@@ -54,6 +62,7 @@ class DetectionMapper(DatasetMapper):
         use_instance_mask: bool = False,
         instance_mask_format: str = "polygon",
         recompute_boxes: bool = False,
+        max_pixels: int = MAX_PIXELS,
     ):
         """
         Args:
@@ -62,7 +71,13 @@ class DetectionMapper(DatasetMapper):
                 is the config's choice.
             image_format: what the detector takes; "RGB" or "BGR".
             use_instance_mask, instance_mask_format, recompute_boxes: see ``DatasetMapper``.
+            max_pixels: larger images are refused before they are decoded.
+
+        Raises:
+            ValueError: an image format that is neither.
         """
+        if image_format not in ("RGB", "BGR"):
+            raise ValueError(f"image_format must be RGB or BGR, it is {image_format!r}")
         super().__init__(
             is_train,
             augmentations=list(augmentations),
@@ -71,6 +86,7 @@ class DetectionMapper(DatasetMapper):
             instance_mask_format=instance_mask_format,
             recompute_boxes=recompute_boxes,
         )
+        self.max_pixels = max_pixels
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """
@@ -82,7 +98,8 @@ class DetectionMapper(DatasetMapper):
             the original image, and in training "instances" (gt_boxes, gt_classes).
 
         Raises:
-            UnreadableImageError: the image is missing or damaged; names the file.
+            UnreadableImageError: the image is missing, damaged, too large or too thin; names the
+                file.
             detectron2.data.detection_utils.SizeMismatchError: a ValueError; the image has another
                 size than the annotations say; names the file.
         """
@@ -91,20 +108,30 @@ class DetectionMapper(DatasetMapper):
             cv2.setNumThreads(0)
         file_name = dataset_dict["file_name"]
         try:
-            return super().__call__(dataset_dict)
+            return self._map(copy.deepcopy(dataset_dict))
         except SizeMismatchError as error:
-            raise SizeMismatchError(f"image {file_name}: {error}") from error
-        except _READ_ERRORS as error:
-            if isinstance(error, OSError) and error.errno in _SHORTAGES:
-                raise
+            raise SizeMismatchError(f"image {shown_name(file_name)}: {error}") from error
+        except UnreadableImageError as error:
             advice = "Repair or remove it"
             if self.is_train:
                 advice += (
                     ", or skip such images in training with dataloader.train.skip_unreadable=true"
                 )
-            raise UnreadableImageError(
-                f"image {file_name} cannot be read ({type(error).__name__}: {error}). {advice}"
-            ) from error
+            raise UnreadableImageError(f"{error}. {advice}") from error
+
+    def _map(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        file_name = dataset_dict["file_name"]
+        image = read_image(file_name, self.image_format, max_pixels=self.max_pixels)
+        check_image_size(dataset_dict, image)
+        augmented = AugInput(image)
+        transforms = augment(self.augmentations, augmented, file_name)
+        image = augmented.image
+        dataset_dict["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        if not self.is_train:
+            dataset_dict.pop("annotations", None)
+        elif "annotations" in dataset_dict:
+            self._transform_annotations(dataset_dict, transforms, image.shape[:2])
+        return dataset_dict
 
 
 class SkipUnreadable:
@@ -154,6 +181,6 @@ class SkipUnreadable:
                 f"none of the {self.num_images} images can be read; the last one: {error}"
             ) from error
         if count <= self.max_named:
-            logger.warning("skipped unreadable image %s (%d so far)", file_name, count)
+            logger.warning("skipped unreadable image %s (%d so far)", shown_name(file_name), count)
         elif count & (count - 1) == 0:
             logger.warning("skipped %d unreadable images so far", count)

@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from ..checkpoint.checkpointer import Checkpointer
 from ..config import apply_overrides, get_config
 from ..data import dataset_names
+from ..data.mapper import augment
 from .setup import prepare_config
 from .shipped import is_shipped_config, shipped_checkpoint
 
@@ -104,6 +105,7 @@ class Predictor:
 
         Raises:
             ValueError: not a picture of three channels.
+            UnreadableImageError: the picture is too thin to be resized.
         """
         shape = np.shape(original_image)
         if len(shape) != 3 or shape[2] != 3 or 0 in shape:
@@ -115,12 +117,16 @@ class Predictor:
         return self.model([self.preprocess(original_image)])[0]
 
     def preprocess(self, original_image: np.ndarray) -> dict[str, Any]:
-        """The model's input for one BGR picture: resized "image", original "height" and "width"."""
+        """The model's input for one BGR picture: resized "image", original "height" and "width".
+
+        Raises:
+            UnreadableImageError: the picture is too thin to be resized.
+        """
         height, width = original_image.shape[:2]
         if self.input_format == "RGB":
             original_image = original_image[:, :, ::-1]
         augmented = T.AugInput(np.ascontiguousarray(original_image))
-        self.aug(augmented)
+        augment(self.aug, augmented)
         image = augmented.image.astype("float32").transpose(2, 0, 1)
         return {"image": torch.as_tensor(image.copy()), "height": height, "width": width}
 

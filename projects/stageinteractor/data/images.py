@@ -1,0 +1,97 @@
+"""Reading images as they come: any mode, any content, of any origin."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from detectron2.data.detection_utils import _apply_exif_orientation, convert_PIL_to_numpy
+from detectron2.utils.file_io import PathManager
+from PIL import Image
+
+__all__ = ["MAX_PIXELS", "UnreadableImageError", "read_image", "shown_name"]
+
+# Where Pillow itself refuses to go on; about 540 MB as RGB.
+MAX_PIXELS = 178_956_970
+# What says nothing about the file: the machine has run short of something.
+_SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
+class UnreadableImageError(OSError):
+    """An image file that is missing, cannot be decoded, or is of no use for a detector."""
+
+
+def read_image(
+    file_name: str | Path, image_format: str = "RGB", *, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
+    """Detectron2's ``read_image``, with an outcome for every file.
+
+    The orientation in EXIF data is applied. Grey, palette and CMYK images are converted,
+    transparency is dropped, and of an animation the first picture is taken. Images of 16 bits a
+    channel are scaled to 8. The content says what a file is, not the ending of its name.
+
+    Args:
+        file_name: path, or an address that Detectron2's ``PathManager`` knows.
+        image_format: "RGB" or "BGR".
+        max_pixels: larger images are refused before they are decoded.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        UnreadableImageError: the file is missing, damaged, too large, or its numbers have no known
+            range (32-bit integers, floating point); names the file.
+        OSError: the machine is short of memory or of file handles.
+        MemoryError: likewise.
+    """
+    try:
+        with PathManager.open(str(file_name), "rb") as file, _pillow_limit(max_pixels):
+            image = Image.open(file)
+            width, height = image.size
+            if width * height > max_pixels:
+                raise Image.DecompressionBombError(
+                    f"{width}x{height} pixels are more than the limit of {max_pixels}"
+                )
+            image = _apply_exif_orientation(image)
+            if image.mode.startswith(("I", "F")):
+                image = _to_8_bits(image)
+            return convert_PIL_to_numpy(image, image_format)
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders of damaged files raise nearly everything
+        if isinstance(error, OSError) and error.errno in _SHORTAGES:
+            raise
+        raise UnreadableImageError(
+            f"image {shown_name(file_name)} cannot be read ({type(error).__name__}: {error})"
+        ) from error
+
+
+def shown_name(file_name: str | Path) -> str:
+    """A file name for a message of one line: as it is, or quoted where it has strange letters."""
+    text = str(file_name)
+    return text if text.isprintable() else ascii(text)
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits. Pillow's own conversion would cut off everything above 255."""
+    values = np.asarray(image)
+    if values.dtype.kind not in "iu" or values.min() < 0 or values.max() > 65535:
+        raise ValueError(
+            f"its values (mode {image.mode}, {values.min()} to {values.max()}) have no known "
+            "range; save it with 8 or 16 bits a channel"
+        )
+    return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
+
+
+@contextlib.contextmanager
+def _pillow_limit(max_pixels: int) -> Iterator[None]:
+    """Pillow has one limit for all; it warns at that one, and refuses at twice as much."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = max_pixels
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before

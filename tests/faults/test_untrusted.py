@@ -1,0 +1,121 @@
+"""Files of strangers: annotations, checkpoints, pickles."""
+
+import json
+import os
+import pickle
+
+import pytest
+import torch
+from coco_files import make_document, write_dataset, write_image
+
+from stageinteractor.checkpoint.checkpointer import Checkpointer
+from stageinteractor.checkpoint.official_files import CheckpointFileError
+from stageinteractor.data import get_detection_dataset, register_coco_json
+
+
+def rename_first(folder, name):
+    json_file, root = write_dataset(folder)
+    document = make_document()
+    document["images"][0]["file_name"] = name
+    (folder / "annotations.json").write_text(json.dumps(document))
+    return json_file, root
+
+
+@pytest.mark.parametrize(
+    "name, wrong",
+    [
+        ("../secret.png", "leads upwards"),
+        ("a/../../secret.png", "leads upwards"),
+        ("..\\secret.png", "leads upwards"),
+        ("/etc/passwd", "is absolute"),
+        ("C:\\secret.png", "is absolute"),
+        ("C:secret.png", "is absolute"),
+        ("\\\\server\\share\\secret.png", "is absolute"),
+    ],
+)
+def test_images_outside_of_the_folder_are_refused_unless_allowed(tmp_path, name, wrong):
+    json_file, root = rename_first(tmp_path, name)
+    with pytest.raises(ValueError, match=rf"annotations\.json: image 1 .*{wrong}.*allow_outside"):
+        register_coco_json(json_file, root)
+    dataset = get_detection_dataset(json_file=json_file, image_root=root, allow_outside=True)
+    assert len(dataset) == 4
+
+
+@pytest.mark.parametrize(
+    "name, wrong", [("", "is empty"), ("a\0b.png", "NUL"), ("a\ud800.png", "no file name can have")]
+)
+def test_names_that_no_file_has_are_refused_in_every_case(tmp_path, name, wrong):
+    json_file, root = rename_first(tmp_path, name)
+    for allow_outside in (False, True):
+        with pytest.raises(ValueError, match=wrong):
+            register_coco_json(json_file, root, allow_outside=allow_outside)
+
+
+def test_links_out_of_the_folder_are_refused_unless_allowed(tmp_path):
+    json_file, root = write_dataset(tmp_path)
+    write_image(tmp_path / "secret.png")
+    os.remove(f"{root}/2.png")
+    os.symlink(tmp_path / "secret.png", f"{root}/2.png")
+    with pytest.raises(ValueError, match=r"1 of its images are links to files outside.*2\.png"):
+        register_coco_json(json_file, root)
+    dataset = get_detection_dataset(json_file=json_file, image_root=root, allow_outside=True)
+    assert len(dataset) == 4
+
+
+def test_a_folder_that_leads_out_is_a_link_too(tmp_path):
+    json_file, root = rename_first(tmp_path, "sub/1.png")
+    write_image(tmp_path / "elsewhere" / "1.png")
+    os.symlink(tmp_path / "elsewhere", f"{root}/sub")
+    with pytest.raises(ValueError, match=r"links to files outside.*sub/1\.png"):
+        register_coco_json(json_file, root)
+
+
+def test_links_within_the_folder_and_a_folder_that_is_one_are_fine(tmp_path):
+    json_file, root = write_dataset(tmp_path)
+    os.rename(f"{root}/2.png", f"{root}/two.png")
+    os.symlink("two.png", f"{root}/2.png")
+    os.symlink(root, tmp_path / "linked")
+    assert len(get_detection_dataset(json_file=json_file, image_root=str(tmp_path / "linked"))) == 4
+
+
+class Mark:
+    """Leaves a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("ending", ["pth", "pkl", "pyth"])
+def test_a_checkpoint_runs_no_code(tmp_path, ending):
+    mark, path = tmp_path / "mark", tmp_path / f"weights.{ending}"
+    content = {"model": {}, "model_state": {}, "__author__": "x", "note": Mark(str(mark))}
+    if ending == "pkl":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path)
+    with pytest.raises(CheckpointFileError):
+        Checkpointer(torch.nn.Linear(1, 1)).load(str(path))
+    assert not mark.exists()
+
+
+def test_a_pickle_is_opened_behind_a_flag(tmp_path):
+    path = tmp_path / "weights.pkl"
+    weights = {"weight": torch.full((1, 1), 5.0).numpy(), "bias": torch.zeros(1).numpy()}
+    path.write_bytes(pickle.dumps({"model": weights, "__author__": "me"}))
+    model = torch.nn.Linear(1, 1)
+    with pytest.raises(CheckpointFileError, match="train.allow_pickle=true"):
+        Checkpointer(model).load(str(path))
+    Checkpointer(model, allow_pickle=True).load(str(path))
+    assert float(model.weight.detach()) == 5.0
+
+
+def test_a_damaged_archive_that_is_resumed_runs_no_code(tmp_path):
+    mark = tmp_path / "mark"
+    torch.save({"model": {}, "note": Mark(str(mark))}, tmp_path / "model_0000001.pth")
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+    with pytest.raises(CheckpointFileError, match="none of the 1 checkpoints"):
+        Checkpointer(torch.nn.Linear(1, 1), str(tmp_path)).resume_or_load("", resume=True)
+    assert not mark.exists()
