@@ -17,6 +17,7 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from analyze_model import count, prepare
@@ -35,10 +36,19 @@ LAYERS = ("conv", "linear", "batch_norm", "layer_norm")
 HEIGHT, WIDTH = 800, 1280
 
 
-def count_macs(model: nn.Module, inputs: object) -> Counter[str]:
-    """Multiply-adds by operator, in billions."""
-    _, operators, _ = count(model.eval(), inputs)
-    return Counter({k: v / 1e9 for k, v in operators.items()})
+class Part(NamedTuple):
+    """All modules of a name together."""
+
+    parameters: int
+    flops: float
+
+
+def count_macs(model: nn.Module, inputs: object, part: str = "") -> tuple[Counter[str], Part]:
+    """Multiply-adds by operator, in billions; and what is in the modules of one name."""
+    modules, operators, _ = count(model.eval(), inputs)
+    named = [m for m in modules if m.name.split(".")[-1] == part]
+    of_part = Part(sum(m.parameters for m in named), sum(m.flops for m in named))
+    return Counter({k: v / 1e9 for k, v in operators.items()}), of_part
 
 
 def layers(macs: Counter[str]) -> float:
@@ -55,21 +65,21 @@ def measure(variant: str, *, with_detector: bool) -> dict[str, str]:
     published = PUBLISHED[variant]
     column = {}
     classifier = DFvTClassifier(**VARIANTS[variant])
-    macs = count_macs(classifier, (torch.zeros(1, 3, 224, 224),))
+    macs, _ = count_macs(classifier, (torch.zeros(1, 3, 224, 224),))
     column["classifier: parameters"] = f"{num_parameters(classifier):,}"
     column["classifier: convolutions and linear layers, G"] = f"{macs['conv'] + macs['linear']:.4f}"
     column["classifier: the authors print, G"] = f"{published['top1_gmacs']:.4f}"
     backbone = DFvTBackbone(**VARIANTS[variant])
-    macs = count_macs(backbone, (torch.zeros(1, 3, HEIGHT, WIDTH),))
-    fusion = sum(m.fuse.weight.numel() for m in backbone.outputs.values() if m.fuse is not None)
+    macs, fusion = count_macs(backbone, (torch.zeros(1, 3, HEIGHT, WIDTH),), part="fuse")
     column["backbone: parameters"] = f"{num_parameters(backbone):,}"
-    column["backbone: of these the output convolutions"] = f"{fusion:,}"
+    column["backbone: of these the output convolutions"] = f"{fusion.parameters:,}"
     column["backbone: layers, G"] = f"{layers(macs):.2f}"
+    column["backbone: of these the output convolutions, G"] = f"{fusion.flops / 1e9:.2f}"
     column["backbone: attention's products, G"] = f"{macs['matmul']:.2f}"
     if with_detector:
         detector = prepare(get_config(f"dfvt/mask_rcnn_dfvt_{variant}_1x.py"), "cpu")
         image = torch.zeros(3, HEIGHT, WIDTH)
-        macs = count_macs(detector, [{"image": image}])
+        macs, _ = count_macs(detector, [{"image": image}])
         column["Mask R-CNN: parameters, M"] = f"{num_parameters(detector) / 1e6:.2f}"
         column["Mask R-CNN: published, M"] = f"{published['detector_mparams']}"
         column["Mask R-CNN: layers, G"] = f"{layers(macs):.2f}"
