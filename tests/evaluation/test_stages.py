@@ -159,6 +159,19 @@ def test_a_test_set_without_objects_is_refused(tmp_path):
         StageEvaluator(name, 2, num_classes=3)
 
 
+def test_training_does_not_begin_where_the_evaluation_after_it_would_stop(tmp_path):
+    document = make_document()
+    document["annotations"] = []
+    json_file, image_root = write_dataset(tmp_path / "empty", document)
+    overrides = [
+        "train.stage_evaluation=true",
+        f"dataloader.test.dataset.json_file='{json_file}'",
+        f"dataloader.test.dataset.image_root='{image_root}'",
+    ]
+    with pytest.raises(ValueError, match="has no annotated objects"):
+        Trainer(prepare_config(make_config(tmp_path, *overrides)))
+
+
 @pytest.mark.parametrize("kind", ["stageinteractor", "adamixer"])
 def test_the_last_stage_is_what_evaluation_without_stages_sees(tmp_path, kind):
     cfg = prepare_config(make_config(tmp_path, "train.stage_evaluation=true"))

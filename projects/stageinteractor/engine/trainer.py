@@ -29,7 +29,7 @@ from torch import nn
 
 from ..checkpoint.checkpointer import BEST_CHECKPOINT, Checkpointer, ResumeError
 from ..data import dataset_names
-from ..evaluation import evaluate_stages
+from ..evaluation import check_stage_evaluation, evaluate_stages
 from .hooks import (
     BestCheckpointer,
     EMAHook,
@@ -75,6 +75,8 @@ class Trainer(DefaultTrainer):
         for name in dataset_names(cfg.dataloader.test.dataset):
             # What is wrong with it is told now, and not hours later.
             self.build_test_loader(cfg, name)
+        if train.get("stage_evaluation"):
+            check_stage_evaluation(model, dataset_names(cfg.dataloader.test.dataset))
         self.ema = build_ema(model, train.ema.decay) if train.ema.enabled else None
         ddp_model = create_ddp_model(
             model,

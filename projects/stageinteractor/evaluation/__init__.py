@@ -8,13 +8,14 @@ from .diagnosis import (
     find_duplicates,
     match_detections,
 )
-from .stages import AllStages, StageEvaluator, evaluate_stages
+from .stages import AllStages, StageEvaluator, check_stage_evaluation, evaluate_stages
 
 __all__ = [
     "AllStages",
     "LabelChanges",
     "ScoreChanges",
     "StageEvaluator",
+    "check_stage_evaluation",
     "count_label_changes",
     "count_score_changes",
     "evaluate_stages",

@@ -36,7 +36,7 @@ from .diagnosis import (
     match_detections,
 )
 
-__all__ = ["AllStages", "StageEvaluator", "evaluate_stages"]
+__all__ = ["AllStages", "StageEvaluator", "check_stage_evaluation", "evaluate_stages"]
 
 logger = logging.getLogger(__name__)
 
@@ -123,13 +123,7 @@ class StageEvaluator(DatasetEvaluator):
         Raises:
             ValueError: the data set has no annotations.
         """
-        records = get_detection_dataset(dataset_name, filter_empty=False)
-        # A test set may still be listed with empty annotations; without any object nothing counts.
-        if not any(record.get("annotations") for record in records):
-            raise ValueError(
-                f"data set {dataset_name} has no annotated objects: evaluation by stage "
-                "(train.stage_evaluation) needs some"
-            )
+        records = _annotated_records(dataset_name)
         self.dataset_name = dataset_name
         self.num_stages = num_stages
         self.num_classes = num_classes
@@ -408,6 +402,28 @@ class _Both(DatasetEvaluators):
         results = self.evaluator.evaluate() if self.evaluator is not None else {}
         self.stage_metrics = self.stage_evaluator.evaluate() or {}
         return results
+
+
+def check_stage_evaluation(model: nn.Module, dataset_names: Iterable[str]) -> None:
+    """Tell before a training what would stop the evaluation after it.
+
+    Raises:
+        ValueError: the model has no stages, or a data set no annotations.
+    """
+    AllStages(model)
+    for name in dataset_names:
+        _annotated_records(name)
+
+
+def _annotated_records(dataset_name: str) -> list[dict[str, Any]]:
+    records = get_detection_dataset(dataset_name, filter_empty=False)
+    # A test set may still be listed with empty annotations; without any object nothing counts.
+    if not any(record.get("annotations") for record in records):
+        raise ValueError(
+            f"data set {dataset_name} has no annotated objects: evaluation by stage "
+            "(train.stage_evaluation) needs some"
+        )
+    return records
 
 
 def _objects(record: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
