@@ -1,0 +1,147 @@
+"""tools/check_dataset.py finds what it says it finds, and nothing in a good data set."""
+
+import json
+
+import pytest
+from coco_files import make_document, write_dataset
+from fault_runs import load_tool
+from picture_cases import part_of, rotated
+from PIL import Image
+
+from stageinteractor.data.inspection import inspect_dataset
+
+tool = load_tool("check_dataset")
+
+
+def write(folder, change=None, **kwargs):
+    document = make_document(**kwargs)
+    paths = write_dataset(folder, document)
+    if change is not None:
+        change(document)
+        (folder / "annotations.json").write_text(json.dumps(document))
+    return paths
+
+
+def test_a_good_data_set_has_no_findings(tmp_path, capsys):
+    paths = write(tmp_path)
+    output = tmp_path / "report"
+    assert tool.main([*paths, "--num-queries", "5", "--output", str(output)]) == 0
+    shown = capsys.readouterr()
+    assert "4 images, 8 boxes of 3 classes, at most 2 objects in an image" in shown.out
+    assert "nothing is wrong" in shown.out
+    assert "would not be harmed" in shown.out
+    assert "4/4" in shown.err  # the progress bar
+    assert json.loads((output / "report.json").read_text())["findings"] == {}
+    assert not (output / "worst.png").exists()
+
+
+def annotation(document, **changes):
+    document["annotations"][2].update(changes)
+
+
+def image(document, **changes):
+    document["images"][1].update(changes)
+
+
+HARMFUL = {
+    "format": lambda d: d["images"][1].pop("width"),
+    "image_id": lambda d: image(d, id=1),
+    "category_id": lambda d: d["categories"][1].update(id=3),
+    "annotation_id": lambda d: annotation(d, id=1),
+    "unknown_image": lambda d: annotation(d, image_id=99),
+    "unknown_category": lambda d: annotation(d, category_id=99),
+    "outside_root": lambda d: image(d, file_name="../2.png"),
+    "no_objects": lambda d: d["annotations"].clear(),
+    "missing": lambda d: image(d, file_name="5.png"),
+    "size": lambda d: image(d, width=97),
+}
+HARMLESS = {
+    "same_file": lambda d: image(d, file_name="1.png"),
+    "degenerate": lambda d: annotation(d, bbox=[5, 5, 0, 9]),
+    "outside": lambda d: annotation(d, bbox=[500, 5, 10, 9]),
+    "clipped": lambda d: annotation(d, bbox=[80, 5, 30, 9]),
+    "tiny": lambda d: annotation(d, bbox=[8, 5, 3, 9]),
+    "giant": lambda d: annotation(d, bbox=[0, 0, 96, 64]),
+    "repeated": lambda d: annotation(d, **{k: d["annotations"][3][k] for k in KEYS}),
+    "empty": lambda d: d.update(annotations=d["annotations"][2:]),
+    "unused": lambda d: d["categories"].append({"id": 100, "name": "fish"}),
+}
+KEYS = ("bbox", "category_id")
+
+
+@pytest.mark.parametrize("kind", HARMFUL)
+def test_what_stops_training_is_found(tmp_path, kind, capsys):
+    paths = write(tmp_path, HARMFUL[kind])
+    output = tmp_path / "report"
+    assert tool.main([*paths, "--output", str(output)]) == 1
+    found = json.loads((output / "report.json").read_text())["findings"]
+    assert found[kind]["is_harmful"]
+    assert found[kind]["count"] >= 1
+    assert "HARM" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", HARMLESS)
+def test_what_training_puts_up_with_is_noted(tmp_path, kind):
+    report = inspect_dataset(*write(tmp_path, HARMLESS[kind]))
+    assert kind in report.findings
+    assert not report.is_harmful, [f.title for _, f in report.in_order() if f.is_harmful]
+
+
+def test_what_is_wrong_with_files_is_found(tmp_path):
+    json_file, root = write(tmp_path, num_images=5)
+    folder = tmp_path / "images"
+    part_of(0.6)(folder / "1.png")
+    Image.new("RGB", (64, 48)).save(folder / "2.png")
+    rotated(folder / "3.png")  # stored as 48x64, shown as 64x48
+    document = make_document(num_images=5)
+    document["images"][1].update(width=64, height=48)
+    document["images"][2].update(width=48, height=64)
+    (tmp_path / "annotations.json").write_text(json.dumps(document))
+    report = inspect_dataset(json_file, root)
+    assert report.findings["unreadable"].images == [1]
+    assert report.findings["exif_size"].images == [3]
+    document["images"][2].update(width=64, height=48)
+    (tmp_path / "annotations.json").write_text(json.dumps(document))
+    report = inspect_dataset(json_file, root)
+    assert report.findings["exif"].images == [3]
+    assert "exif_size" not in report.findings
+    assert report.findings["unreadable"].count == 1
+
+
+def test_links_out_of_the_folder_are_found(tmp_path):
+    json_file, root = write(tmp_path)
+    (tmp_path / "secret.png").write_bytes((tmp_path / "images" / "2.png").read_bytes())
+    (tmp_path / "images" / "2.png").unlink()
+    (tmp_path / "images" / "2.png").symlink_to(tmp_path / "secret.png")
+    assert inspect_dataset(json_file, root).findings["outside_root"].images == [2]
+    assert inspect_dataset(json_file, root, allow_outside=True).findings == {}
+
+
+def test_the_worst_images_are_drawn(tmp_path, capsys):
+    def spoil(document):
+        annotation(document, bbox=[80, 5, 30, 9])
+        document["annotations"][4].update(bbox=[8, 5, float("nan"), 9])
+
+    json_file, root = write(tmp_path, spoil)
+    (tmp_path / "images" / "4.png").write_bytes(b"no picture")
+    output = tmp_path / "report"
+    args = [json_file, root, "--num-queries", "1", "--output", str(output), "--num-pictures", "3"]
+    assert tool.main(args) == 1
+    assert "1 images that cannot be read" in capsys.readouterr().out
+    picture = Image.open(output / "worst.png")
+    assert picture.width > 3 * tool.TILE
+    report = inspect_dataset(json_file, root, num_queries=1)
+    chosen = tool.worst_images(report, 3)
+    # Harmful ones first, and each image once.
+    assert [i for i, _ in chosen] == [4, 1, 3]
+    assert chosen[0][1] == "images that cannot be read"
+
+
+@pytest.mark.parametrize("content", ["{", "[" * 100000, "[]", "{}", '{"images": {}}', "null"])
+def test_no_json_is_beyond_it(tmp_path, content):
+    path = tmp_path / "a.json"
+    path.write_text(content)
+    try:
+        assert tool.main([str(path), str(tmp_path), "--output", str(tmp_path / "out")]) == 1
+    except SystemExit as end:
+        assert "a.json cannot be read as JSON" in str(end.code)
