@@ -132,6 +132,16 @@ class RecollectionCriterion(nn.Module):
         self.criterion = copy.deepcopy(criterion)
         self.criterion.label_assigner = PathLabelAssigner(criterion.label_assigner, schedule)
 
+    @property
+    def matcher(self) -> nn.Module:
+        """The plain detector's, for one stage or many."""
+        return self.criterion.matcher
+
+    @property
+    def label_assigner(self) -> nn.Module:
+        """The plain detector's, for a plain cascade."""
+        return self.criterion.label_assigner.label_assigner
+
     def forward(
         self,
         outputs: Sequence[StageOutput],

@@ -158,6 +158,9 @@ def test_the_plain_criterion_is_not_changed():
     wrapped = RecollectionCriterion(criterion, SCHEDULES["selective"])
     assert isinstance(criterion.label_assigner, CrossStageMatcher)
     assert not wrapped.state_dict()
+    # Whoever looks at a plain cascade finds what the plain detector has.
+    assert isinstance(wrapped.matcher, HungarianMatcher)
+    assert isinstance(wrapped.label_assigner, CrossStageMatcher)
 
 
 @pytest.mark.parametrize("assigner", ["own labels", "cross-stage"])

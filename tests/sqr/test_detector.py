@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 
 import pytest
 import torch
@@ -112,6 +113,7 @@ def test_a_run_trains_and_evaluates(family, tmp_path):
         "train.max_iter=2",
         "train.accumulation_steps=2",
         "model.recompute=true",
+        "train.stage_evaluation=true",
     )
     cfg = prepare_config(cfg)
     trainer = Trainer(cfg)
@@ -121,4 +123,5 @@ def test_a_run_trains_and_evaluates(family, tmp_path):
     assert len(changed) > len(before) // 2
     metrics = (tmp_path / "output" / "metrics.json").read_text()
     assert f'"stage{NUM_STAGES - 1}/matched_accuracy"' in metrics
-    assert (tmp_path / "output" / "model_final.pth").is_file()
+    (stages,) = (tmp_path / "output").glob("inference/*/stage_metrics.json")
+    assert len(json.loads(stages.read_text())["stages"]) == NUM_STAGES
