@@ -368,7 +368,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     logging.getLogger("fvcore").setLevel(logging.ERROR)
     all_costs = []
-    for config in args.config_file:
+    for i, config in enumerate(args.config_file):
+        if len(args.config_file) > 1:
+            print(f"[{i + 1}/{len(args.config_file)}] {config}", file=sys.stderr, flush=True)
         try:
             costs = analyze(
                 config,
