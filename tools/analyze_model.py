@@ -11,7 +11,8 @@ The model infers one image of --size pixels, which it pads as always. Counts are
 
 - FLOPs are multiply-adds of convolutions, linear layers and matrix products, among them those with
   generated filters, of attention, of norms, and of bilinear sampling. Element-wise operators count
-  nothing, but for the gates that mix filters;
+  nothing, but for the gates that mix filters. They are those of the equations, whatever faster
+  way of computing the same the config chooses (model.execution);
 - activations are the numbers that convolutions, linear layers and matrix products give out;
 - memory is the most that parameters, buffers and tensors take at any moment of the inference.
 
@@ -235,12 +236,20 @@ def peak_memory(model: nn.Module, inputs: Any) -> int:
     return sum(stored.values()) + peak
 
 
-def prepare(cfg: DictConfig, device: str) -> nn.Module:
+def prepare(cfg: DictConfig, device: str, *, step_by_step: bool = True) -> nn.Module:
     """The model of a config, untrained, in evaluation mode.
 
     A two-stage detector is made to find as many objects as there is room for: every class score
     counts, and no box suppresses another.
+
+    Args:
+        cfg: changed in place.
+        device: where the model is to be.
+        step_by_step: compute as the equations have it, in operators that fvcore knows; otherwise
+            in the faster ways that the config chooses.
     """
+    if step_by_step and OmegaConf.select(cfg, "model.execution") is not None:
+        cfg.model.execution.update(sampling="grid", mixing="direct", channels_last=False)
     if OmegaConf.select(cfg, "model.roi_heads.box_predictor") is not None:
         predictor = cfg.model.roi_heads.box_predictor
         predictor.update(test_score_thresh=0.0, test_nms_thresh=2.0)
@@ -262,10 +271,13 @@ def analyze(
     with_memory: bool = True,
 ) -> ModelCosts:
     """Costs of one config's model for one image of (height, width) pixels."""
-    model = prepare(apply_overrides(get_config(config), list(overrides)), device)
+    cfg = apply_overrides(get_config(config), list(overrides))
     height, width = size
     inputs = [{"image": torch.zeros(3, height, width), "height": height, "width": width}]
-    modules, operators, not_counted = count(model, inputs)
+    modules, operators, not_counted = count(prepare(cfg.copy(), device), inputs)
+    memory = None
+    if with_memory:
+        memory = peak_memory(prepare(cfg.copy(), device, step_by_step=False), inputs)
     known = "/".join(Path(config).parts[-2:])
     return ModelCosts(
         config=known,
@@ -274,7 +286,7 @@ def analyze(
         modules=modules,
         operators=dict(operators),
         not_counted=dict(not_counted),
-        peak_memory=peak_memory(model, inputs) if with_memory else None,
+        peak_memory=memory,
         published=Published() if overrides else PUBLISHED.get(known, Published()),
     )
 
