@@ -5,6 +5,7 @@ import torch
 train = dict(
     output_dir="./output",
     init_checkpoint="",  # "" is random initialisation
+    init_prefix="",  # of the tensors to take from it in training, e.g. "backbone."; "": all
     max_iter=87960,
     device="cuda" if torch.cuda.is_available() else "cpu",
     seed=-1,  # negative: another one in every run

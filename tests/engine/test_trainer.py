@@ -202,6 +202,31 @@ def test_a_checkpoint_of_other_queries_is_refused_for_resuming(tmp_path):
         Trainer(cfg).resume_or_load(resume=True)
 
 
+def test_only_a_part_of_the_weights_is_taken_but_a_run_is_resumed_whole(tmp_path):
+    train(make_config(tmp_path / "a"))
+    weights = tmp_path / "a" / "output" / "model_final.pth"
+    prefix = "train.init_prefix=backbone.bottom_up."
+    cfg = prepare_config(make_config(tmp_path / "b", f"train.init_checkpoint='{weights}'", prefix))
+    torch.manual_seed(7)
+    trainer = Trainer(cfg)
+    before = {k: v.clone() for k, v in trainer.checkpointer.model.state_dict().items()}
+    trainer.resume_or_load(resume=False)
+    loaded = torch.load(weights, weights_only=True)["model"]
+    for key, ours in trainer.checkpointer.model.state_dict().items():
+        theirs = loaded if key.startswith("backbone.bottom_up.") else before
+        assert torch.equal(ours, theirs[key]), key
+    trainer.train()
+    again = Trainer(cfg)
+    again.resume_or_load(resume=True)
+    trained = trainer.checkpointer.model.state_dict()
+    for key, ours in again.checkpointer.model.state_dict().items():
+        assert torch.equal(ours, trained[key]), key
+
+    cfg.train.init_prefix = "neck."
+    with pytest.raises(ValueError, match="no tensor of the model .* 'neck.': .*train.init_prefix"):
+        Trainer(cfg).resume_or_load(resume=False)
+
+
 def test_missing_and_damaged_weights_are_named(tmp_path):
     model = torch.nn.Linear(1, 1)
     with pytest.raises(FileNotFoundError, match=r"nowhere\.pth does not exist"):

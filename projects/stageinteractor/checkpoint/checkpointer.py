@@ -16,7 +16,7 @@ from detectron2.utils import comm
 from tabulate import tabulate
 
 from .durable import damage, remove_partial_files, write_durably
-from .official import adapt_checkpoint
+from .official import CheckpointMismatchError, adapt_checkpoint
 from .official_files import CheckpointFileError, read_checkpoint
 
 __all__ = ["BEST_CHECKPOINT", "Checkpointer", "ResumeError", "inference_weights"]
@@ -62,6 +62,7 @@ class Checkpointer(DetectionCheckpointer):
         save_to_disk: bool | None = None,
         prefer_ema: bool = False,
         allow_pickle: bool = False,
+        init_prefix: str = "",
         **checkpointables: Any,
     ):
         """
@@ -69,10 +70,13 @@ class Checkpointer(DetectionCheckpointer):
             model, save_dir, save_to_disk, checkpointables: see ``DetectionCheckpointer``.
             prefer_ema: load averaged weights into the model where the file has them.
             allow_pickle: open pickles of any origin, and run what they ask for.
+            init_prefix: initialise only the tensors whose names begin so, as
+                ``backbone.bottom_up.``; a run is resumed whole.
         """
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.prefer_ema = prefer_ema
         self.allow_pickle = allow_pickle
+        self.init_prefix = init_prefix
         self.loaded_ema = False
         self._resuming = False
 
@@ -257,7 +261,29 @@ class Checkpointer(DetectionCheckpointer):
                 "using the plain weights of the checkpoint, not the averaged (EMA) ones that it "
                 "holds too; train.ema.enabled=true with --eval-only evaluates those"
             )
+        if self.init_prefix and not self._resuming:
+            checkpoint["model"] = self._begins_with_prefix(checkpoint["model"])
         return super()._load_model(checkpoint)
+
+    def _begins_with_prefix(self, weights: dict[str, Any]) -> dict[str, Any]:
+        """
+        Raises:
+            CheckpointMismatchError: no tensor of the model begins so, or none of the file.
+        """
+        for where, names in (("model", self.model.state_dict()), ("checkpoint", weights)):
+            if not any(name.startswith(self.init_prefix) for name in names):
+                raise CheckpointMismatchError(
+                    f"no tensor of the {where} has a name that begins with {self.init_prefix!r}: "
+                    "correct train.init_prefix"
+                )
+        kept = {k: v for k, v in weights.items() if k.startswith(self.init_prefix)}
+        logger.info(
+            "initialising from the checkpoint only the %d of its %d tensors that begin with %r",
+            len(kept),
+            len(weights),
+            self.init_prefix,
+        )
+        return kept
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         rows = [

@@ -101,6 +101,7 @@ class Trainer(DefaultTrainer):
             model,
             train.output_dir,
             allow_pickle=train.get("allow_pickle", False),
+            init_prefix=train.get("init_prefix", ""),
             trainer=weakref.proxy(self),
             **({"ema": self.ema} if self.ema is not None else {}),
         )
