@@ -9,6 +9,7 @@ from stageinteractor.modeling import (
     QUERY_HEADS,
     CascadeDecoder,
     DecoderStage,
+    Execution,
     IoFBiasedSelfAttention,
 )
 from stageinteractor.modeling.stage import FeedForward
@@ -45,6 +46,7 @@ class AdaMixerDecoder(CascadeDecoder):
         groups: int = 4,
         points: int = 32,
         out_points: int = 128,
+        execution: Execution | None = None,
     ):
         """
         Args:
@@ -56,6 +58,7 @@ class AdaMixerDecoder(CascadeDecoder):
             groups: G of sampling and mixing.
             points: sampling points of a group.
             out_points: spatial filters of a group.
+            execution: how to compute; by default :class:`Execution`'s own choices.
 
         Raises:
             ValueError: sizes that do not fit one another.
@@ -76,7 +79,8 @@ class AdaMixerDecoder(CascadeDecoder):
                     refine=refine_by_scale,
                 )
                 for _ in range(num_stages)
-            ]
+            ],
+            execution=execution,
         )
 
 

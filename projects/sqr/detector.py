@@ -8,7 +8,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import ImageList
 from torch import nn
 
-from stageinteractor.modeling import CascadeDecoder, StageInteractor
+from stageinteractor.modeling import CascadeDecoder, Execution, StageInteractor
 from stageinteractor.structures import StageOutput
 from stageinteractor.training import Criterion
 
@@ -43,6 +43,7 @@ class RecollectionDetector(StageInteractor):
         pixel_std: Sequence[float] = (58.395, 57.12, 57.375),
         size_divisibility: int = 32,
         max_detections: int = 100,
+        execution: Execution | None = None,
     ):
         """
         Args:
@@ -64,6 +65,7 @@ class RecollectionDetector(StageInteractor):
             pixel_std=pixel_std,
             size_divisibility=size_divisibility,
             max_detections=max_detections,
+            execution=execution,
         )
         schedule.check_fits(self.decoder.num_stages)
         self.schedule = schedule
@@ -76,8 +78,8 @@ class RecollectionDetector(StageInteractor):
         """Predictions for a normalised batch: of all groups in training, else of all stages."""
         if not self.training:
             return super().predict_stages(images)
-        features = list(self.backbone(images.tensor).values())
         queries, xyzr = self.initial_queries(images.image_sizes)
+        features = self.decoder.prepare_maps(self.extract_features(images), xyzr.dtype)
         return recollect(
             self.decoder,
             self.schedule,

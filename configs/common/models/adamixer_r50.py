@@ -16,5 +16,6 @@ model.decoder = L(AdaMixerDecoder)(
     groups=4,
     points=32,
     out_points=128,
+    execution="${..execution}",
 )
 model.criterion.label_assigner = L(StagewiseMatcher)()

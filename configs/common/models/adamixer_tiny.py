@@ -16,5 +16,6 @@ model.decoder = L(AdaMixerDecoder)(
     groups=4,
     points=16,
     out_points=32,
+    execution="${..execution}",
 )
 model.criterion.label_assigner = L(StagewiseMatcher)()

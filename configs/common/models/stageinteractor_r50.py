@@ -4,6 +4,7 @@ from detectron2.config import LazyCall as L
 from detectron2.modeling.backbone import BasicStem, ResNet
 
 from stageinteractor.modeling import (
+    Execution,
     FrozenStatsBatchNorm2d,
     InitialQueries,
     SharedNormChannelMapper,
@@ -44,6 +45,7 @@ model = L(StageInteractor)(
         sub_points=8,
         out_points=128,
         reuse_start=2,
+        execution="${..execution}",
     ),
     criterion=L(Criterion)(
         num_classes="${..num_classes}",
@@ -56,4 +58,11 @@ model = L(StageInteractor)(
     pixel_mean=[123.675, 116.28, 103.53],  # RGB
     pixel_std=[58.395, 57.12, 57.375],
     max_detections="${.initial_queries.num_queries}",
+    execution=L(Execution)(
+        sampling="gather",  # "triton" on a GPU, or "grid" for the plain form
+        mixing="factored",  # or "direct" for the plain form
+        channels_last=True,
+        checkpoint=False,  # less memory, more time
+        compile="",  # mode of torch.compile for the decoder
+    ),
 )

@@ -4,7 +4,10 @@ from .attention import IoFBiasedSelfAttention
 from .backbone import FrozenStatsBatchNorm2d, PlainConvNet
 from .decoder import QUERY_HEADS, CascadeDecoder, StageInteractorDecoder
 from .detector import StageInteractor
+from .execution import Execution
+from .factored_mixing import FactoredDynamicMixing
 from .filter_bank import DynamicFilters, FilterBank
+from .gathering import GatherableMaps
 from .mixing import CascadeDynamicMixing
 from .neck import SharedNormChannelMapper
 from .queries import InitialQueries
@@ -17,8 +20,11 @@ __all__ = [
     "CascadeDynamicMixing",
     "DecoderStage",
     "DynamicFilters",
+    "Execution",
+    "FactoredDynamicMixing",
     "FilterBank",
     "FrozenStatsBatchNorm2d",
+    "GatherableMaps",
     "InitialQueries",
     "IoFBiasedSelfAttention",
     "PlainConvNet",

@@ -6,13 +6,19 @@ Letters: B images, N queries, C channels, S stages, L levels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
+import torch
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..structures import StageOutput
 from .attention import IoFBiasedSelfAttention
+from .execution import Execution
+from .factored_mixing import FactoredDynamicMixing
 from .filter_bank import FilterBank
+from .gathering import GatherableMaps
 from .mixing import CascadeDynamicMixing
 from .sampling import SubBoxSampling
 from .stage import DecoderStage, FeedForward
@@ -32,7 +38,13 @@ a list of :class:`~stageinteractor.structures.StageOutput`, one a stage.
 class CascadeDecoder(nn.Module):
     """Runs its stages one after another and hands the filter bank from one to the next."""
 
-    def __init__(self, stages: Sequence[nn.Module], *, reuse_start: int | None = None):
+    def __init__(
+        self,
+        stages: Sequence[nn.Module],
+        *,
+        reuse_start: int | None = None,
+        execution: Execution | None = None,
+    ):
         """
         Args:
             stages: S modules with the signature of
@@ -40,10 +52,13 @@ class CascadeDecoder(nn.Module):
             reuse_start: first stage that may read earlier filters. Each stage before it starts
                 from an empty bank, so that it finds those of stages ``reuse_start - 1`` and
                 later. None: no stage does.
+            execution: how to compute; by default :class:`Execution`'s own choices.
         """
         super().__init__()
         if not stages:
             raise ValueError("a decoder needs at least one stage")
+        self.execution = execution or Execution()
+        self._program = None
         self.stages = nn.ModuleList(stages)
         self.reuse_start = len(self.stages) if reuse_start is None else reuse_start
 
@@ -51,6 +66,22 @@ class CascadeDecoder(nn.Module):
     def num_stages(self) -> int:
         """S."""
         return len(self.stages)
+
+    def prepare_maps(self, features: Sequence[Tensor], dtype: torch.dtype) -> Sequence[Tensor]:
+        """Lay the maps of a batch out for sampling, once for all stages.
+
+        :meth:`forward` does it; who calls :meth:`run_stage` may, which saves time.
+
+        Args:
+            features: L maps (B, C, H_l, W_l).
+            dtype: type of the geometry.
+        """
+        groups = getattr(getattr(self.stages[0], "sampling", None), "groups", None)
+        is_plain = self.execution.sampling == "grid" or groups is None
+        if is_plain or isinstance(features, GatherableMaps):
+            return features
+        fused = self.execution.sampling == "triton"
+        return GatherableMaps(features, groups=groups, dtype=dtype, fused=fused)
 
     def run_stage(
         self,
@@ -64,7 +95,10 @@ class CascadeDecoder(nn.Module):
         """Run one stage on any set of queries; see :meth:`forward` for the arguments."""
         if index < self.reuse_start:
             bank = FilterBank()
-        return self.stages[index](queries, xyzr.detach(), features, strides, bank)
+        arguments = queries, xyzr.detach(), features, strides, bank
+        if self.execution.checkpoint and torch.is_grad_enabled():
+            return checkpoint(self.stages[index], *arguments, use_reentrant=False)
+        return self.stages[index](*arguments)
 
     def forward(
         self,
@@ -83,6 +117,9 @@ class CascadeDecoder(nn.Module):
         Returns:
             the predictions of all S stages.
         """
+        if self.execution.compile and not torch.compiler.is_compiling():
+            return self._compiled(features, strides, queries, xyzr)
+        features = self.prepare_maps(features, xyzr.dtype)
         outputs = []
         bank = FilterBank()
         for index in range(self.num_stages):
@@ -90,6 +127,16 @@ class CascadeDecoder(nn.Module):
             queries, xyzr = output.queries, output.xyzr
             outputs.append(output)
         return outputs
+
+    def _compiled(self, features, strides, queries, xyzr) -> list[StageOutput]:
+        # Batch and queries stay fixed, the size of the image does not: one program for all sizes.
+        for feature in features:
+            torch._dynamo.maybe_mark_dynamic(feature, (2, 3))
+        if self._program is None:
+            self._program = torch.compile(
+                partial(CascadeDecoder.forward, self), mode=self.execution.compile, fullgraph=True
+            )
+        return self._program(features, strides, queries, xyzr)
 
 
 @QUERY_HEADS.register()
@@ -116,6 +163,7 @@ class StageInteractorDecoder(CascadeDecoder):
         channel_reuse_cap: int | None = None,
         apply_reused_channel_filters: bool = True,
         spatial_reuse: bool = True,
+        execution: Execution | None = None,
     ):
         """
         Args:
@@ -135,6 +183,7 @@ class StageInteractorDecoder(CascadeDecoder):
                 newest ones; None for all, 0 for none.
             apply_reused_channel_filters: see :class:`CascadeDynamicMixing`.
             spatial_reuse: adapt half of the spatial filters from the stage before.
+            execution: how to compute; by default :class:`Execution`'s own choices.
 
         Raises:
             ValueError: sizes that do not fit one another.
@@ -150,6 +199,9 @@ class StageInteractorDecoder(CascadeDecoder):
                 "spatial filters of stage 0 fit stage 1 only if first_base_points equals "
                 f"base_points; got {first_base_points} and {base_points} with reuse_start=1"
             )
+        execution = execution or Execution()
+        direct = execution.mixing == "direct"
+        mixing_class = CascadeDynamicMixing if direct else FactoredDynamicMixing
         reuse = spatial_reuse or channel_reuse_cap != 0
         stages = []
         for t in range(num_stages):
@@ -160,7 +212,7 @@ class StageInteractorDecoder(CascadeDecoder):
             )
             in_bank = t - reuse_start + 1 if t >= reuse_start else 0
             reused = in_bank if channel_reuse_cap is None else min(in_bank, channel_reuse_cap)
-            mixing = CascadeDynamicMixing(
+            mixing = mixing_class(
                 channels,
                 **points,
                 out_points=out_points,
@@ -179,4 +231,4 @@ class StageInteractorDecoder(CascadeDecoder):
                     num_classes=num_classes,
                 )
             )
-        super().__init__(stages, reuse_start=reuse_start)
+        super().__init__(stages, reuse_start=reuse_start, execution=execution)

@@ -13,6 +13,7 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
 from ..structures import GroundTruth, StageOutput
+from .execution import Execution
 
 __all__ = ["StageInteractor"]
 
@@ -37,6 +38,7 @@ class StageInteractor(nn.Module):
         pixel_std: Sequence[float] = (58.395, 57.12, 57.375),
         size_divisibility: int = 32,
         max_detections: int = 100,
+        execution: Execution | None = None,
     ):
         """
         Args:
@@ -50,8 +52,12 @@ class StageInteractor(nn.Module):
             size_divisibility: batches are padded at the bottom and right to a multiple of it,
                 after normalisation.
             max_detections: best (query, class) pairs that an image keeps at test time.
+            execution: how to compute; the decoder has its own reference to it.
         """
         super().__init__()
+        self.execution = execution or Execution()
+        if self.execution.channels_last:
+            backbone.to(memory_format=torch.channels_last)
         self.backbone = backbone
         self.strides = tuple(shape.stride for shape in backbone.output_shape().values())
         self.initial_queries = initial_queries
@@ -125,9 +131,16 @@ class StageInteractor(nn.Module):
         images = [(x - self.pixel_mean) / self.pixel_std for x in images]
         return ImageList.from_tensors(images, self.size_divisibility)
 
+    def extract_features(self, images: ImageList) -> list[Tensor]:
+        """L maps (B, C, H_l, W_l) of a normalised batch, finest first."""
+        batch = images.tensor
+        if self.execution.channels_last:
+            batch = batch.contiguous(memory_format=torch.channels_last)
+        return list(self.backbone(batch).values())
+
     def predict_stages(self, images: ImageList) -> list[StageOutput]:
         """Predictions of all stages for a normalised batch."""
-        features = list(self.backbone(images.tensor).values())
+        features = self.extract_features(images)
         queries, xyzr = self.initial_queries(images.image_sizes)
         return self.decoder(features, self.strides, queries, xyzr)
 

@@ -251,6 +251,11 @@ class CascadeDynamicMixing(nn.Module):
         banked = bank.newest(1)[0].spatial[..., : self.rows, :, :].flatten(-2)
         return torch.cat([own, self.spatial_adapter(queries, own, banked)], dim=-2)
 
+    def mix_points(self, x: Tensor, spatial: Tensor, bias: Tensor | float) -> Tensor:
+        """(B, N, G, PQ, e) points, (B, N, G, O, PQ) filters -> (B, N, C) change of the queries."""
+        y = self.spatial_norm(torch.matmul(spatial, x) + bias).relu()
+        return self.out_proj(y.flatten(2))
+
     def forward(self, queries: Tensor, x: Tensor, bank: FilterBank) -> tuple[Tensor, FilterBank]:
         """
         Args:
@@ -265,7 +270,6 @@ class CascadeDynamicMixing(nn.Module):
         channel_bias, spatial_bias = self.generate_biases(queries)
         x = self.mix_channels(x, queries, own_channel, channel_bias, bank)
         spatial = self.spatial_filters(queries, own_spatial, bank)
-        y = self.spatial_norm(torch.matmul(spatial, x) + spatial_bias).relu()
+        queries = self.norm(queries + self.mix_points(x, spatial, spatial_bias))
         deposited = spatial.unflatten(-1, (self.base_points, self.sub_points))
-        queries = self.norm(queries + self.out_proj(y.flatten(2)))
         return queries, bank.deposit(DynamicFilters(own_channel, deposited))

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..structures.boxes import xyzr_to_size
+from .gathering import GatherableMaps
 
 __all__ = ["SamplingPoints", "SubBoxSampling", "level_weights", "sample_features"]
 
@@ -39,8 +40,8 @@ def level_weights(z: Tensor, num_levels: int, *, offset: float) -> Tensor:
     Returns:
         (..., L), softmax over l of -(z - offset - l)^2 / 2.
     """
-    level = torch.arange(num_levels, device=z.device, dtype=z.dtype)
-    return torch.softmax(-0.5 * (z[..., None] - offset - level) ** 2, dim=-1)
+    level = torch.arange(num_levels, device=z.device, dtype=z.dtype).view(-1, *[1] * z.dim())
+    return torch.softmax(-0.5 * (z - offset - level) ** 2, dim=0).movedim(0, -1)
 
 
 def sample_features(
@@ -67,6 +68,8 @@ def sample_features(
     batch = len(features[0])
     if rows % batch:
         raise ValueError(f"points of {rows} sets of queries do not fit maps of {batch} images")
+    if isinstance(features, GatherableMaps):
+        return features.sample(strides, points.xy, weights)
     # To the maps the sets of an image are one larger set.
     together = (batch, rows // batch * num_queries, groups, num_points)  # (B, R N, G, PQ)
     xy, weights = points.xy.reshape(*together, 2), weights.reshape(*together, len(features))
