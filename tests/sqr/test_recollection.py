@@ -103,8 +103,11 @@ def test_groups_carry_content_geometry_and_a_filter_of_every_stage(name, num_ima
 
 def test_the_bank_of_a_plain_cascade_is_the_decoders_own():
     decoder = CascadeDecoder([Scribe(t + 1) for t in range(NUM_STAGES)], reuse_start=2)
-    start = torch.ones(1, 2, 3)
-    decoder([], [], start, torch.ones(1, 2, 4))
+    start = queries = torch.ones(1, 2, 3)
+    xyzr, bank = torch.ones(1, 2, 4), FilterBank()
+    for t in range(NUM_STAGES):
+        output, bank = decoder.run_stage(t, [], [], queries, xyzr, bank)
+        queries, xyzr = output.queries, output.xyzr
     expected = [list(stage.given) for stage in decoder.stages]
     for stage in decoder.stages:
         stage.given.clear()
