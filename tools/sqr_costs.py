@@ -40,11 +40,12 @@ from sqr import (
 )
 from stageinteractor.config import apply_overrides, get_config
 
+# How the groups are run: (model.batched, model.execution.checkpoint).
 MODES = {
-    "batched": dict(batched=True, recompute=False),
-    "sequential": dict(batched=False, recompute=False),
-    "batched, recompute": dict(batched=True, recompute=True),
-    "sequential, recompute": dict(batched=False, recompute=True),
+    "batched": (True, False),
+    "sequential": (False, False),
+    "batched, checkpoint": (True, True),
+    "sequential, checkpoint": (False, True),
 }
 DEVICES = ("cpu", "cuda")
 
@@ -128,10 +129,11 @@ def configure(args: argparse.Namespace, schedule: str, mode: str) -> Any:
         ValueError: an unknown schedule.
     """
     cfg = apply_overrides(get_config(args.config_file), args.overrides)
+    batched, cfg.model.execution.checkpoint = MODES[mode]
     cfg.model.update(
         _target_=RecollectionDetector,
         schedule=LazyCall(make_schedule)(name=schedule, num_stages="${..decoder.num_stages}"),
-        **MODES[mode],
+        batched=batched,
     )
     return cfg
 

@@ -115,8 +115,8 @@ class RecollectionResult(NamedTuple):
 class RecollectionCriterion(nn.Module):
     """Supervises every group by itself and adds up the losses of a stage.
 
-    Each group has its own one-to-one matching, its own normalisers, and weight 1 (SQR paper,
-    section 4): stage t counts as often as it has groups.
+    Each group has its own one-to-one matching, its own normalisers, and weight 1: stage t counts
+    as often as it has groups.
     """
 
     def __init__(self, criterion: Criterion, schedule: RecollectionSchedule):

@@ -38,7 +38,6 @@ class RecollectionDetector(StageInteractor):
         num_classes: int,
         schedule: RecollectionSchedule,
         batched: bool = True,
-        recompute: bool = False,
         pixel_mean: Sequence[float] = (123.675, 116.28, 103.53),
         pixel_std: Sequence[float] = (58.395, 57.12, 57.375),
         size_divisibility: int = 32,
@@ -48,7 +47,7 @@ class RecollectionDetector(StageInteractor):
         """
         Args:
             schedule: which queries each stage is given in training.
-            batched, recompute: how the groups are run; see :func:`sqr.recollect`.
+            batched: how the groups are run; see :func:`sqr.recollect`.
 
         All others are those of ``StageInteractor``.
 
@@ -70,7 +69,6 @@ class RecollectionDetector(StageInteractor):
         schedule.check_fits(self.decoder.num_stages)
         self.schedule = schedule
         self.batched = batched
-        self.recompute = recompute
         if criterion is not None:
             self.criterion = RecollectionCriterion(criterion, schedule)
 
@@ -88,5 +86,4 @@ class RecollectionDetector(StageInteractor):
             queries=queries,
             xyzr=xyzr,
             batched=self.batched,
-            recompute=self.recompute,
         )

@@ -11,7 +11,6 @@ from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from stageinteractor.modeling import CascadeDecoder, DynamicFilters, FilterBank
 from stageinteractor.structures import StageOutput
@@ -45,9 +44,8 @@ def recollect(
     queries: Tensor,
     xyzr: Tensor,
     batched: bool = True,
-    recompute: bool = False,
 ) -> list[StageOutput]:
-    """Predictions of all groups of all stages (SQR paper, section 4).
+    """Predictions of all groups of all stages.
 
     A group takes the content and geometry of its state. Its filter bank has one entry of every
     stage before, also of those that the state has not passed: their filter is the one that they
@@ -63,9 +61,8 @@ def recollect(
         queries: (B, N, C) initial content.
         xyzr: (B, N, 4) initial geometry.
         batched: the groups of a stage run at once, as further rows of the batch; False: one after
-            another. The results agree to round-off.
-        recompute: keep no intermediate values of a stage for the backward pass, but compute them
-            again; costs time, saves most of the memory, above all with ``batched=False``.
+            another. The results agree to round-off. With the decoder's ``execution.checkpoint``
+            the memory for one group at a time is enough.
 
     Returns:
         the groups' predictions in the schedule's order; the last of each stage is the ordinary
@@ -80,8 +77,6 @@ def recollect(
     outputs = []
     for t in range(schedule.num_stages):
         run_stage = partial(_run_stage, decoder, t, features, strides)
-        if recompute:
-            run_stage = partial(checkpoint, run_stage, use_reentrant=False)
         positions = schedule.inputs(t)
         results = run_groups(run_stage, [pool[p] for p in positions])
         for p, (output, bank) in zip(positions, results):

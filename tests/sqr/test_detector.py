@@ -112,7 +112,7 @@ def test_a_run_trains_and_evaluates(family, tmp_path):
         *SMALL[family],
         "train.max_iter=2",
         "train.accumulation_steps=2",
-        "model.recompute=true",
+        "model.execution.checkpoint=true",
         "train.stage_evaluation=true",
     )
     cfg = prepare_config(cfg)
