@@ -32,6 +32,7 @@ from ablation.report import insert, render
 from ablation.run import (
     RECORD,
     Outcome,
+    evaluate_cell,
     read_cell,
     run_cells,
     split,
@@ -40,6 +41,7 @@ from ablation.run import (
 )
 from ablation.statistics import summarise
 from make_shapes_checkpoint import commit, machine, versions
+from tqdm import tqdm
 
 from stageinteractor.engine import user_errors
 from stageinteractor.visualization import plot_convergence
@@ -76,6 +78,11 @@ def get_parser() -> argparse.ArgumentParser:
         nargs=2,
         metavar=("NAME", "SEED"),
         help="train a finished cell anew, elsewhere, and compare its figures to the digit",
+    )
+    parser.add_argument(
+        "--test",
+        action="store_true",
+        help="train nothing; evaluate all cells on the plan's test split. All must be finished",
     )
     parser.add_argument(
         "--into",
@@ -231,6 +238,26 @@ def rerun(cell: Cell, *, threads: int, facts: dict[str, Any]) -> int:
     return int(bool(different))
 
 
+def test_cells(cells: Sequence[Cell], plan: Plan, *, threads: int) -> None:
+    """Evaluate the finished cells on the test split; those that have been already are left alone.
+
+    Raises:
+        ValueError: the plan has no test split, a cell is not finished, or an evaluation fails.
+    """
+    if not plan.test:
+        raise ValueError("the plan has no test split: give it overrides under the key test")
+    records = {cell.name: read_cell(cell) for cell in cells}
+    unfinished = [name for name, record in records.items() if record is None]
+    if unfinished:
+        raise ValueError(
+            f"{len(unfinished)} cells are not finished ({unfinished[0]}): the test split is looked "
+            "at when all are"
+        )
+    for cell in tqdm(cells, "test split", unit=" cells"):
+        if "test" not in records[cell.name]:
+            evaluate_cell(cell, plan.test, threads=threads)
+
+
 def say(outcome: Outcome) -> int:
     """What became of the cells, and the exit code."""
     print(
@@ -271,7 +298,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise KeyError(f"the plan has no cell {name!r} with seed {seed}")
             return rerun(found[0], threads=args.threads, facts=facts)
         status = 0
-        if not args.report:
+        if args.test:
+            test_cells(cells, plan, threads=args.threads)
+        elif not args.report:
             outcome = run_cells(
                 cells,
                 threads=args.threads,

@@ -17,7 +17,7 @@ import json, pathlib, sys, time
 
 values = dict(a.lstrip("+").split("=", 1) for a in sys.argv if "=" in a)
 folder = pathlib.Path(values["train.output_dir"].strip("'"))
-seed, steps = int(values["train.seed"]), 4
+seed, steps = int(values.get("train.seed", 0)), 4
 kind = values.get("train.log_period", "0")
 folder.mkdir(parents=True, exist_ok=True)
 with open(folder / "calls.txt", "a") as file:
@@ -33,10 +33,10 @@ if kind == "777" and "--resume" not in sys.argv:
 ap = 10.0 + seed + 2 * int(kind) + 0.1 * seed * (kind != "0")
 with open(folder / "metrics.json", "a") as file:
     file.write(json.dumps({"iteration": steps, "time": 0.5, "bbox/AP": ap}) + "\\n")
-target = folder / "inference" / "made_up"
+target = folder / "inference" / ("test_split" if "--eval-only" in sys.argv else "made_up")
 target.mkdir(parents=True, exist_ok=True)
 bbox = {"AP": ap, "AP50": 2 * ap, "AP75": ap / 2, "APs": None, "APm": ap, "APl": ap}
-document = {"dataset": "made_up", "weights": "plain", "results": {"bbox": bbox}}
+document = {"dataset": target.name, "weights": "plain", "results": {"bbox": bbox}}
 (target / "metrics.json").write_text(json.dumps(document))
 if values.get("train.stage_evaluation") == "true":
     stages = [{"AP": ap - 1, "duplicates": 0.2}, {"AP": ap, "duplicates": 0.1}]

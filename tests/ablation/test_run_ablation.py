@@ -214,6 +214,40 @@ def test_a_page_without_a_place_is_refused(fake_training, tmp_path, capsys):
         call(tmp_path / "out", "--into", str(page), seeds=[1])
 
 
+def test_the_test_split_is_looked_at_once_and_last(fake_training, tmp_path):
+    output, file = tmp_path / "out", tmp_path / "plan.yaml"
+    file.write_text(
+        f"config: {CONFIG}\noverrides: [train.max_iter=4]\nseeds: [1, 2]\n"
+        "variants: {neither: [], both: [train.log_period=2]}\n"
+        "test: [dataloader.test.dataset.names=shapes_val]\n"
+    )
+    plan = ["--plan", str(file), "--output", str(output)]
+    assert main([*plan, "--only", "both"]) == 0
+    with pytest.raises(SystemExit, match="2 cells are not finished .neither, seed 1."):
+        main([*plan, "--test"])
+    assert main(plan) == 0
+    assert "looked at once" not in (output / "tables.md").read_text()
+    assert main([*plan, "--test"]) == 0
+    results = json.loads((output / "results.json").read_text())
+    cell = results["cells"][-1]
+    assert (
+        cell["test"]["dataset"] == "test_split"
+        and cell["metrics"]["AP"] != cell["test"]["metrics"]["AP"]
+    )
+    for part in ("--eval-only", "names=shapes_val", "both/seed_2/model_final.pth"):
+        assert part in cell["test"]["command"]
+    assert "train.seed" not in cell["test"]["command"]
+    assert results["summary"]["differences_of_test_AP"][0]["values"] == [4.0, 4.0]
+    assert "On `test_split`, looked at once" in (output / "tables.md").read_text()
+    times = [f.stat().st_mtime_ns for f in sorted(output.glob("*/*/test/output.txt"))]
+    assert main([*plan, "--test"]) == 0
+    assert [f.stat().st_mtime_ns for f in sorted(output.glob("*/*/test/output.txt"))] == times
+
+
+def test_a_plan_without_a_test_split_says_so(fake_training, tmp_path, capsys):
+    assert "the plan has no test split" in refuse(capsys, tmp_path / "out", "--test")
+
+
 def test_a_dry_run_prints_commands_only(fake_training, tmp_path, capsys):
     assert call(tmp_path / "out", "--dry-run", seeds=[1]) == 0
     printed = capsys.readouterr().out

@@ -54,6 +54,18 @@ class Cell:
             f"train.output_dir={_quoted(_from_root(folder or self.folder))}",
         ]
 
+    def test_arguments(self, overrides: Sequence[str]) -> list[str]:
+        """Of Python, to evaluate the trained cell once more, with other overrides."""
+        return [
+            "train_net.py",
+            "--eval-only",
+            *("--config-file", self.config),
+            *self.overrides,
+            *overrides,
+            f"train.init_checkpoint={_quoted(_from_root(self.folder / 'model_final.pth'))}",
+            f"train.output_dir={_quoted(_from_root(self.folder / 'test'))}",
+        ]
+
     def command(self, *, threads: int) -> str:
         """What one types to train the cell anew."""
         return f"OMP_NUM_THREADS={threads} python {shlex.join(self.arguments())}"
@@ -74,6 +86,8 @@ class Plan:
     seeds: tuple[int, ...]
     overrides: tuple[str, ...] = field(default=())
     """Of all cells."""
+    test: tuple[str, ...] = field(default=())
+    """With which a trained cell is evaluated on the test split."""
     name: str = "ablation"
 
     def __post_init__(self) -> None:
@@ -107,7 +121,7 @@ class Plan:
         self.base()
         for name, overrides in self.variants.items():
             try:
-                self._config(overrides)
+                self._config([*overrides, *self.test])
             except (KeyError, ValueError) as error:
                 raise type(error)(f"variant {name!r}: {error.args[0]}") from error
 
@@ -166,7 +180,7 @@ class Plan:
 
 
 def load_plan(path: str) -> Plan:
-    """Read a plan: YAML with the keys config, variants, seeds and, if wanted, overrides.
+    """Read a plan: YAML with the keys config, variants, seeds and, if wanted, overrides and test.
 
     Args:
         path: a file, or a name relative to the configs that come with the project.
@@ -180,7 +194,7 @@ def load_plan(path: str) -> Plan:
         content = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
     except Exception as error:
         raise ValueError(f"{file} cannot be read as YAML: {error}") from error
-    known = {"config": str, "overrides": list, "variants": dict, "seeds": list}
+    known = {"config": str, "overrides": list, "variants": dict, "seeds": list, "test": list}
     if not isinstance(content, dict):
         raise ValueError(f"{file} is no plan: it needs the keys {', '.join(known)}")
     for key, value in content.items():
@@ -201,6 +215,7 @@ def load_plan(path: str) -> Plan:
         variants={str(n): tuple(map(str, o or ())) for n, o in content["variants"].items()},
         seeds=tuple(content["seeds"]),
         overrides=tuple(map(str, content.get("overrides", ()))),
+        test=tuple(map(str, content.get("test", ()))),
         name=file.stem,
     )
 

@@ -44,6 +44,7 @@ def render(results: Mapping[str, Any]) -> str:
         _seeds(results["cells"], list(variants)),
         "Differences of AP, seed by seed, with the interval of 95 % of bootstrap means:",
         _differences(results["summary"]["differences_of_AP"]),
+        *_test_split(results),
         "AP after each stage:",
         _stages(variants),
         "Between the stages:",
@@ -53,6 +54,18 @@ def render(results: Mapping[str, Any]) -> str:
         _provenance(results),
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def _test_split(results: Mapping[str, Any]) -> list[str]:
+    summary = results["summary"]
+    names = {c["test"]["dataset"] for c in results["cells"] if _is_finished(c) and "test" in c}
+    if not names:
+        return []
+    return [
+        f"On `{'`, `'.join(sorted(names))}`, looked at once, after all cells were trained:",
+        _measures(summary["variants"], {"AP": ("test_AP", 2, 1), "AP50": ("test_AP50", 2, 1)}),
+        _differences(summary["differences_of_test_AP"]),
+    ]
 
 
 def insert(page: Path, name: str, text: str) -> None:

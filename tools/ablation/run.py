@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ from stageinteractor.visualization import read_metrics
 
 from .plan import ROOT, Cell
 
-__all__ = ["Outcome", "read_cell", "run_cells", "split", "train_cell"]
+__all__ = ["Outcome", "evaluate_cell", "read_cell", "run_cells", "split", "train_cell"]
 
 RECORD = "cell.json"
 LOG = "output.txt"
@@ -147,7 +148,6 @@ def train_cell(
     cell.folder.mkdir(parents=True, exist_ok=True)
     former = _former_record(cell.folder)
     resume = (cell.folder / "last_checkpoint").is_file()
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
     record: dict[str, Any] = {
         "variant": cell.variant,
         "seed": cell.seed,
@@ -169,7 +169,7 @@ def train_cell(
         process = subprocess.Popen(
             [sys.executable, *cell.arguments(resume=resume)],
             cwd=ROOT,
-            env=environment,
+            env=_environment(threads),
             stdout=log,
             stderr=subprocess.STDOUT,
         )
@@ -200,6 +200,45 @@ def train_cell(
         record["error"] = f"the training ended with code {process.returncode}"
     write_json(cell.folder / RECORD, record)
     return record
+
+
+def evaluate_cell(cell: Cell, overrides: Sequence[str], *, threads: int) -> None:
+    """Evaluate a finished cell with other overrides, as on the test split; kept in its record.
+
+    Raises:
+        ValueError: the cell is not finished, or the evaluation has failed.
+    """
+    record = read_cell(cell)
+    if record is None:
+        raise ValueError(f"{cell.name} is not finished: the test split is looked at afterwards")
+    arguments = cell.test_arguments(overrides)
+    folder = cell.folder / "test"
+    folder.mkdir(exist_ok=True)
+    with open(folder / LOG, "wb") as log:
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            env=_environment(threads),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    files = sorted(folder.glob("inference/*/metrics.json"))
+    if done.returncode or len(files) != 1:
+        raise ValueError(
+            f"{cell.name}: the evaluation on the test split has failed, see {folder / LOG}"
+        )
+    document = json.loads(files[0].read_text(encoding="utf-8"))
+    record["test"] = {
+        "command": f"OMP_NUM_THREADS={threads} python {shlex.join(arguments)}",
+        "dataset": document["dataset"],
+        "weights": document["weights"],
+        "metrics": document["results"]["bbox"],
+    }
+    write_json(cell.folder / RECORD, record)
+
+
+def _environment(threads: int) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -34,6 +34,8 @@ MEASURES: Mapping[str, Callable[[Record], Any]] = {
         name: (lambda record, name=name: record["metrics"].get(name))
         for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")
     },
+    "test_AP": lambda record: record["test"]["metrics"]["AP"] if "test" in record else None,
+    "test_AP50": lambda record: record["test"]["metrics"]["AP50"] if "test" in record else None,
     "AP_after_NMS": _by_stage(lambda m: m["last_stage_after_nms"]["AP"]),
     "duplicates": _by_stage(lambda m: m["stages"][-1]["duplicates"]),
     "faded": _score_change("faded"),
@@ -92,10 +94,13 @@ def summarise(records: Sequence[Record], variants: Sequence[str]) -> dict[str, A
             }
             for name, cells in by_variant.items()
         },
-        "differences_of_AP": [
-            _difference(by_variant[a], by_variant[b], a, b)
-            for a, b in itertools.combinations(variants, 2)
-        ],
+        **{
+            f"differences_of_{measure}": [
+                _difference(by_variant[a], by_variant[b], a, b, get=MEASURES[measure])
+                for a, b in itertools.combinations(variants, 2)
+            ]
+            for measure in ("AP", "test_AP")
+        },
     }
 
 
@@ -119,21 +124,26 @@ def _ap_by_stage(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 
 def _difference(
-    first: Mapping[int, Record], second: Mapping[int, Record], a: str, b: str
+    first: Mapping[int, Record],
+    second: Mapping[int, Record],
+    a: str,
+    b: str,
+    *,
+    get: Callable[[Record], Any],
 ) -> dict[str, Any]:
-    """Of AP, second minus first, over the seeds that both have."""
-    pairs = {
-        seed: second[seed]["metrics"]["AP"] - first[seed]["metrics"]["AP"]
-        for seed in first
-        if seed in second
-        and None not in (first[seed]["metrics"]["AP"], second[seed]["metrics"]["AP"])
+    """Second minus first, over the seeds that both have."""
+    pairs = {seed: (get(first[seed]), get(second[seed])) for seed in first if seed in second}
+    known = {
+        seed: after - before
+        for seed, (before, after) in pairs.items()
+        if None not in (before, after)
     }
-    values = list(pairs.values())
+    values = list(known.values())
     interval = bootstrap_interval(values)
     return {
         "from": a,
         "to": b,
-        "seeds": list(pairs),
+        "seeds": list(known),
         "mean": float(np.mean(values)) if values else None,
         "values": values,
         "interval": None if interval is None else list(interval),
