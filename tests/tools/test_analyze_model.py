@@ -183,6 +183,13 @@ def test_two_stage_detectors_find_what_there_is_room_for():
     assert not predictor.soft_nms and not model.proposal_generator.soft_nms
 
 
+def test_nothing_is_downloaded():
+    cfg = get_config("stageinteractor/stageinteractor_timm_convnext_tiny_100q_1x.py")
+    assert cfg.model.backbone.bottom_up.pretrained
+    model = analyze_model.prepare(cfg, "meta")
+    assert sum(p.numel() for p in model.backbone.parameters()) > 27e6
+
+
 def test_published_figures_are_of_configs_that_exist():
     for name, published in analyze_model.PUBLISHED.items():
         assert find_config_file(name)
