@@ -47,9 +47,9 @@ lr_multiplier = cosine_schedule(warmup_share=0.1)
 train.init_checkpoint = "checkpoints/shapes_tiny.pth"
 train.init_prefix = "backbone.bottom_up."
 train.output_dir = "./output/bccd_tiny"
-train.max_iter = 900
+train.max_iter = 600
 train.seed = 1
-train.eval_period = 90
+train.eval_period = 60
 train.checkpointer.period = 100
 train.checkpointer.max_to_keep = 2
 train.best_checkpointer.enabled = False  # the last weights count
