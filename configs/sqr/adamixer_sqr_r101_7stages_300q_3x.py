@@ -8,7 +8,7 @@ from ..adamixer.adamixer_r101_300q_3x import dataloader, lr_multiplier, model, o
 
 model.update(
     _target_=RecollectionDetector,
-    schedule=L(selective_schedule)(num_stages="${..decoder.num_stages}", late_start=0),
+    schedule=L(selective_schedule)(num_stages="${..decoder.num_stages}"),
 )
 train.output_dir = "./output/adamixer_sqr_r101_7stages_300q_3x"
 

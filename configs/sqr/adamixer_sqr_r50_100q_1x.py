@@ -8,6 +8,6 @@ from ..adamixer.adamixer_r50_100q_1x import dataloader, lr_multiplier, model, op
 
 model.update(
     _target_=RecollectionDetector,
-    schedule=L(selective_schedule)(num_stages="${..decoder.num_stages}", late_start=0),
+    schedule=L(selective_schedule)(num_stages="${..decoder.num_stages}"),
 )
 train.output_dir = "./output/adamixer_sqr_r50_100q_1x"

@@ -14,6 +14,6 @@ from ..stageinteractor.stageinteractor_r50_100q_1x import (  # noqa: F401
 
 model.update(
     _target_=RecollectionDetector,
-    schedule=L(selective_schedule)(num_stages="${..decoder.num_stages}", late_start=0),
+    schedule=L(selective_schedule)(num_stages="${..decoder.num_stages}"),
 )
 train.output_dir = "./output/stageinteractor_sqr_r50_100q_1x"

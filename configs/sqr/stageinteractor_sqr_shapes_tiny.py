@@ -8,6 +8,6 @@ from ..stageinteractor.shapes_tiny import dataloader, lr_multiplier, model, opti
 
 model.update(
     _target_=RecollectionDetector,
-    schedule=L(selective_schedule)(num_stages="${..decoder.num_stages}", late_start=0),
+    schedule=L(selective_schedule)(num_stages="${..decoder.num_stages}"),
 )
 train.output_dir = "./output/stageinteractor_sqr_shapes_tiny"

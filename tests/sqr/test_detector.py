@@ -12,7 +12,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from small_runs import make_batch, run_overrides
 from sqr_models import NUM_STAGES, SMALL, make_plain, with_recollection
 
-from sqr import RecollectionDetector, ScheduleError, selective_schedule
+from sqr import RecollectionDetector, ScheduleError, dense_schedule, selective_schedule
 from stageinteractor.checkpoint.checkpointer import Checkpointer
 from stageinteractor.config import apply_overrides, get_config
 from stageinteractor.engine import Trainer, prepare_config
@@ -69,6 +69,8 @@ def test_the_schedule_follows_the_number_of_stages(family):
     assert detector.schedule == selective_schedule(5)
     late = instantiate(load(family, "model.schedule.late_start=2").model)
     assert late.schedule == selective_schedule(NUM_STAGES, late_start=2)
+    dense = instantiate(load(family, "model.schedule._target_=sqr.dense_schedule").model)
+    assert dense.schedule == dense_schedule(NUM_STAGES)
 
 
 @pytest.mark.parametrize(
