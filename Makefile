@@ -11,7 +11,7 @@ COMPILE := uv pip compile --quiet --universal --python-version 3.9 --annotation-
 	--custom-compile-command "make requirements"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint ablation ablation-smoke clean distclean requirements shapes-checkpoint
+.PHONY: help demo test soak lint ablation ablation-smoke clean distclean requirements shapes-checkpoint
 
 help:  ## list the targets
 	@echo "make <target> [PYTHON=python3] [ARGS='...']"
@@ -23,6 +23,10 @@ demo: $(READY)  ## evaluate the shipped checkpoint, fine-tune it, draw detection
 # One thread a worker: PyTorch would start one a core in each of them.
 test: $(READY)  ## run the tests; ARGS="-k matcher" chooses some
 	OMP_NUM_THREADS=1 $(RUN) -m pytest tests -n $(TEST_WORKERS) --dist loadscope --durations=15 $(ARGS)
+
+# One process at a time, of one thread: two cores are enough.
+soak: $(READY)  ## kill runs, fill disks, damage files, many times; ends with a table (half an hour)
+	OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= $(RUN) tests/faults/soak.py $(ARGS)
 
 lint: $(READY)  ## ruff and mypy
 	$(RUN) -m ruff check .

@@ -93,7 +93,13 @@ def refuse(run, *arguments, config=CONFIG):
         (["dataloader.train.total_batch_size=0"], "total_batch_size=0"),
         (["train.amp.enabled=true"], "float16 needs a GPU"),
         (["model.num_classes=4"], "model.num_classes=4"),
-        (["optimizer.lr=1e30", "train.clip_grad.enabled=false"], "bad_batch"),
+        (
+            [
+                *("optimizer.lr=1e30", "train.clip_grad.enabled=false"),
+                "train.max_skipped_steps=0",
+            ],
+            "bad_batch",
+        ),
     ],
 )
 def test_what_a_user_can_mend_is_one_line(run, tmp_path, overrides, message):

@@ -1,3 +1,4 @@
+import logging
 import sys
 from pathlib import Path
 
@@ -9,6 +10,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from coco_files import make_document  # noqa: E402
 from fault_runs import run_forked, run_overrides  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def no_handlers_left():
+    """Command lines that a test calls write their log to what pytest closes afterwards."""
+    loggers = [logging.getLogger(n) for n in ("detectron2", "fvcore", "stageinteractor", "demo")]
+    before = [(logger, list(logger.handlers), logger.propagate) for logger in loggers]
+    yield
+    for logger, handlers, propagate in before:
+        logger.handlers, logger.propagate = handlers, propagate
 
 
 @pytest.fixture(scope="session")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -74,55 +76,72 @@ def load_tool(name: str, folder: Path = ROOT / "tools"):
     return module
 
 
-def run_forked(
+def fork(
     arguments: Sequence[str],
     *,
     sabotage: Callable[[], None] | None = None,
-    kill_after: float | None = None,
     log: Path,
-    timeout: float = 120.0,
+    environ: Mapping[str, str] | None = None,
 ) -> int:
-    """Run ``main`` of train_net.py in a child of this process, which has imported everything.
+    """Run train_net.py in a child of this process, which has imported everything.
 
     Args:
         arguments: of the command line.
         sabotage: called in the child first; makes it die at a chosen place.
-        kill_after: seconds after which the child is killed with SIGKILL from outside.
         log: what the child prints is appended to it.
+        environ: variables of torchrun, for one of several processes of a job.
+
+    Returns:
+        process id.
+    """
+    train_net = load_tool("train_net", ROOT)
+    child = os.fork()
+    if child != 0:
+        return child
+    code = 70
+    try:
+        sys.stdout = sys.stderr = log.open("a", buffering=1)
+        os.dup2(sys.stdout.fileno(), 1)
+        os.dup2(sys.stdout.fileno(), 2)
+        torch.set_num_threads(1)
+        os.environ.update(environ or {})
+        if sabotage is not None:
+            sabotage()
+        parsed = train_net.default_argument_parser().parse_args(
+            ["--config-file", "stageinteractor/shapes_tiny.py", *arguments]
+        )
+        if environ is None:
+            train_net.main(parsed)
+        else:
+            train_net.launch(train_net.main, parsed, device="cpu")
+        code = 0
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr, flush=True)
+        code = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def wait(
+    child: int, *, kill_after: float | None = None, number: int = 9, timeout: float = 120.0
+) -> int:
+    """
+    Args:
+        child: process id.
+        kill_after: seconds after which the child is sent a signal from outside.
+        number: of the signal.
         timeout: after which the child hangs, which is a failure.
 
     Returns:
         exit code, or minus the number of the signal that ended the child.
-    """
-    train_net = load_tool("train_net", ROOT)
-    child = os.fork()
-    if child == 0:
-        code = 70
-        try:
-            sys.stdout = sys.stderr = log.open("a", buffering=1)
-            os.dup2(sys.stdout.fileno(), 1)
-            os.dup2(sys.stdout.fileno(), 2)
-            torch.set_num_threads(1)
-            if sabotage is not None:
-                sabotage()
-            parser = train_net.default_argument_parser()
-            parsed = parser.parse_args(
-                ["--config-file", "stageinteractor/shapes_tiny.py", *arguments]
-            )
-            train_net.main(parsed)
-            code = 0
-        except SystemExit as end:
-            if isinstance(end.code, str):
-                print(end.code, file=sys.stderr, flush=True)
-            code = end.code if isinstance(end.code, int) else 1
-        except BaseException:
-            import traceback
 
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+    Raises:
+        TimeoutError: it hangs.
+    """
     begin = time.monotonic()
     while True:
         done, status = os.waitpid(child, os.WNOHANG)
@@ -130,18 +149,37 @@ def run_forked(
             return os.waitstatus_to_exitcode(status)
         elapsed = time.monotonic() - begin
         if kill_after is not None and elapsed >= kill_after:
-            os.kill(child, 9)
+            os.kill(child, number)
             kill_after = None
         if elapsed > timeout:
             os.kill(child, 9)
             os.waitpid(child, 0)
-            raise TimeoutError(f"the run does not end; see {log}")
+            raise TimeoutError(f"process {child} does not end")
         time.sleep(0.002)
 
 
-def difference(first: Path, second: Path) -> str | None:
-    """What differs between the final checkpoints of two runs, to the last bit; None if nothing."""
-    contents = [torch.load(f / "model_final.pth", weights_only=True) for f in (first, second)]
+def run_forked(
+    arguments: Sequence[str], *, sabotage: Callable[[], None] | None = None, log: Path
+) -> int:
+    """:func:`fork` and :func:`wait`."""
+    return wait(fork(arguments, sabotage=sabotage, log=log))
+
+
+def fork_two(arguments: Sequence[str], *, log: Path) -> list[int]:
+    """Two processes of one job, which talk through Gloo; returns their ids."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [
+        fork(arguments, log=log, environ={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(2)
+    ]
+
+
+def difference(first: Path, second: Path, name: str = "model_final") -> str | None:
+    """What differs between a checkpoint of two runs, to the last bit; None if nothing does."""
+    contents = [torch.load(f / f"{name}.pth", weights_only=True) for f in (first, second)]
     return _difference("", *contents)
 
 

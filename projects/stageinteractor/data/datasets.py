@@ -38,6 +38,8 @@ _WITHOUT_AREA = "without area (dropped)"
 _NOT_FINITE = "not finite (dropped)"
 _OUTSIDE = "outside of their image (dropped)"
 _CLIPPED = "reaching out of their image (clipped)"
+# Whole numbers from here on are no sizes, and as ids they do not fit into 64 bits.
+_BEYOND = 2**63
 # Less than this many pixels outside is the rounding of a tool and not worth a word.
 _TOLERANCE = 0.01
 
@@ -331,7 +333,7 @@ def missing_files(paths: Iterable[str]) -> list[str]:
 def _parse(path: Path, content: bytes) -> Any:
     try:
         return json.loads(content)
-    except ValueError as error:  # also of the encoding
+    except (ValueError, RecursionError) as error:  # also of the encoding
         raise ValueError(f"{path} cannot be read as JSON: {error}") from error
 
 
@@ -356,7 +358,7 @@ def _check_document(path: Path, document: Any) -> None:
         if not isinstance(image["file_name"], str):
             raise ValueError(f"{what} file_name {image['file_name']!r}, which is not a text")
         for key in ("height", "width"):
-            if not _is_number(image[key]) or not image[key] >= 1:
+            if not is_number(image[key]) or not 1 <= image[key] < math.inf:
                 raise ValueError(f"{what} {key} {image[key]!r}, which is not a number of pixels")
 
     image_ids = {image["id"] for image in document["images"]}
@@ -370,9 +372,11 @@ def _check_document(path: Path, document: Any) -> None:
             if isinstance(annotation[key], (list, dict)) or annotation[key] not in known:
                 raise ValueError(f"{what} {key} {annotation[key]!r}, which is not in {where!r}")
         box = annotation["bbox"]
-        if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
+        if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
             raise ValueError(f"{what} bbox {box!r}, which is not four numbers")
-        if annotation.get("ignore"):
+        if annotation.get("iscrowd", 0) not in (0, 1):
+            raise ValueError(f"{what} iscrowd {annotation['iscrowd']!r}, which is neither 0 nor 1")
+        if annotation.get("ignore", 0) not in (0, None):
             raise ValueError(
                 f"{what} 'ignore' set, which Detectron2 does not support: use 'iscrowd', or "
                 "remove the annotation"
@@ -388,6 +392,8 @@ def _check_categories(path: Path, categories: list[Any]) -> None:
             raise ValueError(f"{path}: category {number!r} has a name that is not a text")
         if not isinstance(number, int):
             raise ValueError(f"{path}: category id {number!r} is not a whole number")
+        if _is_no_text(name):
+            raise ValueError(f"{path}: category {number!r} has a name {name!a} that is no text")
         if name in id_of:
             # Results are reported by name: one of the two would be lost.
             raise ValueError(
@@ -406,7 +412,8 @@ def _check_entries(path: Path, kind: str, entries: list[Any], keys: Sequence[str
         for key in keys:
             if key not in entry:
                 raise ValueError(f"{path}: {kind} {shown} has no {key!r}")
-        if not isinstance(entry["id"], (int, str)):
+        number = entry["id"]
+        if not isinstance(number, str) and not (isinstance(number, int) and is_number(number)):
             raise ValueError(f"{path}: {kind} {shown} has an id that is neither number nor text")
     if len({type(entry["id"]) for entry in entries}) > 1:
         raise ValueError(f"{path}: some {kind} ids are numbers and others are texts")
@@ -448,8 +455,11 @@ def _check_file_names(
             )
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def is_number(value: object) -> bool:
+    """Whether a value of a JSON is a number, infinite or NaN perhaps, that a float can hold."""
+    if isinstance(value, float):
+        return True
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < _BEYOND
 
 
 def _clip_box(
@@ -495,17 +505,19 @@ def _repair(document: dict[str, Any], path: Path) -> dict[str, Any] | None:
                 continue
             x0, y0, x1, y1 = inside
             annotation = {**annotation, "bbox": [x0, y0, x1 - x0, y1 - y0]}
-            if _is_number(annotation.get("area")):
+            if is_number(annotation.get("area")):
                 annotation["area"] = min(annotation["area"], (x1 - x0) * (y1 - y0))
-        if not _is_number(annotation.get("area")) or not math.isfinite(annotation["area"]):
+        if not is_number(annotation.get("area")) or not math.isfinite(annotation["area"]):
             annotation = {**annotation, "area": annotation["bbox"][2] * annotation["bbox"][3]}
             changed = True
         if "iscrowd" not in annotation:
             annotation = {**annotation, "iscrowd": 0}
             changed = True
-        if _has_no_polygon(annotation.get("segmentation")):
-            # Detectron2 would drop the object with its mask, and the evaluation would miss it.
-            annotation = {k: v for k, v in annotation.items() if k != "segmentation"}
+        unusable = [key for key, is_usable in _FURTHER.items() if not is_usable(annotation)]
+        if unusable:
+            # Boxes are what counts. Detectron2 would drop an object with its mask, which the
+            # evaluation would miss, and break off at other nonsense.
+            annotation = {k: v for k, v in annotation.items() if k not in unusable}
             changed = True
         if renumber:
             annotation = {**annotation, "id": len(repaired) + 1}
@@ -514,10 +526,47 @@ def _repair(document: dict[str, Any], path: Path) -> dict[str, Any] | None:
     return {"info": {}, **document, "annotations": repaired} if changed else None
 
 
-def _has_no_polygon(segmentation: Any) -> bool:
-    if not isinstance(segmentation, list) or not segmentation:
-        return False  # a mask that is no polygon, or no mask
-    return not any(isinstance(p, list) and len(p) >= 6 and len(p) % 2 == 0 for p in segmentation)
+def _has_usable_mask(annotation: Mapping[str, Any]) -> bool:
+    mask = annotation.get("segmentation")
+    if isinstance(mask, dict):
+        size, counts = mask.get("size"), mask.get("counts")
+        if not _is_list_of_numbers(size, int) or len(size) != 2:
+            return False
+        if isinstance(counts, str):
+            return True
+        # The runs must fill the mask: whoever decodes them relies on it.
+        is_list = _is_list_of_numbers(counts, int) and min(counts, default=0) >= 0
+        return is_list and sum(counts) == size[0] * size[1]
+    if isinstance(mask, list) and mask:
+        # Not number by number: a large data set has a hundred million.
+        is_list = all(isinstance(p, list) for p in mask)
+        return is_list and any(len(p) >= 6 and len(p) % 2 == 0 for p in mask)
+    return "segmentation" not in annotation or mask in (None, [])
+
+
+def _has_usable_keypoints(annotation: Mapping[str, Any]) -> bool:
+    return "keypoints" not in annotation or _is_list_of_numbers(annotation["keypoints"])
+
+
+# What an annotation may have beside its box, and whether it can be loaded.
+_FURTHER = {
+    "segmentation": _has_usable_mask,
+    "keypoints": _has_usable_keypoints,
+    "ignore": lambda annotation: annotation.get("ignore", 0) == 0,
+}
+
+
+def _is_list_of_numbers(value: Any, kind: type | tuple[type, ...] = (int, float)) -> bool:
+    return isinstance(value, list) and all(isinstance(v, kind) and is_number(v) for v in value)
+
+
+def _is_no_text(text: str) -> bool:
+    """Whether a text has halves of characters, which JSON can express and no output can show."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _write_to_cache(name: str, text: str) -> Path:

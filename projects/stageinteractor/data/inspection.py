@@ -16,7 +16,7 @@ from detectron2.data.detection_utils import _EXIF_ORIENT
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
-from .datasets import register_coco_json
+from .datasets import is_number, register_coco_json
 from .files import check_file_name, find_escapes
 from .images import MAX_PIXELS, UnreadableImageError, read_image, shown_name
 
@@ -247,7 +247,7 @@ def _look_at_annotations(
             report.add("annotation_id", repr(number), annotation["image_id"])
         seen.add(number)
         box = annotation["bbox"]
-        if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
+        if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
             report.add("format", f"annotation {number!r}: bbox {_short(box)}")
             continue
         if annotation["category_id"] not in names:
@@ -369,12 +369,8 @@ def _ask_training(report: DatasetReport, path: Path, root: Path, *, allow_outsid
             report.add("missing", str(error))
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def _is_size(value: Any) -> bool:
-    return _is_number(value) and math.isfinite(value) and value >= 1
+    return is_number(value) and math.isfinite(value) and value >= 1
 
 
 def _short(value: object) -> str:

@@ -1,0 +1,440 @@
+#!/usr/bin/env python3
+"""Many faults, and a table of what became of them: ``make soak``.
+
+    python tests/faults/soak.py --kills 100 --documents 10000
+
+"Survived" are the runs that ended, after --resume, with the weights of an undisturbed run to the
+last bit, and the inputs that were used or refused in words. Exit code 1: something was lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from coco_files import make_document, write_dataset  # noqa: E402
+from fault_runs import (  # noqa: E402
+    data_overrides,
+    difference,
+    dying_at_rename,
+    dying_in_step,
+    dying_in_write,
+    fork,
+    fork_two,
+    run_forked,
+    run_overrides,
+    start,
+    wait,
+)
+from fuzzing import (  # noqa: E402
+    IMAGES,
+    checkpoint,
+    damaged,
+    documents,
+    try_checkpoint,
+    try_document,
+    try_image,
+)
+from hypothesis import HealthCheck, Phase, given, seed, settings  # noqa: E402
+from tabulate import tabulate  # noqa: E402
+
+from stageinteractor.engine.interruption import EXIT_INTERRUPTED  # noqa: E402
+
+STEPS = 40
+SECONDS = 1.6  # about what a run of them takes
+KILLED = -9
+
+
+@dataclass
+class Row:
+    """A line of the table."""
+
+    fault: str
+    tried: int = 0
+    lost: int = 0
+    seconds: float = 0.0
+    note: str = ""
+
+
+class Soak:
+    """The undisturbed runs, and the runs that faults happen to."""
+
+    def __init__(self, folder: Path, generator: random.Random):
+        self.folder = folder
+        self.random = generator
+        self.rows: list[Row] = []
+        document = make_document(num_images=7)
+        for image in document["images"][::2]:
+            image["height"], image["width"] = 96, 64
+        self.data = data_overrides(*write_dataset(folder / "data", document))
+        self.number = 0
+
+    def overrides(self, output: Path, *further: str) -> list[str]:
+        """Of a run with all that outlives an interruption."""
+        options = [f"train.max_iter={STEPS}", "train.eval_period=15", *further]
+        return run_overrides(output, self.data, *options)
+
+    def output(self) -> Path:
+        """A new folder for a run."""
+        self.number += 1
+        folder = self.folder / f"run{self.number}"
+        folder.mkdir()
+        return folder
+
+    @contextmanager
+    def row(self, fault: str) -> Iterator[Row]:
+        """Count, and tell how it went."""
+        row = Row(fault)
+        self.rows.append(row)
+        begin = time.monotonic()
+        yield row
+        row.seconds = time.monotonic() - begin
+        print(f"{fault}: {row.tried} tried, {row.lost} lost, {row.seconds:.0f} s", flush=True)
+
+    def lose(self, row: Row, count: int, why: str, output: Path) -> None:
+        """A run that is not what it should be; its folder is named."""
+        row.lost += max(1, count)
+        row.note = f"{why} ({output})"
+        print(f"LOST: {why}; see {output / 'console.txt'}", flush=True)
+
+    def compare(self, row: Row, faults: int, reference: Path, output: Path) -> None:
+        """A run that has been resumed to its end, with an undisturbed one."""
+        for name in ("model_final", "model_best"):
+            found = difference(reference, output, name)
+            if found:
+                return self.lose(row, faults, f"{name}: {found}", output)
+        records = [json.loads((f / "model_best.json").read_text()) for f in (reference, output)]
+        if records[0] != records[1]:
+            self.lose(row, faults, f"best value: {records}", output)
+
+    def undisturbed(self) -> Path:
+        """A run that nothing happens to."""
+        output = self.output()
+        code = run_forked(self.overrides(output), log=output / "console.txt")
+        if code:
+            sys.exit(f"the undisturbed run ends with code {code}: see {output / 'console.txt'}")
+        return output
+
+    def disturb(
+        self,
+        fault: str,
+        count: int,
+        reference: Path,
+        attempt: Callable[[list[str], Path], int],
+        expected: int,
+    ) -> None:
+        """Start runs with ``--resume`` that ``attempt`` disturbs, until so many faults happened.
+
+        Args:
+            fault, count: of the row.
+            reference: an undisturbed run.
+            attempt: starts one, and returns its exit code.
+            expected: exit code where the fault has happened; 0 is a run that was quicker.
+        """
+        with self.row(fault) as row:
+            while row.tried < count:
+                output, faults, code = self.output(), 0, expected
+                while code == expected and row.tried < count:
+                    workers = self.random.choice([0, 0, 0, 2])
+                    options = self.overrides(output, f"dataloader.train.num_workers={workers}")
+                    code = attempt(options, output)
+                    row.tried += code == expected
+                    faults += code == expected
+                if code == expected:
+                    log = output / "console.txt"
+                    code = run_forked(["--resume", *self.overrides(output)], log=log)
+                if code:
+                    self.lose(row, faults, f"exit code {code}", output)
+                else:
+                    self.compare(row, faults, reference, output)
+
+    def kill(self, count: int, reference: Path) -> None:
+        """SIGKILL at every kind of moment."""
+        rng = self.random
+
+        def at_random_times(options: list[str], output: Path) -> int:
+            child = fork(["--resume", *options], log=output / "console.txt")
+            return wait(child, kill_after=rng.uniform(0.0, SECONDS))
+
+        def sabotaged(make: Callable[[], Callable[[], None]]) -> Callable[[list[str], Path], int]:
+            def attempt(options: list[str], output: Path) -> int:
+                arguments = ["--resume", *options]
+                return run_forked(arguments, sabotage=make(), log=output / "console.txt")
+
+            return attempt
+
+        quarter = count // 4
+        kinds = [
+            ("SIGKILL at a random time", count - 3 * quarter, at_random_times),
+            ("SIGKILL in a step", quarter, sabotaged(lambda: dying_in_step(rng.randint(1, 9)))),
+            (
+                "SIGKILL in the writing of a checkpoint",
+                quarter,
+                sabotaged(lambda: dying_in_write(rng.randint(1, 3), share=rng.random())),
+            ),
+            (
+                "SIGKILL before or after a renaming",
+                quarter,
+                sabotaged(lambda: dying_at_rename(rng.randint(1, 6), after=rng.random() < 0.5)),
+            ),
+        ]
+        for fault, number, attempt in kinds:
+            self.disturb(fault, number, reference, attempt, KILLED)
+
+    def kill_command(self, count: int, reference: Path) -> None:
+        """SIGKILL to `python train_net.py` itself, imports and all."""
+
+        def attempt(options: list[str], output: Path) -> int:
+            process = start("--resume", *options)
+            try:
+                process.wait(self.random.uniform(2.0, 9.0))
+            except subprocess.TimeoutExpired:
+                process.kill()
+            (output / "console.txt").open("a").write(process.communicate()[0])
+            return process.returncode
+
+        fault = "SIGKILL to the command, at a random time"
+        self.disturb(fault, count, reference, attempt, KILLED)
+
+    def ask(self, count: int, reference: Path) -> None:
+        """SIGTERM and SIGUSR1; what comes before training has begun just ends the process."""
+
+        def attempt(options: list[str], output: Path) -> int:
+            number = self.random.choice([signal.SIGTERM, signal.SIGUSR1])
+            child = fork(["--resume", *options], log=output / "console.txt")
+            after = self.random.uniform(0.0, SECONDS)
+            code = wait(child, kill_after=after, number=number)
+            return EXIT_INTERRUPTED if code == -number else code
+
+        self.disturb("SIGTERM or SIGUSR1", count, reference, attempt, EXIT_INTERRUPTED)
+
+    def kill_one_of_two(self, count: int) -> None:
+        """One process of two; the other must end within a minute."""
+        whole = self.output()
+        log = whole / "console.txt"
+        codes = [wait(child) for child in fork_two(self.overrides(whole), log=log)]
+        if any(codes):
+            sys.exit(f"the undisturbed run of two processes ends with codes {codes}: see {log}")
+        with self.row("SIGKILL to one of two processes (Gloo)") as row:
+            slowest = 0.0
+            while row.tried < count:
+                output, faults, codes = self.output(), 0, [KILLED]
+                log = output / "console.txt"
+                while any(codes) and row.tried < count:
+                    children = fork_two(["--resume", *self.overrides(output)], log=log)
+                    victim = self.random.randrange(2)
+                    code = wait(children[victim], kill_after=self.random.uniform(0.0, 2 * SECONDS))
+                    begin = time.monotonic()
+                    codes = [code, wait(children[1 - victim], timeout=60.0)]
+                    if code == KILLED:
+                        slowest = max(slowest, time.monotonic() - begin)
+                        row.tried += 1
+                        faults += 1
+                if any(codes):
+                    children = fork_two(["--resume", *self.overrides(output)], log=log)
+                    codes = [wait(child) for child in children]
+                if any(codes):
+                    self.lose(row, faults, f"exit codes {codes}", output)
+                else:
+                    self.compare(row, faults, whole, output)
+            row.note = row.note or f"the other ended within {slowest:.1f} s"
+
+    def damage(self, count: int, reference: Path) -> None:
+        """The newest checkpoint of a run that was killed."""
+        rng = self.random
+        with self.row("newest checkpoint damaged") as row:
+            for _ in range(count):
+                output = self.output()
+                log = output / "console.txt"
+                death = dying_in_step(rng.randint(8, 30))
+                run_forked(self.overrides(output), sabotage=death, log=log)
+                newest = output / (output / "last_checkpoint").read_text()
+                content = newest.read_bytes()
+                changed = bytearray(content)
+                for _ in range(rng.randint(1, 20)):
+                    changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
+                cut = content[: rng.randrange(len(content))]
+                newest.write_bytes(rng.choice([bytes(changed), cut, bytes(len(content)), b""]))
+                row.tried += 1
+                code = run_forked(["--resume", *self.overrides(output)], log=log)
+                if code:
+                    self.lose(row, 1, f"exit code {code}", output)
+                else:
+                    self.compare(row, 1, reference, output)
+
+    def fill_disk(self, count: int, reference: Path) -> None:
+        """A file system too small for the run, which then gets room."""
+        size = max(p.stat().st_size for p in reference.glob("model_*.pth")) // 1024
+        with self.row("disk full") as row:
+            for _ in range(count):
+                folder = self.output()
+                disk, log = folder / "disk", folder / "console.txt"
+                disk.mkdir()
+                room = f"size={int(size * self.random.uniform(0.5, 3.5)) + 60}k"
+                mount = ["mount", "-t", "tmpfs", "-o", room, "tmpfs", str(disk)]
+                if subprocess.run(mount, capture_output=True).returncode:
+                    row.note = "not tried: this user may not mount a file system"
+                    return
+                try:
+                    output = disk / "output"
+                    code = run_forked(["--resume", *self.overrides(output)], log=log)
+                    row.tried += 1
+                    if code not in (0, 1):
+                        self.lose(row, 1, f"exit code {code}", folder)
+                        continue
+                    more = ["mount", "-o", "remount,size=64m", str(disk)]
+                    subprocess.run(more, check=True)
+                    code = run_forked(["--resume", *self.overrides(output)], log=log)
+                    if code:
+                        self.lose(row, 1, f"exit code {code} with more room", folder)
+                    else:
+                        self.compare(row, 1, reference, output)
+                finally:
+                    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+    def fuzz(self, fault: str, count: int, attempt: Callable[[int], bool]) -> None:
+        """Inputs that are used (True) or refused in words (False)."""
+        with self.row(fault) as row:
+            used = 0
+            for i in range(count):
+                row.tried += 1
+                try:
+                    used += attempt(i)
+                except Exception as error:
+                    row.lost += 1
+                    row.note = f"{type(error).__name__}: {str(error)[:60]}"
+                    print(f"LOST: input {i}: {type(error).__name__}: {error}", flush=True)
+            row.note = row.note or f"{used} used, {count - used} refused"
+
+    def fuzz_documents(self, count: int, number: int) -> None:
+        """Hypothesis chooses; each is loaded as training does."""
+        folder = self.folder / "fuzzing"
+        write_dataset(folder, num_images=3)
+        found: list[object] = []
+
+        @seed(number)
+        @settings(
+            max_examples=count,
+            database=None,
+            deadline=None,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(document=documents())
+        def collect(document: object) -> None:
+            found.append(document)
+
+        collect()
+        name = "COCO JSON, changed at random"
+        # Hypothesis may find fewer that differ.
+        self.fuzz(name, len(found), lambda i: try_document(found[i], folder))
+
+    def fuzz_images(self, count: int, number: int) -> None:
+        """Flipped bits, cut and added bytes, in eight formats."""
+        generator = np.random.default_rng(number)
+        names = list(IMAGES)
+        path = self.folder / "image"
+        with _silent_decoders():
+            self.fuzz(
+                "images, changed at random",
+                count,
+                lambda i: try_image(damaged(IMAGES[names[i % len(names)]], generator), path),
+            )
+
+    def fuzz_checkpoints(self, count: int, number: int) -> None:
+        """The same, of a file of torch.save."""
+        generator = np.random.default_rng(number)
+        good, path = checkpoint(), self.folder / "a.pth"
+        self.fuzz(
+            "checkpoints, changed at random",
+            count,
+            lambda i: try_checkpoint(damaged(good, generator), path),
+        )
+
+    def print_table(self) -> None:
+        """The figures."""
+        rows = [
+            (r.fault, r.tried, r.tried - r.lost, r.lost, f"{r.seconds:.0f}", r.note)
+            for r in self.rows
+        ]
+        headers = ["fault", "tried", "survived", "lost", "seconds", ""]
+        print("\n" + tabulate(rows, headers=headers, tablefmt="github"))
+
+
+@contextmanager
+def _silent_decoders() -> Iterator[None]:
+    """libtiff writes past Python, a line for every file that it does not like."""
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name, number in [
+        ("kills", 100),
+        ("command-kills", 10),
+        ("signals", 20),
+        ("pair-kills", 20),
+        ("damages", 20),
+        ("full-disks", 10),
+        ("documents", 10000),
+        ("images", 10000),
+        ("checkpoints", 2000),
+    ]:
+        parser.add_argument(f"--{name}", type=int, default=number, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of all choices")
+    return parser
+
+
+def main() -> int:
+    """Returns the exit code."""
+    args = get_parser().parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    begin = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="stageinteractor-soak-") as name:
+        os.environ["HOME"] = name  # where repaired documents are cached
+        soak = Soak(Path(name), random.Random(args.seed))
+        reference = soak.undisturbed()
+        soak.kill(args.kills, reference)
+        soak.kill_command(args.command_kills, reference)
+        soak.ask(args.signals, reference)
+        soak.kill_one_of_two(args.pair_kills)
+        soak.damage(args.damages, reference)
+        soak.fill_disk(args.full_disks, reference)
+        soak.fuzz_documents(args.documents, args.seed)
+        soak.fuzz_images(args.images, args.seed)
+        soak.fuzz_checkpoints(args.checkpoints, args.seed)
+        soak.print_table()
+    lost = sum(row.lost for row in soak.rows)
+    print(f"\n{lost} lost, {(time.monotonic() - begin) / 60:.1f} minutes")
+    return 1 if lost else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
