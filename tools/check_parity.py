@@ -28,7 +28,18 @@ from pathlib import Path
 import torch
 from parity_cases import CaseError, Report, Row, Settings, check_case
 
+from stageinteractor.modeling import Execution
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+from plain import to_plain  # noqa: E402
+
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
+DIRECT = Execution(sampling="grid", mixing="direct", channels_last=False)
+FORMS = {
+    "default": {},
+    "direct": {"execution": DIRECT},
+    "plain": {"execution": DIRECT, "replace_parts": to_plain},
+}
 HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -47,6 +58,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
     parser.add_argument(
         "--tf32", action="store_true", help="let CUDA use TF32, which is off otherwise"
+    )
+    parser.add_argument(
+        "--form",
+        choices=sorted(FORMS),
+        default="default",
+        help="of the detector: default, what the configs choose; direct, all optimisations off "
+        "(model.execution); plain, the transcription that benchmarks compare with",
     )
     parser.add_argument(
         "--autocast",
@@ -82,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         device=args.device,
         atol=args.atol,
         autocast=HALF.get(args.autocast),
+        **FORMS[args.form],
     )
     reports = []
     errors = 0

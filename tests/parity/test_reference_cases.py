@@ -21,6 +21,13 @@ def test_case_agrees(name, dtype, capsys):
     assert "1 cases" in table and "0 out of tolerance" in table
 
 
+@pytest.mark.parametrize("form", ["direct", "plain"])
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith(("forward", "train"))])
+def test_case_agrees_without_optimisations_and_in_the_plain_transcription(name, form, capsys):
+    status = main([str(DATA / name), "--form", form, "--summary"])
+    assert status == 0, capsys.readouterr().out
+
+
 def test_every_kind_of_case_is_there():
     marks = ("forward", "train", "assigner", "swin", "adamixer_forward", "adamixer_train")
     assert all(any(mark in name for name in CASES) for mark in marks)

@@ -55,6 +55,7 @@ class AdaMixerCase(DecoderCase):
                 groups=int(summary["groups"]),
                 points=int(summary["in_points"]),
                 out_points=int(summary["out_points"]),
+                execution=self.execution,
             )
         except ValueError as error:
             raise CaseError(f"{self.case.path}: {error}") from error

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from stageinteractor.modeling import Execution
 
 __all__ = ["Case", "CaseError", "Inputs", "Settings"]
 
@@ -35,6 +37,10 @@ class Settings:
     last_bit_seed: int | None = None
     """Change every weight and feature by at most one unit in the last place of float32, drawn
     with this seed: shows how far rounding alone moves the results. None: leave them."""
+    execution: Execution = field(default_factory=Execution)
+    """How the detector computes."""
+    replace_parts: Callable[[nn.Module], nn.Module] | None = None
+    """Makes another implementation with the same parameters of the loaded detector."""
 
 
 class Case:

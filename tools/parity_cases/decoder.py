@@ -17,7 +17,7 @@ from stageinteractor.checkpoint.official import (
     convert_official_state_dict,
 )
 from stageinteractor.checkpoint.official_names import OfficialFormat
-from stageinteractor.modeling import InitialQueries, StageInteractor
+from stageinteractor.modeling import Execution, InitialQueries, StageInteractor
 from stageinteractor.modeling.sampling import level_weights
 from stageinteractor.structures import GroundTruth, StageOutput
 from stageinteractor.training import Criterion, HungarianMatcher
@@ -125,6 +125,7 @@ class DecoderCase(CaseKind):
     def __init__(self, case: Case):
         super().__init__(case)
         self.summary = case.summary
+        self.execution = Execution()
         self.num_stages = int(self.summary["num_stages"])
         self.strides = [int(x) for x in self.summary["strides"]]
         sizes = case.array("image_sizes")
@@ -174,6 +175,7 @@ class DecoderCase(CaseKind):
         Raises:
             CaseError: the weights do not fit the config.
         """
+        self.execution = settings.execution
         inputs = Inputs(self.case, settings)
         features = [inputs.tensor(f"feat/{i}") for i in range(len(self.strides))]
         num_classes = int(self.summary["num_classes"])
@@ -191,11 +193,14 @@ class DecoderCase(CaseKind):
                 ),
                 num_classes=num_classes,
                 max_detections=int(self.summary["max_per_img"]),
+                execution=self.execution,
             )
             weights = convert_official_state_dict(inputs.weights(), model, require_unused=True)
         except CheckpointMismatchError as error:
             raise CaseError(f"{self.case.path}: {error}") from error
         model.load_state_dict(weights.model)
+        if settings.replace_parts is not None:
+            model = settings.replace_parts(model)
         model.to(settings.device, settings.dtype).train(self.is_training)
         if self.is_training:
             for feature in features:

@@ -79,6 +79,7 @@ class StageInteractorCase(DecoderCase):
                 channel_reuse_cap=summary["channel_reuse_cap"],
                 apply_reused_channel_filters=not summary["no_previous_filters"],
                 spatial_reuse=bool(spatial),
+                execution=self.execution,
             )
         except ValueError as error:
             raise CaseError(f"{self.case.path}: {error}") from error

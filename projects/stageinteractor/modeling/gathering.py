@@ -9,7 +9,10 @@ Letters: B images, N queries, L levels, G groups, e = channels of a group, PQ po
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +42,7 @@ class GatherableMaps(Sequence[Tensor]):
         """
         self.features = tuple(features)
         self.groups = groups
+        self.fused = fused and _has_triton(self.features[0].device)
         channels_last = [f.to(dtype).permute(0, 2, 3, 1).contiguous() for f in self.features]
         # (B H W G, e) each. The gradient takes another path than through these.
         self.tables = [
@@ -76,6 +80,8 @@ class GatherableMaps(Sequence[Tensor]):
             (R B, N, G, PQ, e).
         """
         shape = xy.shape[:-1]
+        if self.fused and not torch.compiler.is_compiling():
+            return self._sample_fused(strides, xy, weights).view(*shape, -1)
         rows, corners = corner_rows([f.shape for f in self.features], strides, xy)
         weights = weights.to(corners.dtype).flatten(0, -2).t()  # (L, n)
         factors = (corners * weights[:, None]).transpose(1, 2).contiguous()  # (L, n, 4)
@@ -88,17 +94,42 @@ class GatherableMaps(Sequence[Tensor]):
             sampled = _SpreadGradient.apply(sampled, self._token, self, rows, factors.detach())
         return sampled.view(*shape, -1)
 
+    def _sample_fused(self, strides: Sequence[int], xy: Tensor, weights: Tensor) -> Tensor:
+        from .triton_sampling import gather_level
+
+        shapes = [f.shape for f in self.features]
+        places, weights = xy.float().flatten(0, -2), weights.float().flatten(0, -2)
+        sampled = places.new_zeros(len(places), self.tables[0].shape[-1])
+        firsts = _first_rows(shapes, xy).flatten(1)
+        for i, (table, stride) in enumerate(zip(self.tables, strides)):
+            sampled = gather_level(
+                sampled,
+                (places / stride - 0.5).contiguous(),
+                weights[:, i].contiguous(),
+                table=table,
+                firsts=firsts[i],
+                size=shapes[i][2:],
+                groups=self.groups,
+                token=self._token,
+                buffer=None if self._token is None else partial(self._buffer, i),
+            )
+        return sampled.to(xy.dtype)
+
+    def _buffer(self, level: int) -> Tensor:
+        if self._buffers is None:
+            self._buffers = [torch.zeros_like(table) for table in self.tables]
+            # A backward pass that ends before it reaches the maps must leave nothing behind.
+            Variable._execution_engine.queue_callback(self._forget)
+        return self._buffers[level]
+
     def add_gradient(self, gradient: Tensor, rows: Tensor, factors: Tensor) -> None:
         """Add the gradient (n, e) of sampled values to that of the maps.
 
         Args:
             rows, factors: (L, n, 4) which rows of the tables were summed, and how weighted.
         """
-        if self._buffers is None:
-            self._buffers = [torch.zeros_like(table) for table in self.tables]
-            # A backward pass that ends before it reaches the maps must leave nothing behind.
-            Variable._execution_engine.queue_callback(self._forget)
-        for buffer, row, factor in zip(self._buffers, rows, factors):
+        for level, (row, factor) in enumerate(zip(rows, factors)):
+            buffer = self._buffer(level)
             for corner in range(row.shape[1]):
                 buffer.index_add_(0, row[:, corner], gradient * factor[:, corner, None])
 
@@ -133,15 +164,33 @@ def corner_rows(
     x, y = xy.flatten(0, -2).unbind(-1)
     column, column_weight = _neighbours(x / strides - 0.5, widths)
     row, row_weight = _neighbours(y / strides - 0.5, heights)
-    batch, groups = shapes[0][0], xy.shape[2]
+    groups = xy.shape[2]
     cell = row[:, :, None] * (widths * groups)[:, None, None, None] + column[:, None] * groups
-
-    image = torch.arange(batch, device=xy.device).repeat_interleave(xy.shape[0] // batch)
-    first = image[:, None] * (heights * widths * groups)[:, None, None]  # (L, R B, 1)
-    first = first + torch.arange(groups, device=xy.device)  # (L, R B, G)
-    first = first[:, :, None, :, None].expand(-1, *xy.shape[:-1]).flatten(1)
+    first = _first_rows(shapes, xy).flatten(1)
     weights = row_weight[:, :, None] * column_weight[:, None]
     return cell.flatten(1, 2) + first[:, None], weights.flatten(1, 2)
+
+
+def _first_rows(shapes: Sequence[torch.Size], xy: Tensor) -> Tensor:
+    """(L, R B, N, G, PQ) row of the tables at cell 0 of each point's image and group."""
+    batch, groups = shapes[0][0], xy.shape[2]
+    rows_per_image = torch.tensor([s[2] * s[3] * groups for s in shapes], device=xy.device)
+    image = torch.arange(batch, device=xy.device).repeat_interleave(xy.shape[0] // batch)
+    first = image[:, None] * rows_per_image[:, None, None]  # (L, R B, 1)
+    first = first + torch.arange(groups, device=xy.device)  # (L, R B, G)
+    return first[:, :, None, :, None].expand(-1, *xy.shape[:-1])
+
+
+def _has_triton(device: torch.device) -> bool:
+    if device.type != "cuda":
+        return False
+    if importlib.util.find_spec("triton") is None:
+        logging.getLogger(__name__).warning(
+            "model.execution.sampling=triton: Triton is not installed, which Linux wheels of "
+            "PyTorch with CUDA bring along; sampling as with 'gather'"
+        )
+        return False
+    return True
 
 
 def _neighbours(place: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
