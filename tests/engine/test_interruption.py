@@ -56,7 +56,8 @@ def test_an_evaluation_that_never_happened_is_made_up_for(tmp_path, monkeypatch)
     run(tmp_path, resume=True)
     record = {"metric": "bbox/AP", "value": 30.0, "iteration": 3}
     assert json.loads((output / "model_best.json").read_text()) == record
-    assert torch.load(output / "model_best.pth", weights_only=True)["iteration"] == 3
+    best = torch.load(output / "model_best.pth", weights_only=True)
+    assert best["iteration"] == best["trainer"]["iteration"] == 3
     # What is there already is not done again: nothing is left of this script but the last.
     (output / "last_checkpoint").write_text("model_0000003.pth")
     evaluations(monkeypatch, [value(25.0)])

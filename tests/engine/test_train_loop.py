@@ -213,3 +213,26 @@ def test_a_bad_batch_can_be_read_back(tmp_path):
         assert torch.equal(classes, expected["instances"].gt_classes)
     weights = torch.load(f"{stem}_weights.pth", weights_only=True)["model"]
     assert weights.keys() == model.state_dict().keys()
+
+
+def test_overflows_of_the_loss_scale_are_left_out_until_it_fits(tmp_path, caplog):
+    class Linear(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, batch):
+            return {"loss": 16 * self.weight}
+
+    model = Linear()
+    batches = [make_batch([1]) for _ in range(6)]
+    loop = make_loop(model, batches, tmp_path, lr=0.01, max_skipped_steps=4)
+    # As on a GPU with float16: the gradient overflows until the scale is halved four times.
+    loop.grad_scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    for _ in range(6):
+        run_one_step(loop)
+    assert float(model.weight.detach()) == pytest.approx(1 - 2 * 0.16)
+    messages = [r.getMessage() for r in caplog.records if "is left out" in r.getMessage()]
+    assert len(messages) == 4
+    # Usual ones are not written down.
+    assert not (tmp_path / "bad_batch").exists()

@@ -367,3 +367,12 @@ def test_a_test_set_without_annotations_yields_a_submission(tmp_path, caplog):
     assert {d["image_id"] for d in detections} == {1, 2}
     assert {d["category_id"] for d in detections} <= {3, 7, 90}
     assert str(path) in caplog.text
+
+
+def test_a_test_image_that_is_missing_is_named_before_training(tmp_path):
+    cfg = make_config(tmp_path / "train")
+    other = make_config(tmp_path / "test")
+    cfg.dataloader.test.dataset = other.dataloader.test.dataset
+    (tmp_path / "test" / "data" / "images" / "3.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 of the 4 images of dataloader\.test .*3\.png"):
+        Trainer(prepare_config(cfg))

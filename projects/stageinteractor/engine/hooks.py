@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 from detectron2.engine import hooks
-from detectron2.engine.train_loop import HookBase
+from detectron2.engine.train_loop import HookBase, TrainerBase
 from detectron2.utils import comm
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -207,6 +208,18 @@ class EvaluationRecord(HookBase):
         write_durably(self._path, lambda file: file.write(document))
 
 
+@contextlib.contextmanager
+def _as_after_last_step(trainer: TrainerBase) -> Iterator[None]:
+    """Let what belongs to the last step of the interrupted run have its number."""
+    start = trainer.start_iter
+    trainer.iter = trainer.storage.iter = start - 1
+    try:
+        yield
+    finally:
+        trainer.storage.iter = start
+        trainer.iter = start
+
+
 class EvalHook(hooks.EvalHook):
     """Detectron2's, which makes up for an evaluation that an interruption has prevented.
 
@@ -237,12 +250,9 @@ class EvalHook(hooks.EvalHook):
         owed = comm.is_main_process() and self._record.is_owed()
         if not any(comm.all_gather(owed)):
             return
-        start = self.trainer.start_iter
-        logger.info("making up for the evaluation after %d iterations", start)
-        # Its results belong to the last step of the run that was interrupted.
-        self.trainer.iter = self.trainer.storage.iter = start - 1
-        self._do_eval()
-        self.trainer.iter = self.trainer.storage.iter = start
+        logger.info("making up for the evaluation after %d iterations", self.trainer.start_iter)
+        with _as_after_last_step(self.trainer):
+            self._do_eval()
         self.has_made_up = True
 
     def _do_eval(self) -> None:
@@ -284,7 +294,8 @@ class BestCheckpointer(hooks.BestCheckpointer):
             except (ValueError, KeyError, TypeError):
                 logger.warning("%s is damaged: the best value is sought anew", self._path)
         if self._eval_hook.has_made_up:
-            self._best_checking()
+            with _as_after_last_step(self.trainer):
+                self._best_checking()
 
     def _best_checking(self) -> None:
         before = self.best_metric, self.best_iter
