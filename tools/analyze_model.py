@@ -14,7 +14,8 @@ The model infers one image of --size pixels, which it pads as always. Counts are
   nothing, but for the gates that mix filters. They are those of the equations, whatever faster
   way of computing the same the config chooses (model.execution);
 - activations are the numbers that convolutions, linear layers and matrix products give out;
-- memory is the most that parameters, buffers and tensors take at any moment of the inference.
+- memory is the most that parameters, buffers and tensors of the whole model take at any moment of
+  the inference, or while a module runs (on the CPU only).
 
 Two-stage detectors get 1000 proposals and find 100 objects, whatever their weights. What authors
 publish is beside it where the tool knows it.
@@ -23,17 +24,20 @@ publish is beside it where the tool knows it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import math
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import fvcore.nn
+import numpy as np
 import torch
 from detectron2.config import instantiate
 from detectron2.export import TracingAdapter
@@ -42,7 +46,7 @@ from fvcore.nn.jit_handles import get_shape
 from omegaconf import DictConfig, OmegaConf
 from tabulate import tabulate
 from torch import nn
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from stageinteractor.config import apply_overrides, get_config
 
@@ -88,6 +92,8 @@ class ModuleCosts:
     trainable: int
     flops: float
     activations: int
+    peak_memory: int | None = None
+    """Bytes in use at the worst moment while it runs; None where that was not measured."""
 
 
 @dataclass
@@ -102,8 +108,6 @@ class ModelCosts:
     """FLOPs by operator."""
     not_counted: dict[str, int]
     """Calls of operators that count nothing."""
-    peak_memory: int | None
-    """Bytes; None where it was not measured."""
     published: Published = field(default_factory=Published)
 
     @property
@@ -215,25 +219,63 @@ def count(model: nn.Module, inputs: Any) -> tuple[list[ModuleCosts], Counter, Co
 
 
 @torch.no_grad()
-def peak_memory(model: nn.Module, inputs: Any) -> int:
-    """Bytes of parameters, buffers and tensors at the worst moment of one inference."""
+def peak_memory(model: nn.Module, inputs: Any) -> dict[str, int]:
+    """Bytes of parameters, buffers and tensors at the worst moment of one inference.
+
+    Returns:
+        for the model (named "") and, on the CPU, each of its modules that is called: what is in
+        use in the whole process, not by the module alone, at the worst moment while it runs.
+    """
     device = next(model.parameters()).device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         model(inputs)
-        return torch.cuda.max_memory_allocated(device)
+        return {"": torch.cuda.max_memory_allocated(device)}
     stored = {
         t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
         for t in [*model.parameters(), *model.buffers()]
     }
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        model(inputs)
-    allocated = peak = 0
+        with _named_calls(model):
+            model(inputs)
     events = recorded.profiler.kineto_results.events()
-    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
-        allocated += event.nbytes()
-        peak = max(peak, allocated)
-    return sum(stored.values()) + peak
+    allocations = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    times = np.array([time for time, _ in allocations], dtype=np.int64)
+    in_use = sum(stored.values()) + np.cumsum([0, *(nbytes for _, nbytes in allocations)])
+    peaks: dict[str, int] = {}
+    for event in events:
+        if event.name().startswith(_CALL):
+            name = event.name()[len(_CALL) :]
+            start, end = event.start_ns(), event.start_ns() + event.duration_ns()
+            # Element k of in_use is what is left after k allocations.
+            first, last = np.searchsorted(times, start), np.searchsorted(times, end, "right")
+            peaks[name] = max(peaks.get(name, 0), int(in_use[first : last + 1].max()))
+    return peaks
+
+
+_CALL = "call of "
+
+
+@contextlib.contextmanager
+def _named_calls(model: nn.Module) -> Iterator[None]:
+    """Let a profiler see when which module runs."""
+    running: list[record_function] = []
+    handles = []
+
+    def start(name: str, *_: Any) -> None:
+        running.append(record_function(_CALL + name).__enter__())
+
+    def stop(*_: Any) -> None:
+        running.pop().__exit__(None, None, None)
+
+    for name, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(partial(start, name)))
+        handles.append(module.register_forward_hook(stop))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def prepare(cfg: DictConfig, device: str, *, step_by_step: bool = True) -> nn.Module:
@@ -277,9 +319,10 @@ def analyze(
     height, width = size
     inputs = [{"image": torch.zeros(3, height, width), "height": height, "width": width}]
     modules, operators, not_counted = count(prepare(cfg.copy(), device), inputs)
-    memory = None
     if with_memory:
-        memory = peak_memory(prepare(cfg.copy(), device, step_by_step=False), inputs)
+        peaks = peak_memory(prepare(cfg.copy(), device, step_by_step=False), inputs)
+        for module in modules:
+            module.peak_memory = peaks.get(module.name)
     known = "/".join(Path(config).parts[-2:])
     return ModelCosts(
         config=known,
@@ -288,9 +331,12 @@ def analyze(
         modules=modules,
         operators=dict(operators),
         not_counted=dict(not_counted),
-        peak_memory=memory,
         published=Published() if overrides else PUBLISHED.get(known, Published()),
     )
+
+
+def _mebibytes(number: int | None) -> str:
+    return "" if number is None else f"{number / 2**20:.0f}"
 
 
 def module_table(costs: ModelCosts, depth: int) -> str:
@@ -308,10 +354,12 @@ def module_table(costs: ModelCosts, depth: int) -> str:
                 f"{module.trainable:,}",
                 f"{module.flops / 1e9:.3f}",
                 f"{module.activations / 1e6:.2f}",
+                _mebibytes(module.peak_memory),
             ]
         )
     headers = ["module", "class", "parameters", "trainable", "GFLOPs", "activations, M"]
-    alignment = ["left", "left", *["right"] * 4]
+    headers.append("peak memory, MiB")
+    alignment = ["left", "left", *["right"] * 5]
     return tabulate(rows, headers, "github", disable_numparse=True, colalign=alignment)
 
 
@@ -330,7 +378,7 @@ def model_table(all_costs: Sequence[ModelCosts]) -> str:
             f"{costs.total.flops / 1e9:.1f}",
             text(costs.published.gflops, "g"),
             f"{costs.total.activations / 1e6:.0f}",
-            "" if costs.peak_memory is None else f"{costs.peak_memory / 2**20:.0f}",
+            _mebibytes(costs.total.peak_memory),
         ]
         for costs in all_costs
     ]
