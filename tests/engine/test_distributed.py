@@ -246,6 +246,15 @@ def test_a_process_that_has_said_why_it_ends_is_not_followed_by_a_traceback(monk
     assert error.value.code == 1
 
 
+def test_a_process_that_was_killed_is_named(monkeypatch):
+    def fail(*args, **kwargs):
+        raise ProcessExitedException("", 1, 1, exit_code=-9, signal_name="SIGKILL")
+
+    monkeypatch.setattr(launch_module, "detectron2_launch", fail)
+    with pytest.raises(SystemExit, match="process 1 was ended from outside by SIGKILL"):
+        launch_module.launch(print, arguments(num_gpus=2), device="cpu")
+
+
 def test_a_number_of_processes_below_one_is_refused():
     with pytest.raises(ValueError, match="must be at least 1"):
         launch_module.launch(print, arguments(num_gpus=0), device="cpu")

@@ -3,15 +3,12 @@
 import os
 import signal
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from fault_runs import difference, run_forked, run_overrides, start
+from fault_runs import difference, fork_two, run_forked, run_overrides, start, wait
 
 from stageinteractor.engine.interruption import EXIT_INTERRUPTED
-
-pytestmark = pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs Linux's /proc")
 
 
 def wait_for(condition, process, seconds=120):
@@ -21,20 +18,6 @@ def wait_for(condition, process, seconds=120):
             process.kill()
             raise AssertionError(process.communicate()[0])
         time.sleep(0.05)
-
-
-def descendants(pid):
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(c) for c in children]
-
-
-def ranks(launcher):
-    """The processes that a launcher has started, in order of their number."""
-    return [
-        pid
-        for pid in descendants(launcher)
-        if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    ]
 
 
 def has_checkpoint(output):
@@ -96,19 +79,15 @@ def test_two_processes_end_with_a_checkpoint_that_one_can_go_on_from(tmp_path, s
 
 
 def test_a_killed_process_ends_the_other_within_a_minute(tmp_path, small_data):
+    log = tmp_path / "console.txt"
     endless = [*run_overrides(tmp_path, small_data), "train.max_iter=1000000"]
-    process = start("--num-gpus", "2", *endless)
-    wait_for(has_checkpoint(tmp_path), process)
-    first, second = ranks(process.pid)
+    first, second = fork_two(endless, log=log)
+    end = time.monotonic() + 120
+    while not (tmp_path / "last_checkpoint").is_file() and time.monotonic() < end:
+        time.sleep(0.05)
     os.kill(second, signal.SIGKILL)
-    begin = time.monotonic()
-    text = process.communicate(timeout=60)[0]
-    assert time.monotonic() - begin < 60
-    assert process.returncode == 1, text
-    assert not Path(f"/proc/{first}").exists()
-    # Which of the two is noticed first is chance; both messages are one line.
-    assert (
-        "process 1 was ended from outside by SIGKILL" in text
-        or "the connection to another process is lost" in text
-    ), text
+    assert wait(second) == -signal.SIGKILL
+    assert wait(first, timeout=60) == 1
+    last = log.read_text().splitlines()[-1]
+    assert last.startswith("error in process 0: the connection to another process is lost")
     assert last_iteration(tmp_path) >= 0

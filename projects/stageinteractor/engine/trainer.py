@@ -7,6 +7,7 @@ import copy
 import json
 import logging
 import math
+import os
 import sys
 import weakref
 from collections import OrderedDict
@@ -428,6 +429,9 @@ def _deterministic(train: DictConfig) -> Iterator[None]:
     enabled = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark = torch.backends.cudnn.benchmark
+    if _on_gpu(train.device):
+        # What PyTorch demands of cuBLAS, where the user has not chosen.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # Some gradients, as of grid_sample, have no deterministic form on a GPU.
     torch.use_deterministic_algorithms(True, warn_only=_on_gpu(train.device))
     torch.backends.cudnn.benchmark = False

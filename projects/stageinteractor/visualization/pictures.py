@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 from detectron2.data import Metadata
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils.visualizer import Visualizer
 from PIL import Image, ImageDraw, ImageFont
+
+from ..data.images import read_image
 
 __all__ = [
     "contact_sheet",
@@ -85,7 +86,7 @@ def draw_ground_truth(
         scale: see :func:`draw_detections`.
     """
     if image is None:
-        image = read_image(record["file_name"], format="RGB")
+        image = read_image(record["file_name"])
     annotations = record.get("annotations", [])
     boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
     classes = [a["category_id"] for a in annotations]
