@@ -8,7 +8,6 @@ import json
 import logging
 import math
 import os
-import sys
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -206,16 +205,17 @@ class Trainer(DefaultTrainer):
         super().before_train()
 
     def after_train(self) -> None:
-        """As Detectron2's; of a run that has failed, only what is open is closed."""
-        if sys.exc_info()[0] is None:
+        """As Detectron2's; a run that has failed or was interrupted is not evaluated any more."""
+        if self.iter >= self.max_iter:  # it is counted up once more after the last step
             super().after_train()
             return
         for hook in self._hooks:
-            if isinstance(hook, hooks.PeriodicWriter):
-                try:
-                    hook.after_train()
-                except Exception as error:  # the reason of the failure is worth more
-                    logger.warning("the last metrics are not written: %s", error)
+            if isinstance(hook, (hooks.EvalHook, hooks.BestCheckpointer)):
+                continue
+            try:
+                hook.after_train()
+            except Exception as error:  # the reason of the failure is worth more
+                logger.warning("%s: %s", type(hook).__name__, error)
 
     def build_hooks(self) -> list[Any]:
         """Timing, learning rate, averaging, checkpoints, evaluation, best checkpoint, writers."""
