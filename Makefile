@@ -41,6 +41,9 @@ ablation-smoke: $(READY)  ## two cells of a few steps, compared
 	rm -rf output/ablations/smoke
 	$(RUN) tools/run_ablation.py --plan ablations/smoke.yaml $(ARGS)
 
+benchmark: $(READY)  ## time the detector against the plain form (minutes): docs/performance.md
+	$(RUN) tools/benchmark.py $(ARGS)
+
 shapes-checkpoint: $(READY)  ## train the shipped checkpoint from scratch (long)
 	$(RUN) tools/make_shapes_checkpoint.py $(ARGS)
 

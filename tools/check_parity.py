@@ -30,8 +30,8 @@ from parity_cases import CaseError, Report, Row, Settings, check_case
 
 from stageinteractor.modeling import Execution
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-from plain import to_plain  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.plain import to_plain  # noqa: E402
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 DIRECT = Execution(sampling="grid", mixing="direct", channels_last=False)
