@@ -5,8 +5,9 @@
 
 Trains a few steps on random images for each schedule and way of running the groups, each in a
 process of its own, and prints a table in Markdown: supervisions of a step, seconds (forward,
-backward, update; median over --steps, after one step to warm up), and the most memory that the
-step took beyond what the process held before it; both also as multiples of the schedule none.
+backward, update; median over --steps, after one step to warm up), and the most memory that a
+further step takes beyond weights and optimiser, gradients included; both also as multiples of
+those of the schedule none.
 
 On a GPU seconds are those of the clock; on a CPU they are CPU seconds of one thread, which other
 work on the machine disturbs least. KEY=VALUE arguments override entries of the config.
@@ -22,7 +23,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -155,57 +156,66 @@ def measure(args: argparse.Namespace, schedule: str, mode: str) -> Cost:
 
     step()  # allocates the optimiser's state, too
     optimizer.zero_grad()
-    clock = GpuClock() if args.device == "cuda" else CpuClock()
+    meter = GpuMeter() if args.device == "cuda" else CpuMeter()
     seconds = []
     for _ in range(args.steps):
-        begin = clock.seconds()
+        begin = meter.seconds()
         step()
-        seconds.append(clock.seconds() - begin)
-    return Cost(statistics.median(seconds), clock.peak_memory())
+        seconds.append(meter.seconds() - begin)
+    optimizer.zero_grad()
+    return Cost(statistics.median(seconds), meter.peak_memory(step))
 
 
-class GpuClock:
-    """Seconds, and the peak of allocated memory since the start in MiB."""
-
-    def __init__(self) -> None:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        self._before = torch.cuda.memory_allocated()
+class GpuMeter:
+    """Seconds by the clock; memory that PyTorch has allocated."""
 
     def seconds(self) -> float:
         torch.cuda.synchronize()
         return time.perf_counter()
 
-    def peak_memory(self) -> float:
-        return (torch.cuda.max_memory_allocated() - self._before) / 2**20
+    def peak_memory(self, step: Callable[[], None]) -> float:
+        """MiB that a step takes at most, beyond what is in use before."""
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
-class CpuClock:
-    """CPU seconds, and the peak of resident memory since the start in MiB."""
+class CpuMeter:
+    """CPU seconds; resident memory."""
 
-    def __init__(self) -> None:
+    M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+
+    def seconds(self) -> float:
+        return time.process_time()
+
+    def peak_memory(self, step: Callable[[], None]) -> float:
+        """MiB that a step takes at most, beyond what is in use before."""
         gc.collect()
-        with suppress(AttributeError, OSError):  # glibc: hand freed memory back, so that it counts
-            ctypes.CDLL(None).malloc_trim(0)
-        self._resets = False
+        with suppress(AttributeError, OSError):
+            # glibc keeps much of what is freed, which then would not count. From here on it hands
+            # memory back at once; that costs time, so times are measured before.
+            libc = ctypes.CDLL(None)
+            libc.mallopt(self.M_MMAP_THRESHOLD, 2**16)
+            libc.malloc_trim(0)
+        is_new_peak = False
         with suppress(OSError):  # Linux alone can begin a new peak
             Path("/proc/self/clear_refs").write_text("5")
-            self._resets = True
-        self._before = self._peak()
+            is_new_peak = True
+        before = self._peak(is_new_peak)
+        step()
+        return self._peak(is_new_peak) - before
 
-    def _peak(self) -> float:
-        if self._resets:
+    @staticmethod
+    def _peak(is_new_peak: bool) -> float:
+        if is_new_peak:
             for line in Path("/proc/self/status").read_text().splitlines():
                 if line.startswith("VmHWM:"):
                     return int(line.split()[1]) / 2**10
         unit = 2**20 if sys.platform == "darwin" else 2**10
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-
-    def seconds(self) -> float:
-        return time.process_time()
-
-    def peak_memory(self) -> float:
-        return self._peak() - self._before
 
 
 def table_row(name: str, mode: str, groups: int, cost: Cost, baseline: Cost) -> str:
