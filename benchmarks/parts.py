@@ -2,8 +2,8 @@
 
 Operations are those of products and convolutions as PyTorch's own counter sees them. Bytes are
 those that the layers of a part must at least read and write: parameters, inputs and outputs, each
-once; of maps only the rows that points are sampled from. What happens between layers, and all that is done element by element, adds to the time and
-not to the bound.
+once; of maps only the rows that points are sampled from. What happens between layers, and all that
+is done element by element, adds to the time and not to the bound.
 """
 
 from __future__ import annotations

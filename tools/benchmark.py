@@ -44,6 +44,7 @@ from benchmarks.measure import (  # noqa: E402
 )
 from benchmarks.parts import Part, count_operations, parts_of, time_parts  # noqa: E402
 from benchmarks.plain import to_plain  # noqa: E402
+
 from stageinteractor.config import apply_overrides, get_config  # noqa: E402
 from stageinteractor.engine import user_errors  # noqa: E402
 from stageinteractor.structures import GroundTruth  # noqa: E402
