@@ -144,12 +144,15 @@ class RecollectionCase(CaseKind):
         inputs = Inputs(self.case, settings)
         maps = [inputs.tensor(name) for name in self.map_names]
         weights = {name: inputs.tensor(WEIGHTS + name) for name in self.parameter_names()}
-        parts = self._parts(maps, weights)
+        parts = self._parts(maps, weights, settings)
         # Models of all schedules share their parts.
         models = {
-            name: RecollectionDetector(schedule=schedule, **parts).to(
-                settings.device, settings.dtype
-            )
+            name: RecollectionDetector(
+                schedule=schedule,
+                # A transcription of the parts need not know of several groups at once.
+                batched=settings.replace_parts is None,
+                **parts,
+            ).to(settings.device, settings.dtype)
             for name, schedule in self.schedules.items()
         }
         model = next(iter(models.values()))
@@ -162,11 +165,13 @@ class RecollectionCase(CaseKind):
         for name, model in models.items():
             yield from self._measure_step(name, model.train(), maps, settings)
 
-    def _parts(self, maps: list[Tensor], weights: dict[str, Tensor]) -> dict[str, Any]:
+    def _parts(
+        self, maps: list[Tensor], weights: dict[str, Tensor], settings: Settings
+    ) -> dict[str, Any]:
         dim, classes = int(self._size("dim")), int(self._size("classes"))
         bottom_up = CaseFeatures(maps, self.strides)
         try:
-            return dict(
+            parts = dict(
                 backbone=SharedNormChannelMapper(bottom_up, list(bottom_up.output_shape()), dim),
                 initial_queries=CaseQueries(weights[_QUERY_BOXES], dim),
                 decoder=AdaMixerDecoder(
@@ -178,6 +183,7 @@ class RecollectionCase(CaseKind):
                     groups=int(self._size("groups")),
                     points=int(self._size("in_points")),
                     out_points=int(self._size("out_points")),
+                    execution=settings.execution,
                 ),
                 criterion=Criterion(
                     num_classes=classes,
@@ -186,9 +192,14 @@ class RecollectionCase(CaseKind):
                 ),
                 num_classes=classes,
                 max_detections=int(self._size("max_per_img")),
+                execution=settings.execution,
             )
         except ValueError as error:
             raise CaseError(f"{self.case.path}: {error}") from error
+        if settings.replace_parts is not None:
+            for name in ("decoder", "criterion"):
+                parts[name] = settings.replace_parts(parts[name])
+        return parts
 
     def _images(self, map_: Tensor) -> ImageList:
         """The batch of images that the maps would come from."""
