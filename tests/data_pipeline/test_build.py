@@ -28,6 +28,11 @@ def make_train_loader(dataset, **kwargs):
     return build_train_loader(dataset=dataset, mapper=mapper, **arguments)
 
 
+def make_test_loader(dataset):
+    mapper = DetectionMapper(False, augmentations=[])
+    return build_test_loader(dataset=dataset, mapper=mapper, num_workers=0)
+
+
 def image_ids(batches):
     return [[x["image_id"] for x in batch] for batch in batches]
 
@@ -182,3 +187,13 @@ def test_the_test_images_have_the_format_of_the_training_images():
     cfg = get_config("common/data/coco.py")
     cfg.dataloader.train.mapper.image_format = "BGR"
     assert cfg.dataloader.test.mapper.image_format == "BGR"
+
+
+@pytest.mark.parametrize("make", [make_train_loader, make_test_loader])
+def test_sizes_that_the_images_do_not_have_are_found_before_the_first_step(tmp_path, make):
+    document = make_document()
+    dataset = make_dataset(tmp_path, document)
+    make(dataset)
+    dataset[2]["height"] = 65
+    with pytest.raises(ValueError, match=r"3\.png of .* is 96x64 pixels, but .* for 96x65"):
+        make(dataset)

@@ -13,12 +13,17 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Sampler
 
 from .datasets import missing_files
+from .images import shown_name, shown_size
 from .mapper import SkipUnreadable
 from .stream import GroupedStream, SeededDataset, TrainLoader
 
 __all__ = ["build_test_loader", "build_train_loader"]
 
 logger = logging.getLogger(__name__)
+
+# Images whose header is looked at before training: a data set that disagrees with its folder
+# mostly does so everywhere.
+_SAMPLED = 32
 
 
 def build_train_loader(
@@ -47,7 +52,8 @@ def build_train_loader(
         sampler: default: Detectron2's endless ``TrainingSampler``.
 
     Raises:
-        ValueError: an empty data set, or a batch that the processes cannot share evenly.
+        ValueError: an empty data set, images of another size than it says, or a batch that the
+            processes cannot share evenly.
         FileNotFoundError: image files are missing; with ``skip_unreadable`` all of them.
     """
     if len(dataset) == 0:
@@ -59,6 +65,7 @@ def build_train_loader(
             f"{world_size} process(es): use a positive multiple of {world_size}"
         )
     _check_files(dataset, mapper, "train", skip_missing=skip_unreadable)
+    _check_sizes(dataset, mapper, "train")
     if skip_unreadable:
         mapper = SkipUnreadable(mapper, num_images=len(dataset))
     stream = GroupedStream(
@@ -90,12 +97,13 @@ def build_test_loader(
         num_workers: loader processes of each process.
 
     Raises:
-        ValueError: an empty data set.
+        ValueError: an empty data set, or images of another size than it says.
         FileNotFoundError: image files are missing.
     """
     if len(dataset) == 0:
         raise ValueError("the test set has no images: check dataloader.test.dataset")
     _check_files(dataset, mapper, "test")
+    _check_sizes(dataset, mapper, "test")
     return build_detection_test_loader(
         dataset, mapper=mapper, batch_size=batch_size, num_workers=num_workers
     )
@@ -123,6 +131,24 @@ def _check_files(
             else ""
         )
     )
+
+
+def _check_sizes(dataset: list[dict[str, Any]], mapper: Callable, part: str) -> None:
+    """Whether annotations and images fit together, as far as some of the images' headers tell."""
+    if not isinstance(mapper, DatasetMapper):
+        return
+    for record in dataset[:: max(1, len(dataset) // _SAMPLED)]:
+        stated = (record.get("height"), record.get("width"))
+        if None in stated or "://" in str(record["file_name"]):
+            continue
+        found = shown_size(record["file_name"])
+        if found is not None and found != stated:
+            raise ValueError(
+                f"image {shown_name(record['file_name'])} of dataloader.{part} is "
+                f"{found[1]}x{found[0]} pixels, but its annotations are for "
+                f"{stated[1]}x{stated[0]}: its boxes would be wrong. tools/check_dataset.py lists "
+                "all such images"
+            )
 
 
 def _is_portrait(record: dict[str, Any]) -> int:

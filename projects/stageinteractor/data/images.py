@@ -8,11 +8,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from detectron2.data.detection_utils import (
+    _EXIF_ORIENT as EXIF_ORIENTATION,
+)
 from detectron2.data.detection_utils import _apply_exif_orientation, convert_PIL_to_numpy
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
-__all__ = ["MAX_PIXELS", "UnreadableImageError", "read_image", "shown_name"]
+__all__ = [
+    "EXIF_ORIENTATION",
+    "MAX_PIXELS",
+    "UnreadableImageError",
+    "read_image",
+    "shown_name",
+    "shown_size",
+]
 
 # Where Pillow itself refuses to go on; about 540 MB as RGB.
 MAX_PIXELS = 178_956_970
@@ -67,6 +77,18 @@ def read_image(
         raise UnreadableImageError(
             f"image {shown_name(file_name)} cannot be read ({type(error).__name__}: {error})"
         ) from error
+
+
+def shown_size(file_name: str | Path) -> tuple[int, int] | None:
+    """(height, width) as an image is shown, from its header; None where that cannot be read."""
+    try:
+        with PathManager.open(str(file_name), "rb") as file:
+            image = Image.open(file)
+            width, height = image.size
+            turned = image.getexif().get(EXIF_ORIENTATION) in (5, 6, 7, 8)
+    except Exception:  # whoever reads the image will say what is wrong with it
+        return None
+    return (width, height) if turned else (height, width)
 
 
 def shown_name(file_name: str | Path) -> str:

@@ -12,13 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from detectron2.data.detection_utils import _EXIF_ORIENT
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
 from .datasets import is_number, register_coco_json
 from .files import check_file_name, find_escapes
-from .images import MAX_PIXELS, UnreadableImageError, read_image, shown_name
+from .images import EXIF_ORIENTATION, MAX_PIXELS, UnreadableImageError, read_image, shown_name
 
 __all__ = ["DatasetReport", "Finding", "inspect_dataset"]
 
@@ -349,7 +348,7 @@ def _look_at_file(image: dict[str, Any], max_pixels: int) -> tuple[str, str] | N
 def _orientation(path: str) -> int | None:
     try:
         with PathManager.open(path, "rb") as file:
-            return Image.open(file).getexif().get(_EXIF_ORIENT)
+            return Image.open(file).getexif().get(EXIF_ORIENTATION)
     except Exception:  # damaged EXIF data, of a picture that can be read all the same
         return None
 
