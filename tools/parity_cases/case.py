@@ -40,7 +40,7 @@ class Settings:
     execution: Execution = field(default_factory=Execution)
     """How the detector computes."""
     replace_parts: Callable[[nn.Module], nn.Module] | None = None
-    """Makes another implementation with the same parameters of the loaded detector."""
+    """Makes another implementation, with the same parameters, of decoder and criterion."""
 
 
 class Case:

@@ -200,7 +200,8 @@ class DecoderCase(CaseKind):
             raise CaseError(f"{self.case.path}: {error}") from error
         model.load_state_dict(weights.model)
         if settings.replace_parts is not None:
-            model = settings.replace_parts(model)
+            model.decoder = settings.replace_parts(model.decoder)
+            model.criterion = settings.replace_parts(model.criterion)
         model.to(settings.device, settings.dtype).train(self.is_training)
         if self.is_training:
             for feature in features:
