@@ -97,6 +97,24 @@ def test_a_stream_that_goes_on_sees_every_position_once(before, sizes, groups):
         assert drawn == take(make_stream(sizes[0], groups=groups), before + 20)
 
 
+def test_images_that_waited_for_a_larger_batch_come_in_the_same_order_in_every_case():
+    first = make_stream(5)
+    take(first, 2)
+    state = first.state_dict()
+    whole = make_stream(2)
+    whole.load_state_dict(state)
+    expected = take(whole, 12)
+    stream = make_stream(2)
+    stream.load_state_dict(state)
+    drawn = []
+    for _ in range(12):  # interrupted after every step
+        drawn += take(stream, 1)
+        state = stream.state_dict()
+        stream = make_stream(2)
+        stream.load_state_dict(state)
+    assert drawn == expected
+
+
 def test_another_number_of_processes_goes_on_with_the_same_batches(job):
     expected = take(make_stream(), 12)
     job(1, 2)

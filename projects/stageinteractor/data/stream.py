@@ -59,7 +59,7 @@ class GroupedStream:
         self._position = 0
         self._waiting: dict[int, list[Draw]] = {}
         self._is_shared = isinstance(sampler, (TrainingSampler, RepeatFactorTrainingSampler))
-        # Positions beyond it were seen by a run of another data set.
+        # Where the order began; before it, another data set was seen.
         self._origin = 0
 
     @property
@@ -71,24 +71,34 @@ class GroupedStream:
         """This process's batches, from the current state on."""
         rank, world_size = comm.get_rank(), comm.get_world_size()
         share, number = (rank, world_size) if self._is_shared else (0, 1)
-        formed = 0
         mine: list[Draw] = []
+        for formed, batch in enumerate(self._form_batches(rank, world_size)):
+            if formed % number == share:
+                mine = batch
+            # The state is that of a step when the last process, too, has its batch.
+            if formed % number == number - 1:
+                yield mine
+
+    def _form_batches(self, rank: int, world_size: int) -> Iterator[list[Draw]]:
+        """Batches of all processes that share the order."""
+        for group in sorted(self._waiting):
+            # More than wait usually, after a run whose batches were larger.
+            while len(self._waiting[group]) >= self._batch_size:
+                yield self._take(group)
         for index in itertools.islice(self._order(), self._position - self._origin, None):
             # Where processes do not share the order, their positions alternate.
             position = self._position if self._is_shared else self._position * world_size + rank
-            draw = Draw(position, int(index))
             self._position += 1
-            waiting = self._waiting.setdefault(self._groups[draw.index], [])
-            waiting.append(draw)
-            # More than one only after a run whose batches were larger.
-            while len(waiting) >= self._batch_size:
-                if formed % number == share:
-                    mine = waiting[: self._batch_size]
-                del waiting[: self._batch_size]
-                formed += 1
-                # The state is that of a step when the last process, too, has its batch.
-                if formed % number == 0:
-                    yield mine
+            group = self._groups[int(index)]
+            self._waiting.setdefault(group, []).append(Draw(position, int(index)))
+            if len(self._waiting[group]) >= self._batch_size:
+                yield self._take(group)
+
+    def _take(self, group: int) -> list[Draw]:
+        waiting = self._waiting[group]
+        batch = waiting[: self._batch_size]
+        del waiting[: self._batch_size]
+        return batch
 
     def _order(self) -> Iterator[int]:
         return self._sampler._infinite_indices() if self._is_shared else iter(self._sampler)
