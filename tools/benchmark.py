@@ -131,13 +131,17 @@ class Bench:
         criterion = instantiate(self.cfg.model.criterion)
         return to_plain(criterion) if plain else criterion
 
-    def features(self, batch: int, *, requires_grad: bool = False) -> list[Tensor]:
-        """Maps as the neck yields them in both forms of the backbone: not channels-last."""
+    def features(
+        self, batch: int, *, plain: bool = False, requires_grad: bool = False
+    ) -> list[Tensor]:
+        """Maps in the memory format in which the form's own neck yields them."""
+        is_channels_last = self.cfg.model.execution.channels_last and not plain
+        layout = torch.channels_last if is_channels_last else torch.contiguous_format
         channels = self.cfg.model.backbone.out_channels
         height, width = (-(-x // 32) * 32 for x in (self.height, self.width))
         return [
             torch.randn(batch, channels, height // s, width // s, generator=self.generator)
-            .to(self.device)
+            .to(self.device, memory_format=layout)
             .requires_grad_(requires_grad)
             for s in STRIDES
         ]
@@ -213,8 +217,9 @@ def memory_of(bench: Bench, form: str) -> dict[str, float]:
     if form == "checkpointed":
         bench.cfg.model.execution.update(checkpoint=True, compile="")
     decoder = bench.decoder(plain=form == "plain")
-    features = bench.features(args.train_batch, requires_grad=True)
-    step = bench.training_step(decoder, bench.criterion(plain=form == "plain"), features)
+    plain = form == "plain"
+    features = bench.features(args.train_batch, plain=plain, requires_grad=True)
+    step = bench.training_step(decoder, bench.criterion(plain=plain), features)
     for _ in range(3):
         step()
     peak = torch.cuda.max_memory_allocated() if on_gpu else resident_memory(peak=True)
@@ -253,20 +258,22 @@ def compare_decoders(bench: Bench) -> dict[str, dict[str, float]]:
     cells: dict[str, dict[str, float]] = {}
     forms = {"plain": bench.decoder(plain=True).eval(), "ours": bench.decoder().eval()}
 
-    features = bench.features(args.batch)
-    runs = {name: bench.inference(decoder, features) for name, decoder in forms.items()}
+    runs = {
+        name: bench.inference(decoder, bench.features(args.batch, plain=name == "plain"))
+        for name, decoder in forms.items()
+    }
     if args.compile:
         bench.cfg.model.execution.compile = args.compile
-        runs["compiled"] = bench.inference(bench.decoder().eval(), features)
+        runs["compiled"] = bench.inference(bench.decoder().eval(), bench.features(args.batch))
         bench.cfg.model.execution.compile = ""
     runs["ResNet-50"] = resnet50(bench)
     cells["decoder, inference"] = alternate(runs, device=device, rounds=args.rounds, warm_up=2)
 
-    features = bench.features(args.train_batch, requires_grad=True)
-    steps = {
-        name: bench.training_step(decoder.train(), bench.criterion(plain=name == "plain"), features)
-        for name, decoder in forms.items()
-    }
+    steps = {}
+    for name, decoder in forms.items():
+        plain = name == "plain"
+        features = bench.features(args.train_batch, plain=plain, requires_grad=True)
+        steps[name] = bench.training_step(decoder.train(), bench.criterion(plain=plain), features)
     cells["decoder + criterion, training step"] = alternate(
         steps, device=device, rounds=max(3, args.rounds // 2), warm_up=1
     )

@@ -5,7 +5,7 @@ Letters: B images, N queries, C channels, S stages, L levels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -58,7 +58,7 @@ class CascadeDecoder(nn.Module):
         if not stages:
             raise ValueError("a decoder needs at least one stage")
         self.execution = execution or Execution()
-        self._program = None
+        self._program: Callable[..., list[StageOutput]] | None = None
         self.stages = nn.ModuleList(stages)
         self.reuse_start = len(self.stages) if reuse_start is None else reuse_start
 

@@ -57,7 +57,7 @@ class StageInteractor(nn.Module):
         super().__init__()
         self.execution = execution or Execution()
         if self.execution.channels_last:
-            backbone.to(memory_format=torch.channels_last)
+            backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.backbone = backbone
         self.strides = tuple(shape.stride for shape in backbone.output_shape().values())
         self.initial_queries = initial_queries

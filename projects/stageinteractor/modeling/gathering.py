@@ -159,11 +159,11 @@ def corner_rows(
         which are zero outside of the map.
     """
     # The points are innermost throughout: short inner dimensions are slow on every device.
-    strides = xy.new_tensor(list(strides))[:, None]
+    stride = xy.new_tensor(list(strides))[:, None]
     heights, widths = (torch.tensor([s[i] for s in shapes], device=xy.device) for i in (2, 3))
     x, y = xy.flatten(0, -2).unbind(-1)
-    column, column_weight = _neighbours(x / strides - 0.5, widths)
-    row, row_weight = _neighbours(y / strides - 0.5, heights)
+    column, column_weight = _neighbours(x / stride - 0.5, widths)
+    row, row_weight = _neighbours(y / stride - 0.5, heights)
     groups = xy.shape[2]
     cell = row[:, :, None] * (widths * groups)[:, None, None, None] + column[:, None] * groups
     first = _first_rows(shapes, xy).flatten(1)
