@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import random
 import signal
@@ -57,7 +58,6 @@ from tabulate import tabulate  # noqa: E402
 from stageinteractor.engine.interruption import EXIT_INTERRUPTED  # noqa: E402
 
 STEPS = 40
-SECONDS = 1.6  # about what a run of them takes
 KILLED = -9
 
 
@@ -84,6 +84,12 @@ class Soak:
             image["height"], image["width"] = 96, 64
         self.data = data_overrides(*write_dataset(folder / "data", document))
         self.number = 0
+        # What an undisturbed run takes, from its start; faults at random times are spread over it.
+        self.seconds = 0.0
+
+    def random_time(self) -> float:
+        """Seconds after the start of a run."""
+        return self.random.uniform(0.1, 1.0) * self.seconds
 
     def overrides(self, output: Path, *further: str) -> list[str]:
         """Of a run with all that outlives an interruption."""
@@ -125,8 +131,9 @@ class Soak:
 
     def undisturbed(self) -> Path:
         """A run that nothing happens to."""
-        output = self.output()
+        output, begin = self.output(), time.monotonic()
         code = run_forked(self.overrides(output), log=output / "console.txt")
+        self.seconds = time.monotonic() - begin
         if code:
             sys.exit(f"the undisturbed run ends with code {code}: see {output / 'console.txt'}")
         return output
@@ -148,14 +155,17 @@ class Soak:
             expected: exit code where the fault has happened; 0 is a run that was quicker.
         """
         with self.row(fault) as row:
+            trained = 0
             while row.tried < count:
                 output, faults, code = self.output(), 0, expected
                 while code == expected and row.tried < count:
                     workers = self.random.choice([0, 0, 0, 2])
                     options = self.overrides(output, f"dataloader.train.num_workers={workers}")
+                    begun = _times_begun(output)
                     code = attempt(options, output)
                     row.tried += code == expected
                     faults += code == expected
+                    trained += code == expected and _times_begun(output) > begun
                 if code == expected:
                     log = output / "console.txt"
                     code = run_forked(["--resume", *self.overrides(output)], log=log)
@@ -163,6 +173,7 @@ class Soak:
                     self.lose(row, faults, f"exit code {code}", output)
                 else:
                     self.compare(row, faults, reference, output)
+            row.note = row.note or f"{trained} after training had begun"
 
     def kill(self, count: int, reference: Path) -> None:
         """SIGKILL at every kind of moment."""
@@ -170,7 +181,7 @@ class Soak:
 
         def at_random_times(options: list[str], output: Path) -> int:
             child = fork(["--resume", *options], log=output / "console.txt")
-            return wait(child, kill_after=rng.uniform(0.0, SECONDS))
+            return wait(child, kill_after=self.random_time())
 
         def sabotaged(make: Callable[[], Callable[[], None]]) -> Callable[[list[str], Path], int]:
             def attempt(options: list[str], output: Path) -> int:
@@ -218,8 +229,7 @@ class Soak:
         def attempt(options: list[str], output: Path) -> int:
             number = self.random.choice([signal.SIGTERM, signal.SIGUSR1])
             child = fork(["--resume", *options], log=output / "console.txt")
-            after = self.random.uniform(0.0, SECONDS)
-            code = wait(child, kill_after=after, number=number)
+            code = wait(child, kill_after=self.random_time(), number=number)
             return EXIT_INTERRUPTED if code == -number else code
 
         self.disturb("SIGTERM or SIGUSR1", count, reference, attempt, EXIT_INTERRUPTED)
@@ -228,7 +238,9 @@ class Soak:
         """One process of two; the other must end within a minute."""
         whole = self.output()
         log = whole / "console.txt"
+        begin = time.monotonic()
         codes = [wait(child) for child in fork_two(self.overrides(whole), log=log)]
+        seconds = time.monotonic() - begin
         if any(codes):
             sys.exit(f"the undisturbed run of two processes ends with codes {codes}: see {log}")
         with self.row("SIGKILL to one of two processes (Gloo)") as row:
@@ -239,7 +251,8 @@ class Soak:
                 while any(codes) and row.tried < count:
                     children = fork_two(["--resume", *self.overrides(output)], log=log)
                     victim = self.random.randrange(2)
-                    code = wait(children[victim], kill_after=self.random.uniform(0.0, 2 * SECONDS))
+                    after = self.random.uniform(0.1, 1.0) * seconds
+                    code = wait(children[victim], kill_after=after)
                     begin = time.monotonic()
                     codes = [code, wait(children[1 - victim], timeout=60.0)]
                     if code == KILLED:
@@ -377,6 +390,12 @@ class Soak:
         print("\n" + tabulate(rows, headers=headers, tablefmt="github"))
 
 
+def _times_begun(output: Path) -> int:
+    """How often training has begun in a folder."""
+    log = output / "console.txt"
+    return log.read_text().count("Starting training from iteration") if log.is_file() else 0
+
+
 @contextmanager
 def _silent_decoders() -> Iterator[None]:
     """libtiff writes past Python, a line for every file that it does not like."""
@@ -415,6 +434,9 @@ def main() -> int:
     """Returns the exit code."""
     args = get_parser().parse_args()
     warnings.simplefilter("ignore")
+    # What is said of ten thousand documents; runs have a log of their own.
+    logging.getLogger("stageinteractor.data").setLevel(logging.ERROR)
+    logging.getLogger("detectron2.data").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="stageinteractor-soak-") as name:
