@@ -1,0 +1,77 @@
+"""A trained detector for tools that look inside: nothing is drawn of weights that do not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from ..checkpoint.checkpointer import inference_weights
+from ..checkpoint.official import adapt_checkpoint
+from ..checkpoint.official_files import read_checkpoint
+from ..config import apply_overrides, get_config
+from ..visualization.stage_traces import check_has_stages
+from .predictor import Predictor
+from .shipped import is_shipped_config, shipped_checkpoint
+
+__all__ = ["build_inspected_detector"]
+
+
+def build_inspected_detector(config_file: str, overrides: Sequence[str] = ()) -> Predictor:
+    """The predictor of a config, once it is sure that every weight comes from the checkpoint.
+
+    The decoder is not compiled, whatever the config says, so that forward hooks are called.
+
+    Args:
+        config_file: path of a config, or its name among the packaged ones.
+        overrides: ``key=value``, among them ``train.init_checkpoint=FILE``; without it
+            ``stageinteractor/shapes_tiny.py`` uses the shipped checkpoint.
+
+    Raises:
+        ValueError: no checkpoint is named, it belongs to another config, or the detector has no
+            stages.
+        FileNotFoundError: no such config or checkpoint.
+        KeyError: an override of a key that does not exist.
+    """
+    cfg = apply_overrides(get_config(config_file), list(overrides))
+    if not cfg.train.init_checkpoint and is_shipped_config(config_file):
+        cfg.train.init_checkpoint = shipped_checkpoint()
+    path = cfg.train.init_checkpoint
+    if not path:
+        raise ValueError(
+            f"no weights for {config_file}: name a checkpoint with --opts train.init_checkpoint="
+            "FILE"
+        )
+    if "://" not in path and not Path(path).is_file():
+        raise FileNotFoundError(f"checkpoint {path} does not exist: correct train.init_checkpoint")
+    if OmegaConf.select(cfg, "model.execution.compile"):
+        cfg.model.execution.compile = ""
+    predictor = Predictor(cfg)
+    check_has_stages(predictor.model)
+    if "://" not in path:
+        _check_weights(predictor, path, config_file)
+    return predictor
+
+
+def _check_weights(predictor: Predictor, path: str, config_file: str) -> None:
+    weights = inference_weights(
+        adapt_checkpoint(read_checkpoint(path), predictor.model, path), prefer_ema=False
+    )
+    needed = predictor.model.state_dict()
+    needed = {k: v for k, v in needed.items() if not k.endswith("num_batches_tracked")}
+    missing = [name for name in needed if name not in weights]
+    other_shape = [
+        name
+        for name, tensor in needed.items()
+        if name in weights and tuple(weights[name].shape) != tuple(tensor.shape)
+    ]
+    surplus = [name for name in weights if name not in needed and name.startswith("decoder.")]
+    wrong = [*missing, *other_shape, *surplus]
+    if wrong:
+        raise ValueError(
+            f"checkpoint {path} is not of config {config_file}: {len(missing)} tensors are "
+            f"missing, {len(other_shape)} have another shape, {len(surplus)} of the decoder are "
+            f"too many ({', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}). Use the "
+            "config and the number of classes that it was trained with"
+        )

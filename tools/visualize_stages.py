@@ -1,0 +1,150 @@
+#!/usr/bin/env python3
+"""Draw what the stages of a detector do with pictures: one figure each, as PNG and PDF.
+
+    python tools/visualize_stages.py --input picture.jpg --output output/stages
+    python tools/visualize_stages.py --config-file stageinteractor/stageinteractor_r50_100q_1x.py \\
+        --input folder/ --output output/stages --opts train.init_checkpoint=model_final.pth
+
+Each figure shows the detections after every stage; where the best queries sample, coloured by
+feature level; how their boxes move and their scores change; and which earlier filters each stage
+reuses, with what share. Without --config-file it is the detector of the built-in shapes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from stageinteractor.data import UnreadableImageError
+from stageinteractor.data.images import read_image, shown_name
+from stageinteractor.engine import user_errors
+from stageinteractor.engine.inspection import build_inspected_detector
+from stageinteractor.engine.shipped import SHIPPED_CONFIG
+from stageinteractor.visualization import draw_stages, save_figure, trace_stages
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".gif")
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--config-file",
+        default=SHIPPED_CONFIG,
+        metavar="FILE",
+        help="config, by path or by its name among the packaged ones (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--input", nargs="+", required=True, metavar="PATH", help="pictures, or folders of them"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("output/stages"),
+        metavar="FOLDER",
+        help="where NAME_stages.png and .pdf are written (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--confidence-threshold",
+        type=float,
+        default=0.3,
+        help="least score of a detection that is drawn (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--queries",
+        type=int,
+        default=2,
+        choices=range(1, 7),
+        help="so many of the best queries are followed (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--opts",
+        default=[],
+        nargs=argparse.REMAINDER,
+        metavar="KEY=VALUE",
+        help="changes to the config, e.g. train.init_checkpoint=model.pth train.device=cpu",
+    )
+    return parser
+
+
+def find_pictures(inputs: Sequence[str]) -> list[Path]:
+    """The files that files and folders stand for, each once.
+
+    Raises:
+        FileNotFoundError: a path that does not exist, or a folder without pictures.
+    """
+    files: dict[Path, None] = {}
+    for given in inputs:
+        path = Path(given).expanduser()
+        if path.is_dir():
+            found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+            if not found:
+                raise FileNotFoundError(f"no pictures in folder {given} ({' '.join(SUFFIXES)})")
+        elif path.is_file():
+            found = [path]
+        else:
+            raise FileNotFoundError(f"no such picture: {given}")
+        files.update(dict.fromkeys(found))
+    return list(files)
+
+
+def name_outputs(files: Sequence[Path], folder: Path) -> list[Path]:
+    """A path without suffix for each picture, no two the same."""
+    stems: list[Path] = []
+    taken: set[str] = set()
+    for file in files:
+        name, number = file.stem, 1
+        while name.lower() in taken:
+            number += 1
+            name = f"{file.stem}_{number}"
+        taken.add(name.lower())
+        stems.append(folder / f"{name}_stages")
+    return stems
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw all pictures; returns how many could not be drawn."""
+    files = find_pictures(args.input)
+    predictor = build_inspected_detector(args.config_file, args.opts)
+    failures = 0
+    for file, stem in zip(
+        tqdm(files, unit="picture", disable=len(files) == 1), name_outputs(files, args.output)
+    ):
+        try:
+            image = read_image(file, "BGR")
+            traces = trace_stages(predictor.model, predictor.preprocess(image))
+            figure = draw_stages(
+                image[:, :, ::-1],
+                traces,
+                predictor.metadata,
+                threshold=args.confidence_threshold,
+                num_queries=args.queries,
+                strides=predictor.model.strides,
+            )
+        except UnreadableImageError as error:
+            failures += 1
+            tqdm.write(f"error: {error}", file=sys.stderr)
+            continue
+        except ValueError as error:
+            failures += 1
+            tqdm.write(f"error: {shown_name(file)}: {error}", file=sys.stderr)
+            continue
+        tqdm.write(f"{shown_name(file)} -> {' and '.join(save_figure(figure, stem))}")
+    return failures
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code."""
+    args = get_parser().parse_args(argv)
+    with user_errors(("stageinteractor", "adamixer", "sqr", "dfvt", "__main__", __name__)):
+        return 1 if run(args) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
