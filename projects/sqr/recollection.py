@@ -61,8 +61,8 @@ def recollect(
         queries: (B, N, C) initial content.
         xyzr: (B, N, 4) initial geometry.
         batched: the groups of a stage run at once, as further rows of the batch; False: one after
-            another. The results agree to round-off. With the decoder's ``execution.checkpoint``
-            the memory for one group at a time is enough.
+            another. The results agree to round-off. The decoder's ``execution.checkpoint`` saves
+            memory with either.
 
     Returns:
         the groups' predictions in the schedule's order; the last of each stage is the ordinary
