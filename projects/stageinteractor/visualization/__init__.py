@@ -1,5 +1,6 @@
 """Pictures: detections, what the stages do, label assignment, curves, reports."""
 
+from .assignment import LabelDecision, LabelSource, draw_assignment, explain_labels
 from .convergence import plot_convergence
 from .curves import plot_ap_curves, plot_loss_curves, read_metrics
 from .paper import save_figure
@@ -15,13 +16,17 @@ from .stage_traces import StageTrace, check_has_stages, trace_stages
 from .stages import choose_queries, draw_stages
 
 __all__ = [
+    "LabelDecision",
+    "LabelSource",
     "StageTrace",
     "check_has_stages",
     "choose_queries",
     "contact_sheet",
+    "draw_assignment",
     "draw_detections",
     "draw_ground_truth",
     "draw_stages",
+    "explain_labels",
     "plot_ap_curves",
     "plot_convergence",
     "plot_loss_curves",

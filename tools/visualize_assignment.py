@@ -1,0 +1,194 @@
+#!/usr/bin/env python3
+"""Draw which labels the stages get on training images, and why: PNG and PDF of each image.
+
+    python tools/visualize_assignment.py --num-images 3 --output output/assignment
+    python tools/visualize_assignment.py --config-file my_config.py --images 139 000123.jpg \\
+        --output output/assignment --opts train.init_checkpoint=output/my_run/model_final.pth
+
+The images are those of dataloader.train.dataset, resized as for a test, so that a picture can be
+made again. Without --config-file it is the detector of the built-in shapes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.structures import Boxes, BoxMode, Instances
+from tqdm import tqdm
+
+from stageinteractor.checkpoint.durable import write_durably
+from stageinteractor.data import dataset_names, get_detection_dataset, read_image
+from stageinteractor.engine import user_errors
+from stageinteractor.engine.inspection import build_inspected_detector
+from stageinteractor.engine.predictor import Predictor
+from stageinteractor.engine.shipped import SHIPPED_CONFIG
+from stageinteractor.training import CrossStageMatcher, HungarianMatcher
+from stageinteractor.visualization import draw_assignment, explain_labels, save_figure
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--config-file",
+        default=SHIPPED_CONFIG,
+        metavar="FILE",
+        help="config, by path or by its name among the packaged ones (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--images",
+        nargs="+",
+        metavar="ID",
+        help="images of the training set, by id or file name; default: the first ones",
+    )
+    parser.add_argument(
+        "--num-images",
+        type=int,
+        default=3,
+        metavar="N",
+        help="without --images: the first N that have two objects or more (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("output/assignment"),
+        metavar="FOLDER",
+        help="where NAME_assignment.png, .pdf and .json are written (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--opts",
+        default=[],
+        nargs=argparse.REMAINDER,
+        metavar="KEY=VALUE",
+        help="changes to the config, e.g. train.init_checkpoint=model.pth train.device=cpu",
+    )
+    return parser
+
+
+def choose_records(
+    records: Sequence[dict[str, Any]], wanted: Sequence[str] | None, count: int
+) -> list[dict[str, Any]]:
+    """The images to draw.
+
+    Raises:
+        ValueError: an image that is not in the data set or has no objects, or none that could be
+            drawn.
+    """
+    if wanted is None:
+        crowded = [r for r in records if len(_objects(r)) > 1]
+        chosen = (crowded or [r for r in records if _objects(r)])[:count]
+        if not chosen:
+            raise ValueError("no training image to draw: --num-images must be positive")
+        return chosen
+    by_name = {}
+    for record in records:
+        by_name[Path(record["file_name"]).name] = record
+        by_name.setdefault(str(record["image_id"]), record)
+    chosen = []
+    for name in wanted:
+        if name not in by_name:
+            raise ValueError(
+                f"image {name} is not in the training set of {len(records)} images: give an id, "
+                f"such as {records[0]['image_id']}, or a file name, such as "
+                f"{Path(records[0]['file_name']).name}"
+            )
+        if not _objects(by_name[name]):
+            raise ValueError(f"image {name} has no objects: there is nothing to assign")
+        chosen.append(by_name[name])
+    return chosen
+
+
+def _objects(record: dict[str, Any]) -> list[dict[str, Any]]:
+    # As in training: regions of crowds are left out.
+    return [a for a in record.get("annotations", ()) if not a.get("iscrowd", 0)]
+
+
+def prepare(predictor: Predictor, record: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray]:
+    """The model's input with its objects, and the resized picture (H, W, 3) in RGB."""
+    batched_input = predictor.preprocess(read_image(record["file_name"], "BGR"))
+    height, width = batched_input["image"].shape[-2:]
+    scale = np.array([width / batched_input["width"], height / batched_input["height"]] * 2)
+    annotations = _objects(record)
+    boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
+    batched_input["instances"] = Instances(
+        (height, width),
+        gt_boxes=Boxes(torch.tensor(np.array(boxes) * scale, dtype=torch.float32)),
+        gt_classes=torch.tensor([a["category_id"] for a in annotations]),
+    )
+    batched_input["file_name"] = record["file_name"]
+    image = batched_input["image"].numpy().transpose(1, 2, 0)
+    if predictor.input_format == "BGR":
+        image = image[:, :, ::-1]
+    return batched_input, image.clip(0, 255).astype(np.uint8)
+
+
+@torch.no_grad()
+def draw(predictor: Predictor, record: dict[str, Any], stem: Path) -> list[str]:
+    """Assign, draw and write one image; returns the paths."""
+    model = predictor.model
+    batched_input, image = prepare(predictor, record)
+    images = model.preprocess_image([batched_input])
+    truth = model.prepare_ground_truth([batched_input], images.image_sizes)
+    outputs = model.predict_stages(images)
+    logits = torch.stack([o.logits.float() for o in outputs])
+    boxes = torch.stack([o.boxes.float() for o in outputs])
+    criterion = getattr(model, "criterion", None)
+    matcher = getattr(criterion, "matcher", None) or HungarianMatcher()
+    assigner = getattr(criterion, "label_assigner", None)
+    if not isinstance(assigner, CrossStageMatcher):
+        assigner = CrossStageMatcher()  # what it would do to a detector trained without it
+    assignment = matcher(logits, boxes, truth)
+    decisions = explain_labels(assignment, boxes, truth, assigner)
+    figure = draw_assignment(
+        image,
+        boxes[:, 0].cpu(),
+        assignment,
+        truth,
+        decisions,
+        predictor.metadata,
+        iou_threshold=assigner.iou_threshold,
+    )
+    written = save_figure(figure, stem)
+    table = stem.with_name(stem.name + ".json")
+    rows = [{**d._asdict(), "sources": [s._asdict() for s in d.sources]} for d in decisions]
+    document = {
+        "image_id": record["image_id"],
+        "stages_and_queries_count_from": 0,
+        "iou_threshold": assigner.iou_threshold,
+        "decisions": rows,
+    }
+    write_durably(table, lambda file: file.write(json.dumps(document, indent=1).encode()))
+    return [*written, str(table)]
+
+
+def run(args: argparse.Namespace) -> None:
+    """Draw all images."""
+    predictor = build_inspected_detector(args.config_file, args.opts)
+    names = dataset_names(predictor.cfg.dataloader.train.dataset)
+    records = choose_records(
+        get_detection_dataset(names, filter_empty=False), args.images, args.num_images
+    )
+    for record in tqdm(records, unit="image", disable=len(records) == 1):
+        stem = args.output / f"{Path(record['file_name']).stem}_assignment"
+        tqdm.write(f"{record['file_name']} -> {', '.join(draw(predictor, record, stem))}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code."""
+    args = get_parser().parse_args(argv)
+    with user_errors(("stageinteractor", "adamixer", "sqr", "dfvt", "__main__", __name__)):
+        run(args)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
