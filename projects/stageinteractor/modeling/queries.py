@@ -28,18 +28,18 @@ class InitialQueries(nn.Module):
         """N."""
         return self.content.num_embeddings
 
-    def forward(self, image_sizes: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    def forward(self, image_sizes: Sequence[tuple[int, int]] | Tensor) -> tuple[Tensor, Tensor]:
         """
         Args:
-            image_sizes: (height, width) in pixels of each unpadded image.
+            image_sizes: (height, width) in pixels of each unpadded image; also as one (B, 2)
+                tensor, which an exported graph takes as an input.
 
         Returns:
             (B, N, C) content, layer-normalised without affine, and (B, N, 4) xyzr.
         """
         weight = self.content.weight
         content = F.layer_norm(weight, weight.shape[-1:])
-        boxes = torch.tensor(
-            [(0, 0, w, h) for h, w in image_sizes], dtype=weight.dtype, device=weight.device
-        )
+        sizes = torch.as_tensor(image_sizes, dtype=weight.dtype, device=weight.device)
+        boxes = torch.cat([torch.zeros_like(sizes), sizes.flip(-1)], dim=-1)
         xyzr = box_to_xyzr(boxes)[:, None].expand(-1, self.num_queries, -1)
-        return content.expand(len(boxes), -1, -1), xyzr
+        return content.expand(boxes.shape[0], -1, -1), xyzr

@@ -65,7 +65,7 @@ def sample_features(
         ValueError: the rows of the points are no multiple of B.
     """
     rows, num_queries, groups, num_points, _ = points.xy.shape
-    batch = len(features[0])
+    batch = features[0].shape[0]
     if rows % batch:
         raise ValueError(f"points of {rows} sets of queries do not fit maps of {batch} images")
     if isinstance(features, GatherableMaps):
@@ -79,7 +79,8 @@ def sample_features(
     sampled = None
     for feature, stride, weight in zip(features, strides, weights):
         height, width = feature.shape[-2:]
-        extent = xy.new_tensor([width * stride, height * stride])
+        # Filled, not copied from numbers: an export would write those of its example down.
+        extent = torch.stack([xy.new_full((), side * stride) for side in (width, height)])
         grid = (xy / extent) * 2 - 1
         # Under autocast the maps rise to the precision of the coordinates, not the other way round.
         maps = feature.reshape(batch * groups, -1, height, width).to(grid.dtype)
