@@ -58,7 +58,7 @@ optimizer = L(torch.optim.AdamW)(
     weight_decay=0.05,
 )
 
-# Converted from the ImageNet weights by tools/convert_dfvt_checkpoint.py; see docs/dfvt.md.
+# The ImageNet weights, as released or converted; see docs/dfvt.md.
 train.init_checkpoint = ""
 train.output_dir = "output/mask_rcnn_dfvt_tiny_1x"
 train.max_iter = 87960

@@ -9,7 +9,7 @@ from .stageinteractor_r50_100q_1x import dataloader, lr_multiplier, model, optim
 
 model.backbone.bottom_up = L(DFvTBackbone)(**VARIANTS["small"], drop_path_rate=0.1)
 optimizer.params = L(params_with_decay_exceptions)(no_weight_decay=list(NO_WEIGHT_DECAY))
-# Converted from the ImageNet weights by tools/convert_dfvt_checkpoint.py; see docs/dfvt.md.
+# The ImageNet weights, as released or converted; see docs/dfvt.md.
 train.init_checkpoint = ""
 # See mask_rcnn_dfvt_tiny_1x.py: batch norms with live statistics.
 train.ddp.broadcast_buffers = True

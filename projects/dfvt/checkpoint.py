@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from stageinteractor.checkpoint.official import (
     CheckpointMismatchError,
     register_official_weights,
+    register_weights_check,
 )
 from stageinteractor.checkpoint.official_names import OfficialFormat, Rule
 
@@ -27,6 +28,7 @@ from .layers import relative_position_index, shift_mask
 from .network import DFvTNetwork, Stage
 
 __all__ = [
+    "check_variant",
     "convert_official_state_dict",
     "convert_to_official",
     "is_official_state_dict",
@@ -38,6 +40,9 @@ _RECOMPUTED = re.compile(
     r"(backbone\.)?layers\.\d+\.blocks\.\d+\.(attn_mask|attn\.relative_position_index)"
 )
 _MARK = "patch_embed.proj1.weight"
+_STEM = "stem.conv1.weight"
+_OUR_MARK = f"network.{_STEM}"
+_BLOCK = re.compile(r"stages\.([0-3])\.blocks\.(\d+)\.")
 _IMAGENET_SIZE = 224
 
 
@@ -231,8 +236,9 @@ def convert_official_state_dict(
     ]
     if problems:
         raise CheckpointMismatchError(
-            f"the weights are those of a DFvT with {variant_of(state_dict)}, the model has "
-            f"{_variant_of_model(model)}:\n  " + "\n  ".join(problems)
+            _difference(variant_of(state_dict), _variant_of_model(_network(model)))
+            + ":\n  "
+            + "\n  ".join(problems)
         )
     return {name: weights[name] for name in wanted if name in weights}
 
@@ -301,22 +307,77 @@ def _stages(model: nn.Module) -> list[Stage]:
     return [cast(Stage, stage) for stage in _network(model).stages]
 
 
-def _variant_of_model(model: nn.Module) -> str:
-    depths = tuple(len(stage.blocks) for stage in _stages(model))
-    return f"embed_dim {_network(model).channels[0]}, depths {depths}"
+def _variant_of_model(network: DFvTNetwork) -> str:
+    depths = tuple(len(cast(Stage, stage).blocks) for stage in network.stages)
+    return f"embed_dim {network.channels[0]}, depths {depths}"
+
+
+def _difference(of_weights: str, of_model: str) -> str:
+    if of_weights == of_model:
+        return f"the weights do not fit the model, though both are DFvT with {of_model}"
+    return f"the weights are those of a DFvT with {of_weights}, the model has {of_model}"
+
+
+def check_variant(weights: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Refuse weights under our names if they have a DFvT that is not the model's.
+
+    Args:
+        weights: of a detector, or some of them; without a DFvT among them all is well.
+        model: what they are for.
+
+    Raises:
+        CheckpointMismatchError: the DFvT is of another variant, which the message names, or the
+            weights are those of one without a detector around it.
+    """
+    for name, module in model.named_modules():
+        if not isinstance(module, DFvTNetwork):
+            continue
+        prefix = name + "."
+        if name != "network" and _OUR_MARK in weights and prefix + _STEM not in weights:
+            raise CheckpointMismatchError(
+                f"these are weights of a DFvT by itself, with names such as {_OUR_MARK}; in the "
+                f"model it is {name}. Take the official file, or convert that with the detector's "
+                "config"
+            )
+        found = {k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)}
+        wanted = module.state_dict()
+        shapes = [
+            f"{prefix}{k} is {tuple(v.shape)}, in the model {tuple(wanted[k].shape)}"
+            for k, v in found.items()
+            if k in wanted and v.shape != wanted[k].shape
+        ]
+        # Some stages alone may be given, but not some blocks of a stage.
+        theirs, ours = _depths(found), _depths(wanted)
+        if shapes or any(depth not in (0, ours[i]) for i, depth in enumerate(theirs)):
+            width = found[_STEM].shape[0] * 2 if _STEM in found else "unknown"
+            message = _difference(
+                f"embed_dim {width}, depths {tuple(theirs)}", _variant_of_model(module)
+            )
+            raise CheckpointMismatchError("; for example ".join([message, *shapes[:1]]))
+
+
+def _depths(names: Iterable[str]) -> list[int]:
+    """Blocks of each stage, by our names of a network's tensors."""
+    depths = [0] * 4
+    for match in filter(None, map(_BLOCK.match, names)):
+        stage = int(match.group(1))
+        depths[stage] = max(depths[stage], int(match.group(2)) + 1)
+    return depths
 
 
 def convert_to_official(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Inverse of :func:`convert_official_state_dict`, with index tables and attention masks.
 
     Args:
-        weights: state dict of ``model``.
+        weights: state dict of ``model``, or a part of it.
         model: a ``DFvTClassifier`` (the masks are then those of 224x224 pixels, the size of the
             released weights), a ``DFvTBackbone``, or Mask R-CNN with one.
 
     Raises:
-        CheckpointMismatchError: a tensor that the authors' network does not have.
+        CheckpointMismatchError: a tensor that the authors' network does not have, or weights of
+            another variant.
     """
+    check_variant(weights, model)
     if isinstance(model, DFvTClassifier):
         official_format, prefix = _CLASSIFIER, ""
     elif isinstance(model, DFvTBackbone):
@@ -352,3 +413,5 @@ def convert_to_official(weights: Mapping[str, Tensor], model: nn.Module) -> dict
 register_official_weights(
     is_official_state_dict, partial(convert_official_state_dict, allow_other_classes=True)
 )
+# Else the backbone of another variant would be left out with a warning, as other classes are.
+register_weights_check(check_variant)

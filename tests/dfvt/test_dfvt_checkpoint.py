@@ -192,6 +192,7 @@ def test_missing_and_surplus_tensors_are_named(official_backbone):
         convert_official_state_dict(official, model)
     assert "1 missing: network.stages.2.reduce.0.norm.bias" in str(error.value)
     assert "1 surplus: layers.0.blocks.0.gamma" in str(error.value)
+    assert "though both are DFvT with embed_dim 32, depths (2, 2, 2, 1)" in str(error.value)
 
 
 def test_what_fits_nowhere_is_refused(official_backbone, mini_classifier):
@@ -242,6 +243,45 @@ def test_official_file_is_an_initial_checkpoint(tmp_path, official_classifier):
     backbone.bottom_up = DFvTBackbone(**{**MINI, "embed_dim": 48, "num_heads": (3, 3, 3, 3)})
     with pytest.raises(CheckpointMismatchError, match=r"embed_dim 32, .* has embed_dim 48"):
         Checkpointer(model).load(str(tmp_path / "imagenet.pth"))
+
+
+class Detector(torch.nn.Module):
+    """With a DFvT where detectors have it, and a class layer."""
+
+    def __init__(self, num_classes=3, **changes):
+        super().__init__()
+        self.backbone = torch.nn.Module()
+        self.backbone.bottom_up = DFvTBackbone(**{**MINI, **changes})
+        self.classes = torch.nn.Linear(2, num_classes)
+
+
+def test_converted_or_trained_weights_of_another_variant_are_refused(tmp_path):
+    path = str(tmp_path / "model.pth")
+    torch.save({"model": Detector().state_dict()}, path)
+    Checkpointer(Detector(num_classes=5)).load(path)  # other classes are left out, as ever
+
+    narrow, deep = {"embed_dim": 16, "num_heads": (2, 2, 2, 2)}, {"depths": (1, 2, 2, 1)}
+    with pytest.raises(
+        CheckpointMismatchError,
+        match=r"embed_dim 32, depths \(2, 2, 2, 1\), the model has embed_dim 16, "
+        r"depths \(2, 2, 2, 1\); for example backbone.bottom_up.network.stem.conv1.weight",
+    ):
+        Checkpointer(Detector(**narrow)).load(path)
+    with pytest.raises(CheckpointMismatchError, match=r"the model has embed_dim 32, depths \(1, 2"):
+        Checkpointer(Detector(**deep)).load(path)
+    Checkpointer(Detector(**narrow), init_prefix="classes.").load(path)
+
+    with pytest.raises(CheckpointMismatchError, match="the model has embed_dim 16"):
+        convert_to_official(DFvTBackbone(**MINI).state_dict(), DFvTBackbone(**{**MINI, **narrow}))
+    with pytest.raises(CheckpointMismatchError, match=r"the model has .* depths \(1, 2, 2, 1\)"):
+        convert_to_official(DFvTBackbone(**MINI).state_dict(), DFvTBackbone(**{**MINI, **deep}))
+
+
+def test_weights_without_the_detector_are_refused_by_it(tmp_path, mini_classifier):
+    torch.save({"model": mini_classifier.state_dict()}, tmp_path / "classifier.pth")
+    with pytest.raises(CheckpointMismatchError, match="DFvT by itself.*backbone.bottom_up.network"):
+        Checkpointer(Detector()).load(str(tmp_path / "classifier.pth"))
+    Checkpointer(mini_classifier).load(str(tmp_path / "classifier.pth"))
 
 
 def test_command_line_makes_an_initial_checkpoint(tmp_path, official_classifier, capsys):

@@ -110,6 +110,12 @@ def test_soft_nms_is_one_switch_and_on_for_base(variant):
     assert switches() == ((variant != "base"),) * 2
 
 
+@pytest.mark.parametrize("name", ["dfvt/mask_rcnn_dfvt_base_1x.py", STAGEINTERACTOR])
+def test_config_has_no_keys_without_effect(name):
+    keys = {"dataloader", "lr_multiplier", "model", "optimizer", "train"}
+    assert set(get_config(name)) == keys
+
+
 def test_stageinteractor_takes_the_backbone():
     model, _ = build(get_config(STAGEINTERACTOR))
     assert isinstance(model.backbone.bottom_up, DFvTBackbone)

@@ -16,7 +16,7 @@ from detectron2.utils import comm
 from tabulate import tabulate
 
 from .durable import damage, remove_partial_files, write_durably
-from .official import CheckpointMismatchError, adapt_checkpoint
+from .official import CheckpointMismatchError, adapt_checkpoint, check_weights
 from .official_files import CheckpointFileError, read_checkpoint
 
 __all__ = ["BEST_CHECKPOINT", "Checkpointer", "ResumeError", "inference_weights"]
@@ -137,7 +137,7 @@ class Checkpointer(DetectionCheckpointer):
             FileNotFoundError: there is no such file.
             CheckpointFileError: it is damaged, or opening it would run code.
             CheckpointMismatchError: it is an official checkpoint, or ImageNet weights, of another
-                network.
+                network, or has a backbone of another size that a project checks.
             ResumeError: see :meth:`resume_or_load`.
         """
         if path and "://" not in path and not Path(path.split("?")[0]).is_file():
@@ -263,6 +263,8 @@ class Checkpointer(DetectionCheckpointer):
             )
         if self.init_prefix and not self._resuming:
             checkpoint["model"] = self._begins_with_prefix(checkpoint["model"])
+        if not self._resuming:  # otherwise all of it must fit, see _log_incompatible_keys
+            check_weights(checkpoint["model"], self.model)
         return super()._load_model(checkpoint)
 
     def _begins_with_prefix(self, weights: dict[str, Any]) -> dict[str, Any]:

@@ -22,12 +22,14 @@ __all__ = [
     "CheckpointMismatchError",
     "ConvertedWeights",
     "adapt_checkpoint",
+    "check_weights",
     "convert_backbone_state_dict",
     "convert_official_state_dict",
     "convert_to_official",
     "is_backbone_state_dict",
     "is_official_state_dict",
     "register_official_weights",
+    "register_weights_check",
 ]
 
 _OFFICIAL_NAME = re.compile(r"(module\.)?roi_head\.bbox_head\.\d+\..+")
@@ -254,6 +256,7 @@ def convert_backbone_state_dict(
     return weights
 
 
+_CHECKS: list[Callable[[Mapping[str, Tensor], nn.Module], None]] = []
 _REGISTERED: list[
     tuple[
         Callable[[Iterable[str]], bool],
@@ -274,6 +277,27 @@ def register_official_weights(
             :class:`CheckpointMismatchError`.
     """
     _REGISTERED.append((recognises, convert))
+
+
+def register_weights_check(check: Callable[[Mapping[str, Tensor], nn.Module], None]) -> None:
+    """Let :func:`check_weights` ask a further project.
+
+    Args:
+        check: given weights under this implementation's names and the detector to be initialised;
+            raises :class:`CheckpointMismatchError` if they are those of another network, so that
+            leaving out what does not fit is not what is wanted.
+    """
+    _CHECKS.append(check)
+
+
+def check_weights(weights: Mapping[str, Tensor], model: nn.Module) -> None:
+    """What is registered to be checked before weights initialise a detector.
+
+    Raises:
+        CheckpointMismatchError: they are those of another network.
+    """
+    for check in _CHECKS:
+        check(weights, model)
 
 
 def adapt_checkpoint(
