@@ -168,6 +168,8 @@ class DFvTNetwork(nn.Module):
             raise ValueError(f"depths={list(depths)}: a stage needs a block")
         if embed_dim < 16 or embed_dim % 2:
             raise ValueError(f"embed_dim={embed_dim} must be even and at least 16")
+        if window_size < 1:
+            raise ValueError(f"window_size={window_size} must be at least 1")
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f"drop_path_rate={drop_path_rate} is not in [0, 1)")
         self.channels = [embed_dim * 2**i for i in range(NUM_STAGES)]

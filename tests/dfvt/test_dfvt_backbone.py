@@ -223,6 +223,7 @@ def test_initial_values_are_the_authors(mini_backbone):
         (dict(embed_dim=33), "embed_dim=33"),
         (dict(embed_dim=8), "at least 16"),
         (dict(num_heads=(5, 4, 4, 8)), "5 attention heads cannot share 32 channels"),
+        (dict(window_size=0), "window_size=0 must be at least 1"),
         (dict(drop_path_rate=1.0), "drop_path_rate=1.0"),
         (dict(out_features=["res2", "p5"]), r"'p5'.*choose from res2, res3, res4, res5"),
         (dict(out_features=["res2"]), "res5 among them"),
