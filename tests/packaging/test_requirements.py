@@ -89,7 +89,9 @@ def test_setup_py_requires_what_the_runtime_file_lists_but_for_two():
 def test_extras_agree_with_the_requirement_files():
     extras = keyword_of_setup("extras_require")
     optional = {
-        name for extra in ("timm", "efficientnet-lite0", "safetensors") for name in extras[extra]
+        name
+        for extra in ("timm", "efficientnet-lite0", "safetensors", "onnx")
+        for name in extras[extra]
     }
     assert {*extras["dev"], *optional} == {line.name for line in read("dev.in")}
     for python in PYTHON_VERSIONS:
