@@ -141,7 +141,7 @@ def draw_assignment(
     for t, axis in enumerate(axes):
         matched = (assignment.object_index[t, 0] >= 0).nonzero()[:, 0].tolist()
         prepare_picture(axis, image, f"stage {t + 1}: {len(matched)} matches")
-        _draw_truth(axis, truth, names, colors, image.shape, named=t == 0)
+        _draw_truth(axis, truth, names, colors, image.shape, named=False)
         for query in matched:
             m = int(assignment.object_index[t, 0, query])
             _draw_query(axis, boxes[t, query], colors[m], f"q{query}→{_letter(m)}", image.shape)
@@ -153,7 +153,7 @@ def draw_assignment(
         counts = {change: sum(d.change == change for d in here) for change in _SIGNS}
         title = f"{counts['kept']} kept, {counts['added']} added, {counts['removed']} removed"
         prepare_picture(axis, image, title, pale=True)
-        _draw_truth(axis, truth, names, colors, image.shape, named=False)
+        _draw_truth(axis, truth, names, colors, image.shape, named=t == 0)
         for decision in here:
             if decision.change == "kept":
                 continue
@@ -194,7 +194,7 @@ def _draw_truth(axis, truth, names, colors, shape, *, named: bool) -> None:
         draw_box(axis, box, color, width=1.0, ls=(0, (3, 2)))
         if named:
             axis.text(
-                (box[0] + box[2]) / 2,
+                min(max((box[0] + box[2]) / 2, 0.15 * shape[1]), 0.85 * shape[1]),
                 (box[1] + box[3]) / 2,
                 name,
                 fontsize=_TEXT,
