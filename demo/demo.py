@@ -29,6 +29,7 @@ from stageinteractor.data import UnreadableImageError
 from stageinteractor.data.images import read_image, shown_name
 from stageinteractor.engine.predictor import Predictor
 from stageinteractor.engine.shipped import SHIPPED_CONFIG
+from stageinteractor.export import OnnxPredictor
 from stageinteractor.visualization import draw_detections, save_picture, select_confident
 
 WINDOW = "StageInteractor detections"
@@ -50,9 +51,13 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="StageInteractor demo")
     parser.add_argument(
         "--config-file",
-        default=SHIPPED_CONFIG,
         metavar="FILE",
-        help="config, by path or by its name among the packaged ones (default: %(default)s)",
+        help=f"config, by path or by its name among the packaged ones (default: {SHIPPED_CONFIG})",
+    )
+    parser.add_argument(
+        "--onnx",
+        metavar="FILE",
+        help="a detector that tools/export.py has written, in place of config and weights",
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
@@ -172,7 +177,7 @@ def read_picture(path: Path) -> np.ndarray:
         raise UnreadablePicture(f"{shown_name(path)}: cannot be decoded ({error})") from error
 
 
-def run_on_pictures(args: argparse.Namespace, predictor: Predictor, logger) -> int:
+def run_on_pictures(args: argparse.Namespace, predictor: Predictor | OnnxPredictor, logger) -> int:
     """Detect in all pictures; returns how many could not be decoded."""
     files = expand_inputs(args.input)
     outputs = choose_outputs(files, args.output) if args.output else [None] * len(files)
@@ -238,7 +243,7 @@ def video_output(output: str, name: str) -> Path:
     return target
 
 
-def run_on_video(args: argparse.Namespace, predictor: Predictor, logger) -> int:
+def run_on_video(args: argparse.Namespace, predictor: Predictor | OnnxPredictor, logger) -> int:
     """Detect in a video or in what the camera sees, frame by frame; returns 0."""
     source = 0 if args.webcam else os.path.expanduser(args.video_input)
     shown_source = "the camera" if args.webcam else args.video_input
@@ -297,6 +302,21 @@ def open_writer(path: Path, rate: float, shape: tuple[int, ...]) -> cv2.VideoWri
     return writer
 
 
+def build_predictor(args: argparse.Namespace) -> Predictor | OnnxPredictor:
+    """The detector that the command line names.
+
+    Raises:
+        UserError: it names two.
+        ImportError: ``--onnx`` without ONNX Runtime.
+        FileNotFoundError, KeyError, ValueError: the files are missing or unfit.
+    """
+    if args.onnx is None:
+        return Predictor.from_config(args.config_file or SHIPPED_CONFIG, overrides=args.opts)
+    if args.config_file or args.opts:
+        raise UserError("--onnx holds a whole detector: leave --config-file and --opts out")
+    return OnnxPredictor(args.onnx)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, or 1 when an input could not be decoded or used."""
     args = get_parser().parse_args(argv)
@@ -305,10 +325,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if not args.output:
             check_display()
-        predictor = Predictor.from_config(args.config_file, overrides=args.opts)
+        predictor = build_predictor(args)
         run = run_on_pictures if args.input else run_on_video
         return 1 if run(args, predictor, logger) else 0
-    except (UserError, FileNotFoundError, KeyError, ValueError) as error:
+    except (UserError, FileNotFoundError, ImportError, KeyError, ValueError) as error:
         message = error.args[0] if isinstance(error, KeyError) else error  # not quoted
         print(f"error: {message}", file=sys.stderr)
         return 1

@@ -195,6 +195,23 @@ class StageInteractor(nn.Module):
         ]
         return outputs, detections
 
+    def select_detections(self, output: StageOutput) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The best (query, class) pairs of a batch, as tensors.
+
+        Args:
+            output: predictions of one stage.
+
+        Returns:
+            of D = min(max_detections, N K) pairs, best first: boxes (B, D, 4) in pixels of the
+            resized image, scores (B, D), classes (B, D) and the queries (B, D) they came from.
+        """
+        scores = output.logits.float().sigmoid().flatten(1)  # (B, N K)
+        scores, index = scores.topk(min(self.max_detections, scores.shape[1]), dim=1)
+        query = torch.div(index, self.num_classes, rounding_mode="floor")
+        boxes = output.boxes.gather(1, query[..., None].expand(-1, -1, 4))
+        classes = index % self.num_classes
+        return boxes, scores, classes, query
+
     @torch.no_grad()
     def inference(
         self, output: StageOutput, image_sizes: Sequence[tuple[int, int]]
@@ -209,11 +226,7 @@ class StageInteractor(nn.Module):
             for each image ``pred_boxes``, ``scores`` and ``pred_classes``, best first, with the
             ``query_index`` that each came from.
         """
-        scores = output.logits.float().sigmoid().flatten(1)  # (B, N K)
-        scores, index = scores.topk(min(self.max_detections, scores.shape[1]), dim=1)
-        query = torch.div(index, self.num_classes, rounding_mode="floor")
-        boxes = output.boxes.gather(1, query[..., None].expand(-1, -1, 4))
-        classes = index % self.num_classes
+        boxes, scores, classes, query = self.select_detections(output)
         return [
             Instances(size, pred_boxes=Boxes(b), scores=s, pred_classes=c, query_index=q)
             for size, b, s, c, q in zip(image_sizes, boxes, scores, classes, query)

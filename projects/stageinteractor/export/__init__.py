@@ -1,0 +1,26 @@
+"""Detectors as one file that runs without this project: ONNX, or an exported PyTorch program.
+
+The optional packages (``pip install "stageinteractor[onnx]"``) are imported where they are used.
+"""
+
+from .description import Description
+from .graph import DetectionGraph, exportable_detector, trace
+from .parity import Parity, compare_detections, measure_parity
+from .predictor import OnnxPredictor
+from .runtime import open_onnx, run_session
+from .writing import to_onnx, to_torch_export
+
+__all__ = [
+    "Description",
+    "DetectionGraph",
+    "OnnxPredictor",
+    "Parity",
+    "compare_detections",
+    "exportable_detector",
+    "measure_parity",
+    "open_onnx",
+    "run_session",
+    "to_onnx",
+    "to_torch_export",
+    "trace",
+]

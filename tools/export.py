@@ -1,0 +1,189 @@
+#!/usr/bin/env python
+"""Export a detector as one file: an ONNX model, or a program that torch.export.load reads.
+
+    python tools/export.py --config-file CONFIG [train.init_checkpoint=model.pth] \\
+        --format onnx --output model.onnx
+
+Before the file is written its detections are compared with those of the detector, on random images
+of sizes that were not traced. --benchmark also times both on the CPU. docs/export.md describes the
+file's inputs and outputs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import logging
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from stageinteractor.checkpoint.durable import write_durably
+from stageinteractor.engine import Predictor, user_errors
+from stageinteractor.export import (
+    Description,
+    exportable_detector,
+    measure_parity,
+    open_onnx,
+    run_session,
+    to_onnx,
+    to_torch_export,
+    trace,
+)
+from stageinteractor.export.graph import INPUT_TYPES
+from stageinteractor.export.runtime import require
+
+TRACED_SIZE = (96, 160)
+PACKAGES = ("stageinteractor", "adamixer", "sqr", "dfvt", "__main__", "export")
+# (height, width) of the images of each batch: one and more, alike and not, divisible by 32 or not,
+# larger and smaller than what is traced, upright and lying.
+PARITY_SIZES = (
+    ((64, 64),),
+    ((TRACED_SIZE[0] + 1, TRACED_SIZE[1] + 31),),
+    ((200, 133), (171, 240)),
+    ((129, 97), (33, 255), (256, 256)),
+    ((320, 211),),
+)
+
+Run = Callable[[torch.Tensor, torch.Tensor], Sequence]
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="path or name")
+    parser.add_argument("--format", choices=("onnx", "torch_export"), default="onnx")
+    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="to write")
+    parser.add_argument(
+        "--input-type",
+        choices=tuple(INPUT_TYPES),
+        default="float32",
+        help="type of the images that the file takes (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--parity-size",
+        nargs=2,
+        type=int,
+        metavar=("HEIGHT", "WIDTH"),
+        help="compare on one image of this size, too",
+    )
+    parser.add_argument(
+        "--benchmark",
+        nargs=2,
+        type=int,
+        metavar=("HEIGHT", "WIDTH"),
+        help="time both on one image of this size",
+    )
+    parser.add_argument(
+        "--runs", type=int, default=5, help="timed runs of each (default: %(default)s)"
+    )
+    parser.add_argument(
+        "opts", nargs="*", metavar="KEY=VALUE", help="changes to the config, e.g. its weights"
+    )
+    args = parser.parse_intermixed_args(argv)
+    for name in ("parity_size", "benchmark"):
+        size = getattr(args, name)
+        if size and min(size) < 1:
+            parser.error(f"--{name.replace('_', '-')} {size[0]} {size[1]}: sides must be positive")
+    if args.runs < 1:
+        parser.error(f"--runs must be at least 1, got {args.runs}")
+    return args
+
+
+def open_exported(content: bytes, kind: str, input_type: str, threads: int) -> Run:
+    """The exported detector as a function of uint8 images and their sizes."""
+    if kind == "onnx":
+        session, _ = open_onnx(content, threads=threads)
+        return lambda images, sizes: run_session(session, images.numpy(), sizes.numpy())
+    module = torch.export.load(io.BytesIO(content)).module()
+    dtype = INPUT_TYPES[input_type]
+    return torch.no_grad()(lambda images, sizes: module(images.to(dtype), sizes))
+
+
+def time_runs(function: Callable[[], object], runs: int) -> float:
+    """Median seconds of a call, after one that is not timed."""
+    function()
+    seconds = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def benchmark(detector: nn.Module, run: Run, size: tuple[int, int], runs: int) -> tuple:
+    """Median seconds of the detector and of what was exported, on one image of that size."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(256, (3, *size), generator=generator, dtype=torch.uint8)
+    batch, sizes = image[None], torch.tensor([size])
+    with torch.no_grad():
+        eager = time_runs(lambda: detector([{"image": image}]), runs)
+    return eager, time_runs(lambda: run(batch, sizes), runs)
+
+
+def export(args: argparse.Namespace) -> None:
+    """
+    Raises:
+        ValueError: the detector cannot be exported, or what was exported differs from it.
+        ImportError: packages are missing.
+        FileNotFoundError, KeyError: of the config and its weights.
+        OSError: the file cannot be written.
+    """
+    if args.output.is_dir():
+        raise IsADirectoryError(f"--output {args.output} is a folder: name a file in it")
+    if args.format == "onnx":  # asked before minutes of work
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            require(package, "ONNX export")
+    predictor = Predictor.from_config(args.config_file, overrides=[*args.opts, "train.device=cpu"])
+    description = Description.from_test_augmentations(
+        predictor.aug.augs,
+        class_names=predictor.metadata.get("thing_classes"),
+        image_format=predictor.input_format,
+    )
+    detector = exportable_detector(predictor.cfg.model, predictor.model.state_dict())
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+
+    start = time.perf_counter()
+    program = trace(detector, input_type=args.input_type, example_size=TRACED_SIZE)
+    write = to_onnx if args.format == "onnx" else to_torch_export
+    content = write(program, description)
+    print(f"exported in {time.perf_counter() - start:.0f} s, {len(content) / 1e6:.1f} MB")
+    del program, detector
+
+    run = open_exported(content, args.format, args.input_type, torch.get_num_threads())
+    sizes = [*PARITY_SIZES, *([(tuple(args.parity_size),)] if args.parity_size else [])]
+    parity = measure_parity(predictor.model, run, sizes)
+    print(f"compared on {len(sizes)} batches: {parity}")
+    if not parity.holds:
+        raise ValueError(
+            f"what was exported differs from the detector, so {args.output} is not written"
+        )
+    write_durably(args.output, lambda file: file.write(content))
+    print(f"wrote {args.output}")
+    if args.benchmark:
+        eager, exported = benchmark(predictor.model, run, tuple(args.benchmark), args.runs)
+        name = "ONNX Runtime" if args.format == "onnx" else "exported program"
+        print(
+            f"{args.benchmark[0]}x{args.benchmark[1]} pixels, {torch.get_num_threads()} threads, "
+            f"median of {args.runs}: PyTorch {eager:.3f} s, {name} {exported:.3f} s "
+            f"({eager / exported:.2f} times as fast)"
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    with user_errors(PACKAGES):
+        export(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
