@@ -24,7 +24,7 @@ from stageinteractor.data.images import read_image, shown_name
 from stageinteractor.engine import user_errors
 from stageinteractor.engine.inspection import build_inspected_detector
 from stageinteractor.engine.shipped import SHIPPED_CONFIG
-from stageinteractor.visualization import draw_stages, save_figure, trace_stages
+from stageinteractor.visualization import choose_queries, draw_stages, save_figure, trace_stages
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".gif")
 
@@ -119,14 +119,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             image = read_image(file, "BGR")
             traces = trace_stages(predictor.model, predictor.preprocess(image))
-            figure = draw_stages(
-                image[:, :, ::-1],
-                traces,
-                predictor.metadata,
-                threshold=args.confidence_threshold,
-                num_queries=args.queries,
-                strides=predictor.model.strides,
-            )
+            choose_queries(traces, args.queries, threshold=args.confidence_threshold)
         except UnreadableImageError as error:
             failures += 1
             tqdm.write(f"error: {error}", file=sys.stderr)
@@ -135,6 +128,14 @@ def run(args: argparse.Namespace) -> int:
             failures += 1
             tqdm.write(f"error: {shown_name(file)}: {error}", file=sys.stderr)
             continue
+        figure = draw_stages(
+            image[:, :, ::-1],
+            traces,
+            predictor.metadata,
+            threshold=args.confidence_threshold,
+            num_queries=args.queries,
+            strides=predictor.model.strides,
+        )
         tqdm.write(f"{shown_name(file)} -> {' and '.join(save_figure(figure, stem))}")
     return failures
 

@@ -109,8 +109,8 @@ def chart_precision_recall(recall: np.ndarray, curves: Mapping[str, np.ndarray])
 def chart_confusion(matrix: np.ndarray, names: Sequence[str]) -> str:
     """Rows: true class and background; columns: detected class and missed; shares of the rows."""
     size = len(matrix)
-    inches = min(12.0, 2.4 + 0.42 * size)
-    figure, axis = _figure(inches, inches * 0.85)
+    inches = min(12.0, 2.6 + 0.42 * size)
+    figure, axis = _figure(inches + 0.8, inches * 0.85)
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     shown = axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(shown, ax=axis, fraction=0.04, label="share of the row")
@@ -247,6 +247,7 @@ def _figure(width: float, height: float):
     FigureCanvasAgg(figure)
     axis = figure.subplots()
     axis.grid(alpha=0.3)
+    axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
     return figure, axis
 
