@@ -39,7 +39,10 @@ class InitialQueries(nn.Module):
         """
         weight = self.content.weight
         content = F.layer_norm(weight, weight.shape[-1:])
-        sizes = torch.as_tensor(image_sizes, dtype=weight.dtype, device=weight.device)
+        if not isinstance(image_sizes, Tensor):
+            # Traced by fvcore or torch.jit, Detectron2's sizes are a list of small tensors.
+            image_sizes = torch.stack([torch.as_tensor(size) for size in image_sizes])
+        sizes = image_sizes.to(weight)
         boxes = torch.cat([torch.zeros_like(sizes), sizes.flip(-1)], dim=-1)
         xyzr = box_to_xyzr(boxes)[:, None].expand(-1, self.num_queries, -1)
         return content.expand(boxes.shape[0], -1, -1), xyzr
