@@ -43,7 +43,7 @@ def test_a_folder_with_a_broken_picture_and_difficult_names(run, tmp_path, pictu
     assert sorted(p.name for p in output.iterdir()) == ["plain.png", "two words ñ 図.jpg"]
     shown = capfd.readouterr()
     assert "broken.jpg: cannot be decoded" in shown.err
-    assert "1 of 3 pictures unreadable" in caplog.text
+    assert "1 of 3 pictures unreadable" in shown.out + shown.err + caplog.text
     drawn = cv2.imread(str(output / "plain.png"))
     assert drawn.shape == (360, 480, 3)  # enlarged, for the labels
     plain = cv2.resize(picture, (480, 360), interpolation=cv2.INTER_NEAREST)
