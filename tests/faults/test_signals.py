@@ -60,6 +60,19 @@ def test_a_signal_leads_to_a_checkpoint_and_its_own_exit_code(
     assert difference(undisturbed, tmp_path) is None
 
 
+def test_the_command_ends_although_only_it_is_told_and_not_its_loaders(tmp_path, small_data):
+    """A real end of the interpreter, which waits for its loader processes."""
+    endless = [*run_overrides(tmp_path, small_data), "train.max_iter=1000000"]
+    process = start(*endless, "dataloader.train.num_workers=2")
+    wait_for(has_checkpoint(tmp_path), process)
+    process.send_signal(signal.SIGTERM)
+    try:
+        text = process.communicate(timeout=60)[0]
+    finally:
+        process.kill()
+    assert process.returncode == EXIT_INTERRUPTED, text
+
+
 def test_two_processes_end_with_a_checkpoint_that_one_can_go_on_from(tmp_path, small_data):
     endless = [*run_overrides(tmp_path, small_data), "train.max_iter=1000000"]
     process = start("--num-gpus", "2", *endless)

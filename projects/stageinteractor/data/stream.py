@@ -7,11 +7,13 @@ interruption changes what a step sees.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import itertools
 import math
 import random
 import signal
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -229,6 +231,27 @@ def _end_at_second_signal(number: int, frame: Any) -> None:
     signal.signal(number, signal.SIG_DFL)
 
 
+def _end_workers_at_exit(batches: Any) -> None:
+    """Let loader processes go before the interpreter waits for them.
+
+    A run that ends by an error or a signal keeps its iterator to the last. ``multiprocessing`` then
+    sends each of its processes one SIGTERM, which :func:`_init_worker` has them overhear, and
+    waits for them without end.
+    """
+    shut_down = getattr(batches, "_shutdown_workers", None)
+    if shut_down is None:  # without loader processes
+        return
+    method = weakref.WeakMethod(shut_down)
+
+    def end() -> None:
+        alive = method()
+        if alive is not None:
+            alive()
+
+    atexit.register(end)  # what is registered last is called first
+    weakref.finalize(batches, atexit.unregister, end).atexit = False
+
+
 class TrainLoader:
     """An endless iterable of batches that knows its position, whatever its processes prefetch."""
 
@@ -270,6 +293,7 @@ class TrainLoader:
         self.stream.rewind(self._state)
         self._dataset.seed = self.stream.seed
         batches = iter(self._loader)
+        _end_workers_at_exit(batches)
         while True:
             try:
                 batch = next(batches)
