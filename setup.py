@@ -112,6 +112,8 @@ setup(
         "safetensors": ["safetensors"],
         "hotcoco": ["hotcoco"],
         "onnx": ["onnx", "onnxruntime", "onnxscript"],
-        "dev": ["hypothesis", "mypy", "pytest", "pytest-xdist", "ruff"],
+        "web": ['gradio>=6 ; python_version >= "3.10"'],
+        "docs": ["ipykernel", "mkdocs-material", "mkdocstrings[python]", "nbclient", "nbformat"],
+        "dev": ["hypothesis", "mypy", "playwright", "pytest", "pytest-xdist", "ruff"],
     },
 )
