@@ -113,7 +113,14 @@ setup(
         "hotcoco": ["hotcoco"],
         "onnx": ["onnx", "onnxruntime", "onnxscript"],
         "web": ['gradio>=6 ; python_version >= "3.10"'],
-        "docs": ["ipykernel", "mkdocs-material", "mkdocstrings[python]", "nbclient", "nbformat"],
+        "docs": [
+            "ipykernel",
+            "latex2mathml",
+            "mkdocs-material",
+            "mkdocstrings[python]",
+            "nbclient",
+            "nbformat",
+        ],
         "dev": ["hypothesis", "mypy", "playwright", "pytest", "pytest-xdist", "ruff"],
     },
 )
