@@ -15,11 +15,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from detectron2.data import DatasetCatalog
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import read_image
 
-from stageinteractor.data import dataset_names
+from stageinteractor.data import dataset_names, get_detection_dataset
 from stageinteractor.data.transforms import OpenCVResizeShortestEdge
 from stageinteractor.engine.predictor import Predictor
 
@@ -85,8 +84,12 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         predictor = Predictor.from_config(args.config_file, weights=args.weights)
-        (name, *_) = dataset_names(predictor.cfg.dataloader.test.dataset)
-        files = [record["file_name"] for record in DatasetCatalog.get(name)[: args.images]]
+        node = predictor.cfg.dataloader.test.dataset
+        (name, *_) = dataset_names(node)
+        records = get_detection_dataset(
+            name, allow_outside=node.get("allow_outside", False), filter_empty=False
+        )
+        files = [record["file_name"] for record in records[: args.images]]
     except (FileNotFoundError, KeyError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

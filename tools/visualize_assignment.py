@@ -173,10 +173,11 @@ def draw(predictor: Predictor, record: dict[str, Any], stem: Path) -> list[str]:
 def run(args: argparse.Namespace) -> None:
     """Draw all images."""
     predictor = build_inspected_detector(args.config_file, args.opts)
-    names = dataset_names(predictor.cfg.dataloader.train.dataset)
-    records = choose_records(
-        get_detection_dataset(names, filter_empty=False), args.images, args.num_images
+    node = predictor.cfg.dataloader.train.dataset
+    dataset = get_detection_dataset(
+        dataset_names(node), allow_outside=node.get("allow_outside", False), filter_empty=False
     )
+    records = choose_records(dataset, args.images, args.num_images)
     for record in tqdm(records, unit="image", disable=len(records) == 1):
         stem = args.output / f"{Path(record['file_name']).stem}_assignment"
         tqdm.write(f"{record['file_name']} -> {', '.join(draw(predictor, record, stem))}")

@@ -39,13 +39,14 @@ def get_instance_segmentation_dataset(
     json_file: str | None = None,
     image_root: str | None = None,
     name: str | None = None,
+    allow_outside: bool = False,
     filter_empty: bool = True,
     require_polygons: bool = False,
 ) -> list[dict[str, Any]]:
     """``stageinteractor.data.get_detection_dataset``, which insists on masks.
 
     Args:
-        names, json_file, image_root, name, filter_empty: see there.
+        names, json_file, image_root, name, allow_outside, filter_empty: see there.
         require_polygons: also refuse masks in run lengths, as ``instance_mask_format="polygon"``
             of the mapper cannot take them. Crowds, which are not trained on, may have them.
 
@@ -54,7 +55,12 @@ def get_instance_segmentation_dataset(
             object. Also whatever ``get_detection_dataset`` raises.
     """
     dicts = get_detection_dataset(
-        names, json_file=json_file, image_root=image_root, name=name, filter_empty=filter_empty
+        names,
+        json_file=json_file,
+        image_root=image_root,
+        name=name,
+        allow_outside=allow_outside,
+        filter_empty=filter_empty,
     )
     source = json_file or (names if isinstance(names, str) else ", ".join(names or ()))
     _refuse(

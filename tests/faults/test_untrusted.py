@@ -7,9 +7,13 @@ import pickle
 import pytest
 import torch
 from coco_files import make_document, write_dataset, write_image
+from detectron2.config import instantiate
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
 
 from stageinteractor.checkpoint.checkpointer import Checkpointer
 from stageinteractor.checkpoint.official_files import CheckpointFileError
+from stageinteractor.config import apply_overrides, get_config
 from stageinteractor.data import get_detection_dataset, register_coco_json
 
 
@@ -76,6 +80,79 @@ def test_links_within_the_folder_and_a_folder_that_is_one_are_fine(tmp_path):
     os.symlink("two.png", f"{root}/2.png")
     os.symlink(root, tmp_path / "linked")
     assert len(get_detection_dataset(json_file=json_file, image_root=str(tmp_path / "linked"))) == 4
+
+
+@pytest.fixture
+def registered():
+    """Registers as Detectron2's users do, a data set named "mine"."""
+    yield lambda json_file, root: register_coco_instances("mine", {}, json_file, root)
+    DatasetCatalog.remove("mine")
+    MetadataCatalog.pop("mine")
+
+
+@pytest.mark.parametrize(
+    "name, wrong",
+    [
+        ("../secret.png", "leads upwards"),
+        ("..\\secret.png", "leads upwards"),
+        ("/etc/passwd", "is absolute"),
+        ("C:secret.png", "is absolute"),
+    ],
+)
+def test_a_registered_name_does_not_lead_out_of_its_folder_either(
+    tmp_path, registered, name, wrong
+):
+    registered(*rename_first(tmp_path, name))
+    with pytest.raises(ValueError, match=rf"data set mine: the image .*{wrong}.*allow_outside"):
+        get_detection_dataset("mine")
+    assert len(get_detection_dataset("mine", allow_outside=True)) == 4
+
+
+def test_a_config_allows_it_for_a_registered_name(tmp_path, registered):
+    registered(*rename_first(tmp_path, "../secret.png"))
+    cfg = get_config("stageinteractor/shapes_tiny.py")
+    apply_overrides(cfg, ["dataloader.test.dataset.names=mine"])
+    with pytest.raises(ValueError, match="leads upwards.*set allow_outside=true beside names"):
+        instantiate(cfg.dataloader.test.dataset)
+    apply_overrides(cfg, ["dataloader.test.dataset.allow_outside=true"])
+    assert len(instantiate(cfg.dataloader.test.dataset)) == 4
+
+
+def test_links_out_of_the_folder_of_a_registered_name_are_refused_too(tmp_path, registered):
+    json_file, root = write_dataset(tmp_path)
+    write_image(tmp_path / "secret.png")
+    os.remove(f"{root}/2.png")
+    os.symlink(tmp_path / "secret.png", f"{root}/2.png")
+    registered(json_file, root)
+    with pytest.raises(ValueError, match=r"mine: 1 of its images are links to files .*2\.png"):
+        get_detection_dataset("mine")
+    assert len(get_detection_dataset("mine", allow_outside=True)) == 4
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../secret.png", "http://x.org/a.png"])
+def test_names_in_the_current_folder_do_not_lead_out_either(tmp_path, registered, name):
+    registered(rename_first(tmp_path, name)[0], "")
+    with pytest.raises(ValueError, match=r"outside of its image folder \(the current one\)"):
+        get_detection_dataset("mine")
+
+
+def test_a_registered_name_that_no_file_has_is_refused_in_every_case(tmp_path, registered):
+    registered(*rename_first(tmp_path, "a\0/b.png"))
+    for allow_outside in (False, True):
+        with pytest.raises(ValueError, match="mine: the image .* has a NUL character"):
+            get_detection_dataset("mine", allow_outside=allow_outside)
+
+
+@pytest.mark.parametrize("spelling", ["{}", "{}/", "{}/../images"])
+def test_a_registered_folder_may_be_spelled_in_any_way(tmp_path, registered, spelling):
+    """As text or path, a link, and with absolute names of images within it."""
+    json_file, root = rename_first(tmp_path, str(tmp_path / "images" / "1.png"))
+    registered(tmp_path / "annotations.json", spelling.format(root))
+    assert len(get_detection_dataset("mine")) == 4
+    os.symlink(root, tmp_path / "linked")
+    MetadataCatalog.pop("mine")
+    MetadataCatalog.get("mine").set(image_root=tmp_path / "linked")
+    assert len(get_detection_dataset("mine")) == 4
 
 
 class Mark:

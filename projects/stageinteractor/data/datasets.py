@@ -19,7 +19,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_datas
 from detectron2.data.datasets import load_coco_json
 from detectron2.structures import BoxMode
 
-from .files import check_file_name, find_escapes
+from .files import check_file_name, check_path, find_escapes
 from .images import shown_name
 from .shapes import ensure_shapes
 
@@ -134,14 +134,16 @@ def get_detection_dataset(
 
     Args:
         names: catalogue name or names. Not used when ``json_file`` is given.
-        json_file, image_root, name, allow_outside: see :func:`register_coco_json`.
+        json_file, image_root, name: see :func:`register_coco_json`.
+        allow_outside: images may lie outside of the image folder, which data sets in the catalogue
+            have too (``image_root`` of their metadata).
         filter_empty: leave out images without objects (or with crowds only).
 
     Raises:
         FileNotFoundError: a file or folder is missing.
         KeyError: a name is not registered.
         ValueError: the JSON is not COCO format (see :func:`register_coco_json`), the data sets
-            differ in their classes, or no image is left.
+            differ in their classes, images lie outside of the image folder, or no image is left.
     """
     names = _resolve(names, json_file, image_root, name, allow_outside)
     dataset_num_classes(names)
@@ -153,6 +155,7 @@ def get_detection_dataset(
             part = get_detection_dataset_dicts(dataset_name, filter_empty=False)
         except AssertionError as error:
             raise ValueError(f"data set {dataset_name} cannot be used: {error}") from error
+        _check_paths(dataset_name, part, allow_outside=allow_outside)
         dicts.extend(_clean_dicts(part, dataset_name))
     if not filter_empty:
         return dicts
@@ -278,7 +281,10 @@ def _require_files(name: str) -> None:
     metadata = MetadataCatalog.get(name)
     if metadata.get("shapes_spec") is not None:
         ensure_shapes(name)
-    json_file, image_root = metadata.get("json_file"), metadata.get("image_root")
+    # Whoever registered them may have given a Path.
+    json_file, image_root = (
+        os.fspath(metadata.get(key) or "") for key in ("json_file", "image_root")
+    )
     advice = (
         "put it there, or set the environment variable DETECTRON2_DATASETS to the folder that "
         "holds the data sets"
@@ -452,6 +458,33 @@ def _check_file_names(
             raise ValueError(
                 f"{path}: {len(escapes)} of its images are links to files outside of the image "
                 f"folder {root}, for example {shown_name(escapes[0])}. {advice}"
+            )
+
+
+def _check_paths(name: str, dicts: Sequence[Mapping[str, Any]], *, allow_outside: bool) -> None:
+    """What :func:`_check_file_names` is for data sets that others have put into the catalogue."""
+    metadata = MetadataCatalog.get(name)
+    root = metadata.get("image_root")
+    if root is None or metadata.get("source") is not None:
+        return  # no folder is known, or register_coco_json has looked
+    root = os.fspath(root)
+    paths = [d["file_name"] for d in dicts if isinstance(d.get("file_name"), str)]
+    folder = f"outside of its image folder {root or '(the current one)'}"
+    advice = "If you trust who wrote its annotations, set allow_outside=true beside names"
+    for path in paths:
+        wrong = check_path(path, root, allow_outside=allow_outside)
+        if wrong is None:
+            continue
+        what = f"data set {name}: the image {ascii(path)} {wrong}"
+        if check_path(path, root, allow_outside=True) is not None:
+            raise ValueError(what)
+        raise ValueError(f"{what}, {folder}. {advice}")
+    if not allow_outside and "://" not in root:
+        escapes = find_escapes(root or os.curdir, paths)
+        if escapes:
+            raise ValueError(
+                f"data set {name}: {len(escapes)} of its images are links to files {folder}, for "
+                f"example {shown_name(escapes[0])}. {advice}"
             )
 
 

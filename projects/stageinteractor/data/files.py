@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-__all__ = ["check_file_name", "find_escapes"]
+__all__ = ["check_file_name", "check_path", "find_escapes"]
 
 
 def check_file_name(file_name: str, *, allow_outside: bool = False) -> str | None:
@@ -33,6 +33,28 @@ def check_file_name(file_name: str, *, allow_outside: bool = False) -> str | Non
     if ".." in posix.parts or ".." in windows.parts:
         return "leads upwards ('..')"
     return None
+
+
+def check_path(path: str, root: str, *, allow_outside: bool = False) -> str | None:
+    """:func:`check_file_name`, of a path that was joined from an image folder and a JSON's name.
+
+    Args:
+        path: as a dataset dict has it.
+        root: the image folder; "" is the current one, where the JSON's names are the paths.
+        allow_outside: it may lead out of the image folder.
+    """
+    prefix = os.path.join(root, "")
+    if not root and "://" in path and not allow_outside:
+        return "is an address"
+    if path.startswith(prefix):
+        return check_file_name(path[len(prefix) :], allow_outside=allow_outside)
+    wrong = check_file_name(path, allow_outside=True)
+    if wrong is not None or allow_outside:
+        return wrong
+    # Joined with an absolute name, or spelled in another way than the folder.
+    if "://" not in root and _is_below(os.path.realpath(path), os.path.realpath(root)):
+        return None
+    return "is absolute" if os.path.isabs(path) else "lies elsewhere"
 
 
 def find_escapes(root: str | Path, file_names: Iterable[str]) -> list[str]:
