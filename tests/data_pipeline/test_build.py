@@ -1,4 +1,5 @@
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,8 +25,8 @@ def make_dataset(tmp_path, document=None, **kwargs):
 
 def make_train_loader(dataset, **kwargs):
     mapper = DetectionMapper(True, augmentations=[])
-    arguments = {"total_batch_size": 2, "num_workers": 0, **kwargs}
-    return build_train_loader(dataset=dataset, mapper=mapper, **arguments)
+    arguments = {"mapper": mapper, "total_batch_size": 2, "num_workers": 0, **kwargs}
+    return build_train_loader(dataset=dataset, **arguments)
 
 
 def make_test_loader(dataset):
@@ -126,6 +127,28 @@ def test_nothing_but_unreadable_images_ends_the_run(tmp_path):
         file.write_bytes(b"no picture")
     loader = make_train_loader(dataset, skip_unreadable=True)
     with pytest.raises(UnreadableImageError, match="none of the 4 images can be read"):
+        next(iter(loader))
+
+
+class Patient(DetectionMapper):
+    """Fails in another way when it is asked too often."""
+
+    calls = 0
+
+    def __call__(self, record):
+        self.calls += 1
+        assert self.calls < 50, "it is asked over and over"
+        return super().__call__(record)
+
+
+def test_entries_that_share_unreadable_files_end_the_run_all_the_same(tmp_path):
+    dataset = make_dataset(tmp_path)
+    for record in dataset:
+        record["file_name"] = str(tmp_path / f"{record['image_id'] % 2}.png")
+        Path(record["file_name"]).write_bytes(b"no picture")
+    mapper = Patient(True, augmentations=[])
+    loader = make_train_loader(dataset, mapper=mapper, skip_unreadable=True)
+    with pytest.raises(UnreadableImageError, match="none of the 2 images can be read"):
         next(iter(loader))
 
 

@@ -182,6 +182,12 @@ def test_the_one_readable_image_is_found(size, readable, position):
     assert len(tried) <= size
 
 
+def test_a_mapper_that_skips_everything_is_not_asked_for_ever():
+    answers = iter([None] * 7)
+    with pytest.raises(ValueError, match="skipped every one of the 7 images"):
+        SeededDataset(list(range(7)), lambda number: next(answers))[Draw(0, 0)]
+
+
 @pytest.fixture
 def loader(tmp_path):
     document = make_document(num_images=9)

@@ -67,7 +67,8 @@ def build_train_loader(
     _check_files(dataset, mapper, "train", skip_missing=skip_unreadable)
     _check_sizes(dataset, mapper, "train")
     if skip_unreadable:
-        mapper = SkipUnreadable(mapper, num_images=len(dataset))
+        # Several entries may share a file, which counts once when it cannot be read.
+        mapper = SkipUnreadable(mapper, num_images=len({d["file_name"] for d in dataset}))
     stream = GroupedStream(
         TrainingSampler(len(dataset)) if sampler is None else sampler,
         [_is_portrait(d) if aspect_ratio_grouping else 0 for d in dataset],

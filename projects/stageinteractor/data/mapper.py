@@ -137,8 +137,8 @@ class DetectionMapper(DatasetMapper):
 class SkipUnreadable:
     """Wraps a mapper: an unreadable image is counted and skipped instead of ending the run.
 
-    Detectron2's ``MapDataset`` then takes another image at random. Every loader process counts
-    for itself.
+    :class:`~stageinteractor.data.stream.SeededDataset` then takes another image. Every loader
+    process counts for itself.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class SkipUnreadable:
         """
         Args:
             mapper: raises :class:`UnreadableImageError`.
-            num_images: size of the data set, to notice when nothing in it can be read.
+            num_images: distinct image files of the data set, to notice when none can be read.
             max_named: so many files are named in the log; of later ones it gives the number at
                 each doubling.
         """

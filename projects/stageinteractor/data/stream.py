@@ -149,7 +149,8 @@ class SeededDataset(Dataset):
     """Maps a :class:`Draw` to a model's input, with random numbers that follow from its position.
 
     Where the mapper returns None (an image that is skipped), the next one takes its place, a
-    number of images further on that follows from the position, too.
+    number of images further on that follows from the position, too; where it does so for every
+    image, a ``ValueError`` says so.
     """
 
     def __init__(
@@ -179,11 +180,12 @@ class SeededDataset(Dataset):
             step = int(words[3]) % size
             while math.gcd(step, size) != 1:  # then it reaches every image
                 step = (step + 1) % size
-            while True:
+            for _ in range(size):
                 sample = self._mapper(self._dataset[index])
                 if sample is not None:
                     return sample
                 index = (index + step) % size
+            raise ValueError(f"the mapper has skipped every one of the {size} images")
 
 
 @contextlib.contextmanager
