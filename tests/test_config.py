@@ -80,13 +80,14 @@ def test_an_unknown_key_is_an_error_that_names_the_nearest(cfg, override, neares
 
 def test_several_keys_of_a_group_may_be_set_at_once(cfg):
     apply_overrides(cfg, ["train.amp={enabled:true,precision:bfloat16}"])
-    assert cfg.train.amp == {"enabled": True, "precision": "bfloat16"}
+    assert cfg.train.amp == {"enabled": True, "evaluation": False, "precision": "bfloat16"}
     with pytest.raises(KeyError, match="no key 'train.amp.precison'.*train.amp.precision"):
         apply_overrides(cfg, ["train.amp={precison:float16}"])
 
 
 def test_a_group_of_keys_is_not_replaced_by_a_value(cfg):
-    with pytest.raises(ValueError, match=r"train.amp is a group of keys \(enabled, precision\)"):
+    keys = r"train.amp is a group of keys \(enabled, evaluation, precision\)"
+    with pytest.raises(ValueError, match=keys):
         apply_overrides(cfg, ["train.amp=true"])
     apply_overrides(cfg, ["dataloader.evaluator=null"])
     assert cfg.dataloader.evaluator is None

@@ -12,7 +12,8 @@ train = dict(
     cudnn_benchmark=False,
     # Bit for bit the same on a CPU, with the same number of threads; slower.
     deterministic=False,
-    amp=dict(enabled=False, precision="float16"),  # or "bfloat16", also on the CPU
+    # enabled: in training; evaluation: when evaluating; precision: or "bfloat16", also on the CPU.
+    amp=dict(enabled=False, evaluation=False, precision="float16"),
     ddp=dict(broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False),
     clip_grad=dict(enabled=True, max_norm=1.0, norm_type=2.0),
     max_skipped_steps=20,  # in a row, whose losses or gradients are not finite

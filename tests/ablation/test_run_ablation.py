@@ -341,7 +341,7 @@ def test_the_plans_of_the_project_fit_their_configs(path):
     plan = load_plan(str(path))
     plan.check()
     assert plan.name == path.stem
-    assert next(iter(plan.variants)) == "neither"
+    assert next(iter(plan.variants)) in ("neither", "float32")
 
 
 @pytest.mark.parametrize(

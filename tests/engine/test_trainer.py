@@ -376,3 +376,30 @@ def test_a_test_image_that_is_missing_is_named_before_training(tmp_path):
     (tmp_path / "test" / "data" / "images" / "3.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"1 of the 4 images of dataloader\.test .*3\.png"):
         Trainer(prepare_config(cfg))
+
+
+@pytest.mark.parametrize("amp_in_training", [True, False])
+def test_evaluation_in_bfloat16_is_a_choice_of_its_own(tmp_path, amp_in_training):
+    def detections_and_type(evaluation):
+        apply_overrides(cfg, [f"train.amp.evaluation={evaluation}"])
+        seen = []
+        handle = model.decoder.register_forward_hook(lambda m, i, out: seen.append(out[-1]))
+        results = Trainer.test(cfg, model)
+        handle.remove()
+        return results["bbox"], seen[0].logits.dtype, seen[0].boxes.dtype
+
+    cfg = prepare_config(
+        make_config(
+            tmp_path, f"train.amp.enabled={amp_in_training}", "train.amp.precision=bfloat16"
+        )
+    )
+    model = Trainer.build_model(cfg)
+    assert detections_and_type(False)[1:] == (torch.float32, torch.float32)
+    assert detections_and_type(True)[1:] == (torch.bfloat16, torch.float32)
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_evaluation_in_float16_needs_a_gpu(tmp_path):
+    cfg = prepare_config(make_config(tmp_path, "train.amp.evaluation=true"))
+    with pytest.raises(ValueError, match="needs a GPU; use train.amp.precision=bfloat16 on cpu"):
+        Trainer.test(cfg, Trainer.build_model(cfg))

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .bad_batch import as_json, write_bad_batch
+from .precision import autocast_dtype
 
 __all__ = ["DetectionTrainLoop"]
 
 logger = logging.getLogger(__name__)
 
 _STAGE_LOSS = re.compile(r"(loss_(\w+))_stage(\d+)")
-_PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 # Batches of skipped steps that a run writes down; the one that it stops at comes on top.
 _MAX_WRITTEN = 3
 
@@ -89,16 +89,7 @@ class DetectionTrainLoop(SimpleTrainer):
         super().__init__(model, data_loader, optimizer)
         if accumulation_steps < 1:
             raise ValueError(f"train.accumulation_steps must be >= 1, got {accumulation_steps}")
-        if precision is not None and precision not in _PRECISIONS:
-            raise ValueError(
-                f"train.amp.precision must be one of {', '.join(_PRECISIONS)}, got {precision!r}"
-            )
         device_type = torch.device(device).type
-        if precision == "float16" and device_type != "cuda":
-            raise ValueError(
-                "train.amp.precision=float16 needs a GPU; use train.amp.precision=bfloat16 on "
-                f"{device_type}"
-            )
         if max_skipped_steps < 0:
             raise ValueError(f"train.max_skipped_steps must be >= 0, got {max_skipped_steps}")
         self.accumulation_steps = accumulation_steps
@@ -107,7 +98,7 @@ class DetectionTrainLoop(SimpleTrainer):
         self.clip_norm_type = clip_norm_type
         self.output_dir = output_dir
         self.device_type = device_type
-        self.autocast_dtype = _PRECISIONS.get(precision)
+        self.autocast_dtype = None if precision is None else autocast_dtype(precision, device)
         self.grad_scaler = torch.amp.GradScaler(device_type, enabled=precision == "float16")
         self._last_losses: dict[str, float] = {}
         self._skipped_in_a_row = 0

@@ -40,6 +40,7 @@ from .hooks import (
     build_ema,
 )
 from .interruption import Interruption
+from .precision import autocast_dtype
 from .random_states import restore_random_state
 from .train_loop import DetectionTrainLoop
 
@@ -347,14 +348,15 @@ class Trainer(DefaultTrainer):
         ``output_dir/inference/<data set>/metrics.json``. For a test set without annotations only
         the detections are written, in COCO's format for submissions. With
         ``train.stage_evaluation`` the metrics of every stage are written beside, to
-        ``stage_metrics.json``.
+        ``stage_metrics.json``. With ``train.amp.evaluation`` the network runs in
+        ``train.amp.precision``; boxes and scores stay in float32.
 
         Returns:
             the results; by data set where there are several.
 
         Raises:
             ValueError: ``train.stage_evaluation`` for a model without stages, or for a test set
-                without annotations.
+                without annotations; or the device lacks ``train.amp.precision``.
         """
         names = dataset_names(cfg.dataloader.test.dataset)
         if isinstance(evaluators, DatasetEvaluator):
@@ -367,10 +369,11 @@ class Trainer(DefaultTrainer):
             if interruption is not None:
                 loader = InterruptibleLoader(loader, interruption)
             evaluator = evaluators[i] if evaluators else cls.build_evaluator(cfg, name)
-            if cfg.train.get("stage_evaluation"):
-                results[name] = _evaluate_stages(cfg, model, loader, evaluator, name)
-            else:
-                results[name] = inference_on_dataset(model, loader, evaluator) or {}
+            with _autocast_in_evaluation(cfg.train):
+                if cfg.train.get("stage_evaluation"):
+                    results[name] = _evaluate_stages(cfg, model, loader, evaluator, name)
+                else:
+                    results[name] = inference_on_dataset(model, loader, evaluator) or {}
             if comm.is_main_process():
                 _report(cfg, name, results[name])
         return next(iter(results.values())) if len(results) == 1 else results
@@ -418,6 +421,13 @@ class Trainer(DefaultTrainer):
             train.max_iter,
         )
         return cfg
+
+
+def _autocast_in_evaluation(train: DictConfig) -> torch.autocast | contextlib.nullcontext:
+    if not train.amp.get("evaluation", False):
+        return contextlib.nullcontext()
+    dtype = autocast_dtype(train.amp.precision, train.device)
+    return torch.autocast(torch.device(train.device).type, dtype=dtype)
 
 
 @contextlib.contextmanager
