@@ -1,6 +1,8 @@
 """Every kind of picture has an outcome in training, in evaluation and in the demo."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -78,6 +80,37 @@ def test_the_size_limit_can_be_moved(tmp_path):
     before = Image.MAX_IMAGE_PIXELS
     with pytest.raises(UnreadableImageError, match="limit"):
         DetectionMapper(False, augmentations=[], max_pixels=10)({"file_name": str(path)})
+    assert before == Image.MAX_IMAGE_PIXELS
+
+
+def test_threads_with_other_limits_do_not_move_each_others(tmp_path, monkeypatch):
+    """The second begins before the first ends, and ends after it."""
+    limits = {str(tmp_path / "first.png"): 5000, str(tmp_path / "second.png"): 10**9}
+    for path in limits:
+        Image.new("RGB", (100, 50)).save(path)
+    second_reads, first_has_ended = threading.Event(), threading.Event()
+    seen = []
+
+    def pause(image):
+        if image.fp.name.endswith("first.png"):
+            assert second_reads.wait(20)
+        else:
+            second_reads.set()
+            assert first_has_ended.wait(20)
+            seen.append(Image.MAX_IMAGE_PIXELS)
+        return image
+
+    def read(path):
+        return read_image(path, max_pixels=limits[path]).shape
+
+    monkeypatch.setattr("stageinteractor.data.images._apply_exif_orientation", pause)
+    before = Image.MAX_IMAGE_PIXELS
+    with ThreadPoolExecutor(2) as pool:
+        first, second = (pool.submit(read, path) for path in limits)
+        assert first.result(20) == (50, 100, 3)
+        first_has_ended.set()
+        assert second.result(20) == (50, 100, 3)
+    assert seen == [10**9]
     assert before == Image.MAX_IMAGE_PIXELS
 
 

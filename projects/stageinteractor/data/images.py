@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,7 +60,7 @@ def read_image(
         MemoryError: likewise.
     """
     try:
-        with PathManager.open(str(file_name), "rb") as file, _pillow_limit(max_pixels):
+        with PathManager.open(str(file_name), "rb") as file, _pillow_limit.at_least(max_pixels):
             image = Image.open(file)
             width, height = image.size
             if width * height > max_pixels:
@@ -108,12 +110,45 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
 
 
-@contextlib.contextmanager
-def _pillow_limit(max_pixels: int) -> Iterator[None]:
-    """Pillow has one limit for all; it warns at that one, and refuses at twice as much."""
-    before = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = max_pixels
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
+class _PillowLimit:
+    """Pillow's one limit for all threads, at which it warns; it refuses at twice as much.
+
+    While images are read, it is the largest that one of them may have; each reader looks at its
+    own besides. Then it is again what it was.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._readers: list[int] = []
+        self._before: int | None = None
+
+    @contextlib.contextmanager
+    def at_least(self, max_pixels: int) -> Iterator[None]:
+        """While this lasts, Pillow takes images of so many pixels."""
+        with self._lock:
+            if not self._readers:
+                self._before = Image.MAX_IMAGE_PIXELS
+            self._readers.append(max_pixels)
+            self._apply()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._readers.remove(max_pixels)
+                self._apply()
+
+    def _apply(self) -> None:
+        Image.MAX_IMAGE_PIXELS = max(self._readers) if self._readers else self._before
+
+    def forget_readers(self) -> None:
+        """In a forked process, where the other threads, and what they hold, are gone."""
+        self._lock = threading.Lock()
+        if self._readers:
+            self._readers.clear()
+            self._apply()
+
+
+# One for the process, as Pillow's limit is.
+_pillow_limit = _PillowLimit()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pillow_limit.forget_readers)
