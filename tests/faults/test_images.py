@@ -88,11 +88,12 @@ def test_threads_with_other_limits_do_not_move_each_others(tmp_path, monkeypatch
     limits = {str(tmp_path / "first.png"): 5000, str(tmp_path / "second.png"): 10**9}
     for path in limits:
         Image.new("RGB", (100, 50)).save(path)
-    second_reads, first_has_ended = threading.Event(), threading.Event()
+    first_reads, second_reads, first_has_ended = (threading.Event() for _ in range(3))
     seen = []
 
     def pause(image):
         if image.fp.name.endswith("first.png"):
+            first_reads.set()
             assert second_reads.wait(20)
         else:
             second_reads.set()
@@ -106,7 +107,9 @@ def test_threads_with_other_limits_do_not_move_each_others(tmp_path, monkeypatch
     monkeypatch.setattr("stageinteractor.data.images._apply_exif_orientation", pause)
     before = Image.MAX_IMAGE_PIXELS
     with ThreadPoolExecutor(2) as pool:
-        first, second = (pool.submit(read, path) for path in limits)
+        first = pool.submit(read, str(tmp_path / "first.png"))
+        assert first_reads.wait(20)
+        second = pool.submit(read, str(tmp_path / "second.png"))
         assert first.result(20) == (50, 100, 3)
         first_has_ended.set()
         assert second.result(20) == (50, 100, 3)
