@@ -167,7 +167,7 @@ def plot_ap_curves(
     axis.set_title(title)
     axis.set_ylabel("AP (%)")
     axis.set_ylim(0, 100)
-    axis.legend(frameon=False, loc="lower right")
+    axis.legend(frameon=False, loc="best")
     return _save(figure, output)
 
 
