@@ -81,6 +81,7 @@ setup(
     ],
     package_dir={"": "projects"},
     packages=find_packages("projects"),
+    package_data={"stageinteractor.web": ["page.css"]},
     cmdclass={"build_py": BuildPyWithShippedFolders},
     python_requires=">=3.9",
     # PyTorch, torchvision, Detectron2 and OpenCV are absent on purpose: an environment has its own

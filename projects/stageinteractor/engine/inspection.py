@@ -18,7 +18,9 @@ from .shipped import is_shipped_config, shipped_checkpoint
 __all__ = ["build_inspected_detector"]
 
 
-def build_inspected_detector(config_file: str, overrides: Sequence[str] = ()) -> Predictor:
+def build_inspected_detector(
+    config_file: str, overrides: Sequence[str] = (), *, weights: str | None = None
+) -> Predictor:
     """The predictor of a config, once it is sure that every weight comes from the checkpoint.
 
     The decoder is not compiled, whatever the config says, so that forward hooks are called.
@@ -27,6 +29,7 @@ def build_inspected_detector(config_file: str, overrides: Sequence[str] = ()) ->
         config_file: path of a config, or its name among the packaged ones.
         overrides: ``key=value``, among them ``train.init_checkpoint=FILE``; without it
             ``stageinteractor/shapes_tiny.py`` uses the shipped checkpoint.
+        weights: checkpoint; takes the place of ``train.init_checkpoint``.
 
     Raises:
         ValueError: no checkpoint is named, it belongs to another config, or the detector has no
@@ -35,6 +38,8 @@ def build_inspected_detector(config_file: str, overrides: Sequence[str] = ()) ->
         KeyError: an override of a key that does not exist.
     """
     cfg = apply_overrides(get_config(config_file), list(overrides))
+    if weights is not None:
+        cfg.train.init_checkpoint = weights
     if not cfg.train.init_checkpoint and is_shipped_config(config_file):
         cfg.train.init_checkpoint = shipped_checkpoint()
     path = cfg.train.init_checkpoint

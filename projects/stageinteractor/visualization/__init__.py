@@ -12,8 +12,15 @@ from .pictures import (
     select_confident,
     side_by_side,
 )
-from .stage_traces import StageTrace, check_has_stages, trace_stages
-from .stages import choose_queries, draw_stages
+from .stage_traces import StageTrace, check_has_stages, resize_trace, trace_stages
+from .stages import (
+    choose_queries,
+    draw_followed_query,
+    draw_query_stages,
+    draw_stages,
+    level_colors,
+    stage_colors,
+)
 
 __all__ = [
     "LabelDecision",
@@ -24,16 +31,21 @@ __all__ = [
     "contact_sheet",
     "draw_assignment",
     "draw_detections",
+    "draw_followed_query",
     "draw_ground_truth",
+    "draw_query_stages",
     "draw_stages",
     "explain_labels",
+    "level_colors",
     "plot_ap_curves",
     "plot_convergence",
     "plot_loss_curves",
     "read_metrics",
+    "resize_trace",
     "save_figure",
     "save_picture",
     "select_confident",
     "side_by_side",
+    "stage_colors",
     "trace_stages",
 ]

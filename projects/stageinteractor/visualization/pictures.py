@@ -46,6 +46,7 @@ def draw_detections(
     *,
     threshold: float = 0.0,
     scale: float | None = None,
+    font_size: float | None = None,
 ) -> np.ndarray:
     """Draw boxes, class names and scores.
 
@@ -57,6 +58,8 @@ def draw_detections(
         threshold: detections of lower score are left out.
         scale: enlargement of the result; by default small pictures are enlarged until labels
             are legible, and others stay as they are.
+        font_size: points of the labels, at 100 dots an inch of the result; by default it grows
+            with the result, from 9 on.
 
     Returns:
         (scale H, scale W, 3) RGB.
@@ -67,7 +70,8 @@ def draw_detections(
         f"{_class_name(metadata, c)} {100 * s:.0f}%"
         for c, s in zip(classes, instances.scores.tolist())
     ]
-    return _draw(image, instances.pred_boxes, classes, labels, metadata, scale)
+    boxes = instances.pred_boxes
+    return _draw(image, boxes, classes, labels, metadata, scale, font_size)
 
 
 def draw_ground_truth(
@@ -169,6 +173,7 @@ def _draw(
     labels: Sequence[str],
     metadata: Metadata | None,
     scale: float | None,
+    font_size: float | None = None,
 ) -> np.ndarray:
     if scale is None:
         scale = max(1.0, _LEGIBLE_SIDE / max(image.shape[:2]))
@@ -178,7 +183,9 @@ def _draw(
     for i in order:
         # Detectron2's default is half transparent: lost on a busy background.
         visualizer.draw_box(corners[i], alpha=1.0, edge_color=_class_color(metadata, classes[i]))
-    points = max(9.0, scale * (image.shape[0] * image.shape[1]) ** 0.5 / 90) / scale
+    if font_size is None:
+        font_size = max(9.0, scale * (image.shape[0] * image.shape[1]) ** 0.5 / 90)
+    points = font_size / scale
     for i in order:
         x, y, alignment = _label_place(corners[i], labels[i], image.shape, points)
         color = [0.4 + 0.6 * channel for channel in _class_color(metadata, classes[i])]

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from ..modeling.sampling import level_weights
 from ..structures import xyzr_to_box
 
-__all__ = ["StageTrace", "check_has_stages", "trace_stages"]
+__all__ = ["StageTrace", "check_has_stages", "resize_trace", "trace_stages"]
 
 
 class StageTrace(NamedTuple):
@@ -103,6 +103,20 @@ def trace_stages(detector: nn.Module, batched_input: dict[str, Any]) -> list[Sta
             )
         )
     return traces
+
+
+def resize_trace(trace: StageTrace, height: int, width: int) -> StageTrace:
+    """The same trace in pixels of the picture at another size; the given one stays as it is."""
+    old_height, old_width = trace.detections.image_size
+    scale = torch.tensor([width / old_width, height / old_height])
+    fields = dict(trace.detections.get_fields())
+    fields["pred_boxes"] = Boxes(fields["pred_boxes"].tensor * scale.repeat(2))
+    return trace._replace(
+        detections=Instances((height, width), **fields),
+        boxes_before=trace.boxes_before * scale.repeat(2),
+        boxes=trace.boxes * scale.repeat(2),
+        points=None if trace.points is None else trace.points * scale,
+    )
 
 
 @contextlib.contextmanager

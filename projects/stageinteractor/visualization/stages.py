@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from detectron2.data import Metadata
 from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
@@ -16,10 +17,18 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from .paper import TEXT_WIDTH, draw_box, new_figure, prepare_picture
+from .pictures import _class_color as class_color
 from .pictures import _class_name as class_name
 from .stage_traces import StageTrace
 
-__all__ = ["choose_queries", "draw_stages"]
+__all__ = [
+    "choose_queries",
+    "draw_followed_query",
+    "draw_query_stages",
+    "draw_stages",
+    "level_colors",
+    "stage_colors",
+]
 
 # Told apart by readers who cannot see red or green, too (Okabe and Ito).
 _QUERY_COLORS = ("#E69F00", "#56B4E9", "#CC79A7", "#009E73", "#F0E442", "#D55E00")
@@ -104,6 +113,118 @@ def draw_stages(
     return figure
 
 
+def draw_query_stages(
+    image: np.ndarray,
+    traces: Sequence[StageTrace],
+    query: int,
+    metadata: Metadata | None = None,
+    *,
+    strides: Sequence[int] = (4, 8, 16, 32),
+) -> Figure:
+    """Sampling points of one query at every stage, its way, its boxes and its scores.
+
+    Args:
+        image, traces, metadata, strides: see :func:`draw_stages`.
+        query: counted from 0.
+    """
+    color = _QUERY_COLORS[0]
+    classes = {query: int(traces[-1].scores[query].argmax())}
+    aspect = min(max(image.shape[0] / image.shape[1], 0.4), 1.5)
+    heights = [1.75]
+    if traces[0].points is not None:
+        heights.insert(0, 0.91 * TEXT_WIDTH / len(traces) * aspect + 0.17)
+    figure = new_figure(sum(heights) + 0.05)
+    parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    if traces[0].points is not None:
+        _points_row(
+            parts[0],
+            image,
+            traces,
+            query,
+            color=color,
+            name=class_name(metadata, classes[query]),
+            aspect=aspect,
+            strides=strides,
+        )
+    axes = parts[-1].subplots(1, 3, width_ratios=[1.2, 1, 1.6])
+    _trajectories(axes[0], image, traces, {query: color})
+    _refinement(axes[1], image, traces, query, color)
+    _scores(axes[2], traces, metadata, {query: color}, classes)
+    return figure
+
+
+def draw_followed_query(
+    image: np.ndarray,
+    traces: Sequence[StageTrace],
+    query: int,
+    metadata: Metadata | None = None,
+    *,
+    stage: int,
+    threshold: float = 0.3,
+) -> np.ndarray:
+    """One stage on the picture as a whole: a query's way up to it, over all detections.
+
+    Args:
+        image, traces, metadata, threshold: see :func:`draw_stages`; detections are those of the
+            stage.
+        query: counted from 0.
+        stage: counted from 0. Boxes after it and the stages before have the colours of
+            :func:`stage_colors`, the box that it starts from is dashed, and its sampling points
+            have the colours of :func:`level_colors`, mixed by their level weights.
+
+    Returns:
+        (H, W, 3) RGB uint8, of the size of ``image``.
+    """
+    height, width = image.shape[:2]
+    dpi = 100
+    # Half a pixel more than needed, which is cut off below: the canvas rounds down.
+    figure = Figure(figsize=((width + 0.5) / dpi, (height + 0.5) / dpi), dpi=dpi)
+    canvas = FigureCanvasAgg(figure)
+    axis = figure.add_axes((0, 0, 1, 1))
+    prepare_picture(axis, image, pale=True)
+    axis.set_axis_off()
+    unit = max(1.0, (height * width) ** 0.5 / 600)  # of line widths and type
+
+    trace = traces[stage]
+    found = trace.detections[trace.detections.scores >= threshold]
+    for box, label, other in zip(
+        found.pred_boxes.tensor.tolist(), found.pred_classes.tolist(), found.query_index.tolist()
+    ):
+        if other != query:
+            draw_box(axis, box, class_color(metadata, label), width=1.1 * unit)
+    if trace.points is not None:
+        _scatter_points(axis, trace, query, size=16 * unit**2, width=0.5 * unit)
+    draw_box(axis, trace.boxes_before[query], "black", width=1.3 * unit, ls=(0, (4, 2)))
+    shades = stage_colors(len(traces))
+    for index in range(stage + 1):
+        line = (1.3 if index < stage else 2.4) * unit
+        draw_box(axis, traces[index].boxes[query], shades[index], width=line, outline="white")
+    boxes = torch.stack([traces[0].boxes_before[query], *(t.boxes[query] for t in traces)])
+    centers = ((boxes[:, :2] + boxes[:, 2:]) / 2)[: stage + 2]
+    axis.plot(*centers.T, color="white", lw=2.6 * unit, zorder=4)
+    axis.plot(*centers.T, color="black", lw=1.2 * unit, zorder=4)
+    axis.scatter(
+        *centers[1:].T, c=shades[: stage + 1], s=34 * unit**2, lw=unit, ec="white", zorder=5
+    )
+    label = int(trace.scores[query].argmax())
+    text = f"query {query}: {class_name(metadata, label)} {float(trace.scores[query, label]):.2f}"
+    _label(
+        axis, trace.boxes[query], text, _QUERY_COLORS[0], image.shape, size=9.5 * unit, zorder=6
+    )
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[:height, :width, :3].copy()
+
+
+def level_colors(count: int) -> list:
+    """RGBA colours of the feature levels, finest first."""
+    return [_LEVELS(level / max(1, count - 1)) for level in range(count)]
+
+
+def stage_colors(count: int) -> list:
+    """RGBA colours of the stages."""
+    return [colormaps["viridis"](0.95 - 0.9 * t / max(1, count - 1)) for t in range(count)]
+
+
 def _detections_row(part, image, traces, metadata, colors, threshold) -> None:
     axes = part.subplots(1, len(traces), squeeze=False)[0]
     for number, (axis, trace) in enumerate(zip(axes, traces), start=1):
@@ -125,16 +246,18 @@ def _detections_row(part, image, traces, metadata, colors, threshold) -> None:
     axes[0].set_ylabel("detections", fontsize=7)
 
 
-def _label(axis, box, text, color, shape) -> None:
+def _label(axis, box, text, color, shape, *, size: float = _LABEL, zorder: float = 3) -> None:
     height, width = shape[:2]
+    box = [float(v) for v in box]
     above = box[1] > 0.09 * height
     right = box[0] > 0.6 * width
     axis.text(
         min(box[2], width) if right else max(box[0], 0),
         box[1] if above else min(box[3], height),
         text,
-        fontsize=_LABEL,
+        fontsize=size,
         color="black",
+        zorder=zorder,
         ha="right" if right else "left",
         va="bottom" if above or box[3] > 0.93 * height else "top",
         bbox=dict(_BOX, fc=color, alpha=0.85),
@@ -146,15 +269,10 @@ def _points_row(part, image, traces, query, *, color, name, aspect, strides) -> 
     axes = part.subplots(1, len(traces), squeeze=False)[0]
     num_levels = traces[0].level_weights.shape[-1]
     norm = Normalize(0, num_levels - 1)
-    level = torch.arange(num_levels, dtype=torch.float32)
     for number, (axis, trace) in enumerate(zip(axes, traces), start=1):
         prepare_picture(axis, image, f"sampling points of stage {number}", pale=True)
         before, after = trace.boxes_before[query], trace.boxes[query]
-        points, weights = trace.points[query], trace.level_weights[query]
-        mean_level = (weights * level).sum(-1)
-        axis.scatter(
-            *points.T, c=mean_level, cmap=_LEVELS, norm=norm, s=5, lw=0.2, ec="white", zorder=3
-        )
+        _scatter_points(axis, trace, query, size=5, width=0.2)
         draw_box(axis, before, "black", width=0.9, ls=(0, (4, 2)))
         draw_box(axis, after, color, width=1.3)
         x0, x1, y0, y1 = _view(torch.stack([before, after]), aspect, image.shape)
@@ -167,6 +285,22 @@ def _points_row(part, image, traces, query, *, color, name, aspect, strides) -> 
     bar.set_ticks(range(num_levels), labels=[str(s) for s in strides[:num_levels]])
     bar.ax.tick_params(labelsize=_LABEL, length=2, pad=1)
     bar.set_label("stride of the weighted level", fontsize=_LABEL)
+
+
+def _scatter_points(axis, trace: StageTrace, query: int, *, size: float, width: float) -> None:
+    weights = trace.level_weights[query]
+    mean_level = (weights * torch.arange(weights.shape[-1], dtype=torch.float32)).sum(-1)
+    norm = Normalize(0, weights.shape[-1] - 1)
+    axis.scatter(
+        *trace.points[query].T,
+        c=mean_level,
+        cmap=_LEVELS,
+        norm=norm,
+        s=size,
+        lw=width,
+        ec="white",
+        zorder=3,
+    )
 
 
 def _view(
@@ -208,7 +342,7 @@ def _refinement(axis, image, traces, query, color) -> None:
         dict(_BOX, fc=color, alpha=0.85)
     )
     boxes = torch.stack([trace.boxes[query] for trace in traces])
-    shades = _stage_colors(len(traces))
+    shades = stage_colors(len(traces))
     for index, (box, shade) in enumerate(zip(boxes, shades)):
         draw_box(axis, box, shade, width=0.8 + 0.9 * index / len(traces))
     # In a square of its own, whatever the picture's sides.
@@ -230,10 +364,6 @@ def _refinement(axis, image, traces, query, color) -> None:
         handletextpad=0.3,
         borderpad=0.1,
     )
-
-
-def _stage_colors(count: int) -> list:
-    return [colormaps["viridis"](0.95 - 0.9 * t / max(1, count - 1)) for t in range(count)]
 
 
 def _scores(axis, traces, metadata, colors, classes) -> None:

@@ -1,0 +1,110 @@
+"""Show a detector in the browser: detections after every stage, and how its queries get there.
+
+    python -m stageinteractor.web
+    python -m stageinteractor.web --config-file stageinteractor/stageinteractor_r50_100q_1x.py \\
+        --weights model_final.pth --port 8000
+
+Without --config-file it is the detector of the built-in shapes. The page needs no network and is
+reachable from this machine only, unless --host says otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from detectron2.utils.logger import setup_logger
+
+from ..engine import user_errors
+from ..engine.inspection import build_inspected_detector
+from ..engine.shipped import SHIPPED_CONFIG
+
+logger = logging.getLogger("stageinteractor.web")
+
+MAX_UPLOAD = 20 * 2**20  # bytes
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m stageinteractor.web",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--config-file",
+        default=SHIPPED_CONFIG,
+        metavar="FILE",
+        help="config, by path or by its name among the packaged ones (default: %(default)s)",
+    )
+    parser.add_argument("--weights", metavar="FILE", help="checkpoint that belongs to the config")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen at (default: %(default)s)"
+    )
+    parser.add_argument("--port", type=int, default=7860, help="(default: %(default)s)")
+    parser.add_argument(
+        "--root-path",
+        default="",
+        metavar="PATH",
+        help="where a proxy in front shows the page, for example /detector",
+    )
+    parser.add_argument(
+        "--opts",
+        default=[],
+        nargs=argparse.REMAINDER,
+        metavar="KEY=VALUE",
+        help="changes to the config",
+    )
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Serve the page until the process is told to end."""
+    if not 1 <= args.port <= 65535:
+        raise ValueError(f"--port {args.port}: must be between 1 and 65535")
+    with tempfile.TemporaryDirectory(prefix="stageinteractor-web-") as folder:
+        # Gradio takes these from the environment only. Its files are gone with the process.
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+        from .serving import serve  # Gradio, which is optional, and slow to import
+
+        overrides = [f"train.device={args.device}", *args.opts]
+        predictor = build_inspected_detector(args.config_file, overrides, weights=args.weights)
+        weights = Path(predictor.cfg.train.init_checkpoint).name
+        if not _is_local(args.host):
+            logger.warning("Whoever reaches %s can use the page: it asks no password", args.host)
+        serve(
+            predictor,
+            subtitle=f"{args.config_file}, {weights}, {predictor.model.device.type.upper()}",
+            host=args.host,
+            port=args.port,
+            root_path=args.root_path,
+            max_upload=MAX_UPLOAD,
+        )
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code."""
+    args = get_parser().parse_args(argv)
+    setup_logger(name="stageinteractor")
+    with user_errors(("stageinteractor", "adamixer", "sqr", "dfvt", "__main__", __name__)):
+        run(args)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
