@@ -1,4 +1,7 @@
 import itertools
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from detectron2.utils.env import seed_all_rng
 from stageinteractor.config import get_config
 from stageinteractor.data import (
     DetectionMapper,
+    LoaderProcessError,
     UnreadableImageError,
     build_test_loader,
     build_train_loader,
@@ -163,6 +167,48 @@ def test_a_test_loader_yields_every_image_once_in_order(tmp_path, num_workers, b
     batches = image_ids(loader)
     assert list(itertools.chain(*batches)) == [1, 2, 3, 4]
     assert len(batches[0]) == batch_size
+
+
+class Fatal(DetectionMapper):
+    """Its process is killed at one image, when those before it have been used."""
+
+    def __init__(self, used):
+        super().__init__(False, augmentations=[])
+        self.used = used
+
+    def __call__(self, record):
+        if record["image_id"] == 3:
+            while not self.used.exists():
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(record)
+
+
+def test_a_dead_process_of_a_test_loader_is_explained_with_the_images_it_had(tmp_path):
+    dataset = make_dataset(tmp_path, num_images=9)
+    used = tmp_path / "used"
+    loader = build_test_loader(dataset=dataset, mapper=Fatal(used), batch_size=2, num_workers=1)
+    message = (
+        r"a loader process of the test data has ended.* 2 images had come; the next 4 were being "
+        r"loaded: \S*3\.png, \S*4\.png, \S*5\.png, \S*6\.png\. .*dataloader\.test\.num_workers=0"
+    )
+    seen = []
+    # Around the loop, as PyTorch tells of it wherever the run is.
+    with pytest.raises(LoaderProcessError, match=message), loader.process_errors():
+        for batch in loader:
+            seen += [x["image_id"] for x in batch]
+            used.touch()
+    assert seen == [1, 2]
+
+
+def test_what_happens_to_other_processes_is_not_said_of_a_test_loaders(tmp_path):
+    dataset = make_dataset(tmp_path)
+    loader = build_test_loader(
+        dataset=dataset, mapper=DetectionMapper(False, augmentations=[]), num_workers=1
+    )
+    next(iter(loader))
+    with pytest.raises(RuntimeError, match="^DataLoader worker"), loader.process_errors():
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed. ")
 
 
 def test_empty_data_sets_are_refused():

@@ -16,13 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import SequentialSampler
 
-from stageinteractor.data import DetectionMapper, build_train_loader, get_detection_dataset
-from stageinteractor.data.stream import (
-    Draw,
-    GroupedStream,
+from stageinteractor.data import (
+    DetectionMapper,
     LoaderProcessError,
-    SeededDataset,
+    build_train_loader,
+    get_detection_dataset,
 )
+from stageinteractor.data.stream import Draw, GroupedStream, SeededDataset
 
 GROUPS = [0, 1, 0, 0, 1, 0, 0, 0, 1, 0, 1]
 
@@ -248,4 +248,21 @@ def test_a_dead_loader_process_is_named_at_the_first_batch(tmp_path):
     dataset = get_detection_dataset(json_file=json_file, image_root=root)
     loader = build_train_loader(dataset=dataset, mapper=Fatal(), total_batch_size=2, num_workers=1)
     with pytest.raises(LoaderProcessError, match="a loader process .* lower .*num_workers"):
+        next(iter(loader))
+
+
+class Mistaken:
+    """A mapper with a mistake in it, which PyTorch reports as of a "DataLoader worker", too."""
+
+    def __call__(self, record):
+        raise RuntimeError("shapes do not fit")
+
+
+def test_a_mistake_in_a_loader_process_is_not_taken_for_its_end(tmp_path):
+    json_file, root = write_dataset(tmp_path)
+    dataset = get_detection_dataset(json_file=json_file, image_root=root)
+    loader = build_train_loader(
+        dataset=dataset, mapper=Mistaken(), total_batch_size=2, num_workers=1
+    )
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
         next(iter(loader))

@@ -1,15 +1,18 @@
 """Evaluations that an interruption has prevented, and runs that are asked to end within one."""
 
 import json
+import multiprocessing
 import os
 import random
 import signal
+import time
 
 import numpy as np
 import pytest
 import torch
 from small_runs import make_config
 
+from stageinteractor.data import LoaderProcessError
 from stageinteractor.engine import Trainer, prepare_config
 from stageinteractor.engine.interruption import EXIT_INTERRUPTED, InterruptedRun
 from stageinteractor.engine.random_states import (
@@ -87,6 +90,66 @@ def test_a_signal_within_an_evaluation_ends_the_run_at_once(tmp_path, monkeypatc
     assert trainer.start_iter == 2
     lines = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
     assert [line["iteration"] for line in lines if "bbox/AP" in line] == [1, 3, 6]
+
+
+@pytest.fixture
+def new_processes():
+    """Processes that were started since then; earlier tests may have left some."""
+    before = set(multiprocessing.active_children())
+    return lambda: set(multiprocessing.active_children()) - before
+
+
+@pytest.fixture
+def killing_forward(new_processes):
+    """A forward pass whose loader is killed meanwhile, as by a system short of memory."""
+
+    def forward(self, images):
+        (loader,) = new_processes()
+        loader.kill()
+        time.sleep(20)  # ends as soon as it is noticed
+
+    return forward
+
+
+@pytest.mark.parametrize("part, name", [("train", "training"), ("test", "test")])
+def test_a_dead_loader_is_explained_wherever_the_run_is(
+    tmp_path, monkeypatch, killing_forward, part, name
+):
+    cfg = prepare_config(make_config(tmp_path, f"dataloader.{part}.num_workers=1"))
+    trainer = Trainer(cfg)
+    monkeypatch.setattr(type(trainer.model), "forward", killing_forward)
+    message = rf"process of the {name} data .* lower dataloader\.{part}\.num_workers"
+    with pytest.raises(LoaderProcessError, match=message):
+        if part == "train":
+            trainer.train()
+        else:
+            Trainer.test(cfg, trainer.model)
+
+
+def test_a_signal_to_all_within_an_evaluation_leaves_its_loaders_to_it(
+    tmp_path, monkeypatch, new_processes
+):
+    """They would end first, and the evaluation with an error."""
+    test = Trainer.test.__func__
+
+    def signal_and_test(cls, cfg, model, **kwargs):
+        forward = model.forward
+
+        def signal_and_forward(images):
+            for process in new_processes():
+                process.terminate()
+            time.sleep(0.2)  # for them to end
+            os.kill(os.getpid(), signal.SIGTERM)
+            return forward(images)
+
+        monkeypatch.setattr(model, "forward", signal_and_forward)
+        return test(cls, cfg, model, **kwargs)
+
+    options = [*OPTIONS, "dataloader.test.num_workers=1"]
+    trainer = Trainer(prepare_config(make_config(tmp_path, *options)))
+    monkeypatch.setattr(Trainer, "test", classmethod(signal_and_test))
+    with pytest.raises(InterruptedRun):
+        trainer.train()
 
 
 def test_a_failed_run_is_not_evaluated(tmp_path, monkeypatch):

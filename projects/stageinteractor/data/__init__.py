@@ -8,13 +8,17 @@ from .datasets import (
     get_detection_dataset,
     register_coco_json,
 )
+from .evaluation_loader import EvaluationLoader
 from .images import UnreadableImageError, read_image
+from .loader_processes import LoaderProcessError, loader_process_errors
 from .mapper import DetectionMapper, SkipUnreadable
 from .shapes import SHAPES, ShapesSpec, ensure_shapes, generate_shapes, register_shapes
 
 __all__ = [
     "SHAPES",
     "DetectionMapper",
+    "EvaluationLoader",
+    "LoaderProcessError",
     "ShapesSpec",
     "SkipUnreadable",
     "UnreadableImageError",
@@ -26,6 +30,7 @@ __all__ = [
     "ensure_shapes",
     "generate_shapes",
     "get_detection_dataset",
+    "loader_process_errors",
     "read_image",
     "register_coco_json",
     "register_shapes",

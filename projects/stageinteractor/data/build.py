@@ -10,9 +10,10 @@ import torch
 from detectron2.data import DatasetFromList, DatasetMapper, build_detection_test_loader
 from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
 from .datasets import missing_files
+from .evaluation_loader import EvaluationLoader
 from .images import shown_name, shown_size
 from .mapper import SkipUnreadable
 from .stream import GroupedStream, SeededDataset, TrainLoader
@@ -88,7 +89,7 @@ def build_test_loader(
     mapper: Callable[[dict[str, Any]], dict[str, Any]],
     batch_size: int = 1,
     num_workers: int = 4,
-) -> DataLoader:
+) -> EvaluationLoader:
     """Detectron2's ``build_detection_test_loader``: every image once, shared by the processes.
 
     Args:
@@ -105,9 +106,10 @@ def build_test_loader(
         raise ValueError("the test set has no images: check dataloader.test.dataset")
     _check_files(dataset, mapper, "test")
     _check_sizes(dataset, mapper, "test")
-    return build_detection_test_loader(
+    loader = build_detection_test_loader(
         dataset, mapper=mapper, batch_size=batch_size, num_workers=num_workers
     )
+    return EvaluationLoader(loader, [str(d.get("file_name", "?")) for d in dataset])
 
 
 def _check_files(

@@ -7,13 +7,10 @@ interruption changes what a step sees.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import itertools
 import math
 import random
-import signal
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -26,7 +23,9 @@ from detectron2.utils import comm
 from detectron2.utils.serialize import PicklableWrapper
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-__all__ = ["Draw", "GroupedStream", "LoaderProcessError", "SeededDataset", "TrainLoader"]
+from .loader_processes import end_workers_at_exit, init_worker, loader_process_errors
+
+__all__ = ["Draw", "GroupedStream", "SeededDataset", "TrainLoader"]
 
 
 class Draw(NamedTuple):
@@ -218,42 +217,6 @@ class _RecordedBatches:
             yield batch
 
 
-class LoaderProcessError(OSError):
-    """A process that loads data has ended, or was killed."""
-
-
-def _init_worker(worker_id: int) -> None:
-    """A signal to the whole job must not end its loaders: the step at hand still needs them."""
-    signal.signal(signal.SIGTERM, _end_at_second_signal)
-    if hasattr(signal, "SIGUSR1"):
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-
-
-def _end_at_second_signal(number: int, frame: Any) -> None:
-    signal.signal(number, signal.SIG_DFL)
-
-
-def _end_workers_at_exit(batches: Any) -> None:
-    """Let loader processes go before the interpreter waits for them.
-
-    A run that ends by an error or a signal keeps its iterator to the last. ``multiprocessing`` then
-    sends each of its processes one SIGTERM, which :func:`_init_worker` has them overhear, and
-    waits for them without end.
-    """
-    shut_down = getattr(batches, "_shutdown_workers", None)
-    if shut_down is None:  # without loader processes
-        return
-    method = weakref.WeakMethod(shut_down)
-
-    def end() -> None:
-        alive = method()
-        if alive is not None:
-            alive()
-
-    atexit.register(end)  # what is registered last is called first
-    weakref.finalize(batches, atexit.unregister, end).atexit = False
-
-
 class TrainLoader:
     """An endless iterable of batches that knows its position, whatever its processes prefetch."""
 
@@ -283,7 +246,7 @@ class TrainLoader:
             num_workers=num_workers,
             pin_memory=pin_memory,
             collate_fn=trivial_batch_collator,
-            worker_init_fn=_init_worker,
+            worker_init_fn=init_worker,
         )
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
@@ -295,20 +258,13 @@ class TrainLoader:
         self.stream.rewind(self._state)
         self._dataset.seed = self.stream.seed
         batches = iter(self._loader)
-        _end_workers_at_exit(batches)
+        end_workers_at_exit(batches)
         while True:
             try:
-                batch = next(batches)
+                with loader_process_errors("train"):
+                    batch = next(batches)
             except StopIteration:  # of a finite sampler
                 return
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
-                    raise
-                raise LoaderProcessError(
-                    f"a loader process of the training data has ended: {error}. Most often the "
-                    "machine is short of memory or of shared memory (/dev/shm): lower "
-                    "dataloader.train.num_workers"
-                ) from error
             self._state = self._batches.states.popleft()
             yield batch
 

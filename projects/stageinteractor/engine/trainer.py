@@ -28,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from ..checkpoint.checkpointer import BEST_CHECKPOINT, Checkpointer, ResumeError
-from ..data import dataset_names
+from ..data import dataset_names, loader_process_errors
 from ..evaluation import check_stage_evaluation, evaluate_stages
 from .hooks import (
     BestCheckpointer,
@@ -194,9 +194,11 @@ class Trainer(DefaultTrainer):
 
         Raises:
             InterruptedRun: SIGTERM or SIGUSR1 has come, and a checkpoint is written.
+            LoaderProcessError: a process that loads images has ended.
         """
         with self.interruption.caught(), _deterministic(self.cfg.train):
-            TrainerBase.train(self, self.start_iter, self.max_iter)
+            with loader_process_errors("train"):
+                TrainerBase.train(self, self.start_iter, self.max_iter)
         return getattr(self, "_last_eval_results", None) if comm.is_main_process() else None
 
     def before_train(self) -> None:
@@ -357,6 +359,8 @@ class Trainer(DefaultTrainer):
         Raises:
             ValueError: ``train.stage_evaluation`` for a model without stages, or for a test set
                 without annotations; or the device lacks ``train.amp.precision``.
+            LoaderProcessError: a process that loads the test images has ended; names those that
+                were being loaded.
         """
         names = dataset_names(cfg.dataloader.test.dataset)
         if isinstance(evaluators, DatasetEvaluator):
@@ -366,10 +370,12 @@ class Trainer(DefaultTrainer):
         results: dict[str, Any] = OrderedDict()
         for i, name in enumerate(names):
             loader = cls.build_test_loader(cfg, name)
+            # A loader of another project has its own errors.
+            explained = getattr(loader, "process_errors", contextlib.nullcontext)
             if interruption is not None:
                 loader = InterruptibleLoader(loader, interruption)
             evaluator = evaluators[i] if evaluators else cls.build_evaluator(cfg, name)
-            with _autocast_in_evaluation(cfg.train):
+            with _autocast_in_evaluation(cfg.train), explained():
                 if cfg.train.get("stage_evaluation"):
                     results[name] = _evaluate_stages(cfg, model, loader, evaluator, name)
                 else:
