@@ -7,6 +7,7 @@ from small_runs import make_batch, make_detector
 
 from stageinteractor.engine.bad_batch import read_bad_batch
 from stageinteractor.engine.train_loop import DetectionTrainLoop
+from stageinteractor.training.matcher import NonFinitePredictionError
 
 
 def make_loop(model, batches, tmp_path, **kwargs):
@@ -236,3 +237,53 @@ def test_overflows_of_the_loss_scale_are_left_out_until_it_fits(tmp_path, caplog
     assert len(messages) == 4
     # Usual ones are not written down.
     assert not (tmp_path / "bad_batch").exists()
+
+
+class Overflowing(torch.nn.Module):
+    """Loss, gradient or predictions of its first steps are not finite."""
+
+    def __init__(self, kinds):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+        self.other = torch.nn.Parameter(torch.zeros(3))
+        self.kinds = iter(kinds)
+
+    def forward(self, batch):
+        kind = next(self.kinds, None)
+        if kind == "predictions":
+            raise NonFinitePredictionError([(0, 0)])
+        if kind == "gradient":
+            return {"loss": (self.weight - self.weight.detach()).sqrt()}
+        return {"loss": self.weight * float(kind or 2.0)}
+
+
+@pytest.mark.parametrize("kind", ["inf", "nan", "predictions"])
+def test_the_loss_scale_is_lowered_whatever_overflows(kind, tmp_path):
+    """As after a gradient that does, also in the first step of all; and the weights stay."""
+    states = []
+    for kinds in ([kind, kind, None], ["gradient", "gradient", None]):
+        model = Overflowing(kinds)
+        batches = [make_batch([1]) for _ in kinds]
+        loop = make_loop(model, batches, tmp_path, lr=0.1, max_skipped_steps=2)
+        loop.grad_scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+        states.append([])
+        for _ in range(2):
+            run_one_step(loop)
+            states[-1].append(loop.grad_scaler.state_dict())
+        assert float(model.weight.detach()) == 1 and not model.other.any()
+        run_one_step(loop)
+        assert float(model.weight.detach()) == pytest.approx(0.8)
+        states[-1].append(loop.grad_scaler.state_dict())
+    assert states[0] == states[1]
+    assert [state["scale"] for state in states[0]] == [128.0, 64.0, 64.0]
+
+
+def test_an_overflow_lets_the_scaler_count_anew_before_it_grows(tmp_path):
+    model = Overflowing([None, "inf", None, None])
+    loop = make_loop(model, [make_batch([1])] * 4, tmp_path, max_skipped_steps=1)
+    loop.grad_scaler = torch.amp.GradScaler("cpu", init_scale=256.0, growth_interval=2)
+    scales = []
+    for _ in range(4):
+        run_one_step(loop)
+        scales.append(loop.grad_scaler.get_scale())
+    assert scales == [256.0, 128.0, 128.0, 256.0]

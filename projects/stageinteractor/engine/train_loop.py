@@ -122,7 +122,11 @@ class DetectionTrainLoop(SimpleTrainer):
 
         self.optimizer.zero_grad()
         try:
-            losses = self._accumulate_gradients(batches)
+            try:
+                losses = self._accumulate_gradients(batches)
+            except _UnusableStep:
+                self._lower_loss_scale()
+                raise
             self.after_backward()
             self._write_losses(losses, data_time)
             self._update(batches)
@@ -153,6 +157,24 @@ class DetectionTrainLoop(SimpleTrainer):
             # Gradients are those of all processes, so that all of them come here.
             images = [image for batch in batches for image in batch]
             raise _UnusableStep(f"the norm of the gradient is {norm}", images, self._last_losses)
+
+    def _lower_loss_scale(self) -> None:
+        """What the scaler does after a gradient that overflows, where there is no gradient.
+
+        It would not hear of a loss that is not finite, or of predictions, and go on as before. All
+        processes come here together.
+        """
+        if not self.grad_scaler.is_enabled():
+            return
+        self.optimizer.zero_grad()
+        parameter = next(
+            p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad
+        )
+        self.grad_scaler.scale(torch.zeros((), device=parameter.device))  # it may be the first step
+        parameter.grad = torch.full_like(parameter, math.inf)
+        self.grad_scaler.unscale_(self.optimizer)
+        self.grad_scaler.step(self.optimizer)  # does nothing but note it
+        self.grad_scaler.update()
 
     def _accumulate_gradients(self, batches: list[list[dict[str, Any]]]) -> dict[str, Tensor]:
         """Gradients of the whole step into ``.grad``; returns the summed losses."""
