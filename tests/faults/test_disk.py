@@ -150,12 +150,50 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(tmp_path, har
     assert "model_0000002.pth is damaged" in caplog.text
 
 
-def test_an_empty_last_checkpoint_stands_for_the_newest(tmp_path):
+def nothing_in_it(folder):
+    (folder / "last_checkpoint").write_bytes(b"")
+
+
+def no_such_file(folder):
+    (folder / "last_checkpoint").write_text("model_0000003.pth")
+
+
+def removed(folder):
+    (folder / "last_checkpoint").unlink()
+
+
+@pytest.mark.parametrize(
+    "lose, said",
+    [
+        (nothing_in_it, "last_checkpoint is empty"),
+        (no_such_file, "last_checkpoint names model_0000003.pth, which does not exist"),
+        (removed, "last_checkpoint is missing"),
+    ],
+)
+@pytest.mark.parametrize("newest_is_damaged", [False, True])
+def test_a_lost_last_checkpoint_stands_for_the_newest_sound_one(
+    tmp_path, caplog, lose, said, newest_is_damaged
+):
     checkpointer = make_checkpointer(tmp_path)
     for iteration in (1, 2):
         checkpointer.save(f"model_000000{iteration}", iteration=iteration)
-    (tmp_path / "last_checkpoint").write_bytes(b"")
-    assert make_checkpointer(tmp_path).resume_or_load("", resume=True)["iteration"] == 2
+    checkpointer.save("model_best", iteration=1)
+    torch.save({"model": {}}, tmp_path / "model_mine.pth")  # newer, but none of the run's
+    if newest_is_damaged:
+        truncate(tmp_path / "model_0000002.pth")
+    lose(tmp_path)
+    expected = 1 if newest_is_damaged else 2
+    assert make_checkpointer(tmp_path).resume_or_load("", resume=True)["iteration"] == expected
+    name = f"model_000000{expected}.pth"
+    path = tmp_path / name
+    assert f"{said}: going on from {path}, the newest that is sound" in caplog.text
+    assert (tmp_path / "last_checkpoint").read_text() == name
+
+
+def test_when_the_one_checkpoint_is_gone_the_run_stops(tmp_path):
+    no_such_file(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"model_0000003\.pth does not exist.*no other"):
+        make_checkpointer(tmp_path).resume_or_load("", resume=True)
 
 
 def test_when_all_are_damaged_the_run_stops_and_then_begins_anew(tmp_path):

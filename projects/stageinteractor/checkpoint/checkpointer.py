@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 BEST_CHECKPOINT = "model_best"
 _LAST = "last_checkpoint"
+_FINAL = "model_final.pth"
 _PERIODIC = re.compile(r"model_(\d+)\.pth")
 
 
@@ -144,8 +145,8 @@ class Checkpointer(DetectionCheckpointer):
             raise FileNotFoundError(
                 f"checkpoint {path} does not exist"
                 + (
-                    f", although {Path(self.save_dir, 'last_checkpoint')} names it: write another "
-                    "file's name there"
+                    f", although {Path(self.save_dir, _LAST)} names it, and there is no other: put "
+                    "it back, or remove that file to begin anew"
                     if self._resuming
                     else ": set train.init_checkpoint to a file, to detectron2://..., or to "
                     '"" to start from random weights'
@@ -160,11 +161,11 @@ class Checkpointer(DetectionCheckpointer):
         """As Detectron2's; a checkpoint to resume from must fit the model exactly.
 
         A damaged one is renamed to ``<name>.damaged``, with a warning, and the one before it is
-        taken.
+        taken. So it is where ``last_checkpoint`` is missing beside checkpoints, or names none.
 
         Raises:
             ResumeError: it does not fit; the message lists the tensors.
-            FileNotFoundError: there is no such file.
+            FileNotFoundError: there is no such file, and no other to resume from.
             CheckpointFileError: all checkpoints of the run are damaged.
         """
         if resume:
@@ -178,7 +179,7 @@ class Checkpointer(DetectionCheckpointer):
     def _choose_checkpoint(self) -> None:
         """Let ``last_checkpoint`` name a file that is not damaged; the main process does it."""
         failure: str | None = None
-        if comm.is_main_process() and "://" not in self.save_dir and self.has_checkpoint():
+        if comm.is_main_process() and self.save_dir and "://" not in self.save_dir:
             if self.save_to_disk:
                 remove_partial_files(self.save_dir)
             failure = self._set_damaged_aside()
@@ -190,22 +191,35 @@ class Checkpointer(DetectionCheckpointer):
     def _set_damaged_aside(self) -> str | None:
         """Returns what to say when no checkpoint is left; None otherwise."""
         last = Path(self.save_dir, _LAST)
-        named = last.read_text(encoding="utf-8", errors="replace").strip("\0 \n")
+        named = ""
+        if last.is_file():
+            named = last.read_text(encoding="utf-8", errors="replace").strip("\0 \n")
         path = Path(self.save_dir, named)
-        if not named:
-            logger.warning("%s is empty: looking for the newest checkpoint", last)
-        elif not path.is_file():
-            return None  # loading it says what to do
         others = [
             p
             for p in Path(self.save_dir).glob("model_*.pth")
-            if p != path and not p.name.startswith(BEST_CHECKPOINT) and p.is_file()
+            if p != path and (_PERIODIC.fullmatch(p.name) or p.name == _FINAL) and p.is_file()
         ]
-        newest_first = sorted(others, key=lambda p: (p.stat().st_mtime_ns, p.name), reverse=True)
+        candidates = sorted(others, key=lambda p: (p.stat().st_mtime_ns, p.name), reverse=True)
+        problem = None
+        if named and path.is_file():
+            candidates.insert(0, path)
+        elif named:
+            problem = f"{last} names {named}, which does not exist"
+        elif last.is_file():
+            problem = f"{last} is empty"
+        elif candidates:
+            problem = f"{last} is missing"
+        if not candidates:
+            return None  # nothing to resume, or loading it says what to do
         damaged: list[Path] = []
-        for candidate in [path] * bool(named) + newest_first:
+        for candidate in candidates:
             reason = damage(candidate)
             if reason is None:
+                if problem:
+                    logger.warning(
+                        "%s: going on from %s, the newest that is sound", problem, candidate
+                    )
                 if candidate.name != named:
                     # First, as this may end at any moment, too.
                     self.tag_last_checkpoint(candidate.name)
