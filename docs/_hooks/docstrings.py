@@ -17,9 +17,17 @@ _ROLE = re.compile(r":(?:class|func|meth|mod|attr|data|paper):`(~?)([^`]+)`")
 class Roles(griffe.Extension):
     """Rewrites roles in all docstrings."""
 
-    def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
-        if obj.docstring is not None:
-            obj.docstring.value = _ROLE.sub(lambda match: _link(match, obj), obj.docstring.value)
+    def on_package(self, *, pkg: griffe.Module, **kwargs: Any) -> None:
+        """Called once all of a package has been read."""
+        _rewrite(pkg)
+
+
+def _rewrite(obj: griffe.Object) -> None:
+    if obj.docstring is not None:
+        obj.docstring.value = _ROLE.sub(lambda match: _link(match, obj), obj.docstring.value)
+    for member in obj.members.values():
+        if not member.is_alias:
+            _rewrite(member)
 
 
 def _link(match: re.Match[str], obj: griffe.Object) -> str:

@@ -108,7 +108,7 @@ def on_page_content(content: str, *, page: Page, config: MkDocsConfig, files: Fi
         except Exception as error:
             logger.warning("%s: equation %r: %r", page.file.src_uri, tex, error)
             return match[0]
-        if "<mi>&" in math or "\\" in math:
+        if "<mi>&</mi>" in math or "\\" in math:
             # What the converter does not know, it passes through.
             logger.warning("%s: equation %r was not understood", page.file.src_uri, tex)
         if not display:
@@ -116,6 +116,8 @@ def on_page_content(content: str, *, page: Page, config: MkDocsConfig, files: Fi
         if number is None:
             return f'<div class="equation">{math}</div>'
         n = number[1]
+        if page.present_anchor_ids is not None:
+            page.present_anchor_ids.add(f"eq-{n}")  # for the check of links, which comes next
         return f'<div class="equation" id="eq-{n}">{math}<span>({n})</span></div>'
 
     return _EQUATION.sub(replace, content)
