@@ -11,7 +11,7 @@ COMPILE := uv pip compile --quiet --universal --python-version 3.9 --annotation-
 	--custom-compile-command "make requirements"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak lint ablation ablation-smoke clean distclean requirements shapes-checkpoint
+.PHONY: help demo test soak lint docs ablation ablation-smoke clean distclean requirements shapes-checkpoint
 
 help:  ## list the targets
 	@echo "make <target> [PYTHON=python3] [ARGS='...']"
@@ -31,6 +31,9 @@ soak: $(READY)  ## kill runs, fill disks, damage files, many times; ends with a 
 lint: $(READY)  ## ruff and mypy
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
+
+docs: $(READY)  ## build the documentation as a site, warnings are errors: output/site/
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict $(ARGS)
 
 PLAN ?= ablations/shapes_hard.yaml
 
