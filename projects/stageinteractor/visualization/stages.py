@@ -270,7 +270,7 @@ def _points_row(part, image, traces, query, *, color, name, aspect, strides) -> 
     num_levels = traces[0].level_weights.shape[-1]
     norm = Normalize(0, num_levels - 1)
     for number, (axis, trace) in enumerate(zip(axes, traces), start=1):
-        prepare_picture(axis, image, f"sampling points of stage {number}", pale=True)
+        prepare_picture(axis, image, f"points of stage {number}", pale=True)
         before, after = trace.boxes_before[query], trace.boxes[query]
         _scatter_points(axis, trace, query, size=5, width=0.2)
         draw_box(axis, before, "black", width=0.9, ls=(0, (4, 2)))
@@ -279,12 +279,12 @@ def _points_row(part, image, traces, query, *, color, name, aspect, strides) -> 
         axis.set_xlim(x0, x1)
         axis.set_ylim(y1, y0)
         axis.set_facecolor("white")
-    axes[0].set_ylabel(f"query {query} ({name})", fontsize=7, color="black")
+    axes[0].set_ylabel(f"query {query}\n{name}", fontsize=7, color="black")
     axes[0].yaxis.label.set_bbox(dict(_BOX, fc=color, alpha=0.85))
     bar = part.colorbar(ScalarMappable(norm, _LEVELS), ax=axes, fraction=0.02, pad=0.008, aspect=22)
     bar.set_ticks(range(num_levels), labels=[str(s) for s in strides[:num_levels]])
     bar.ax.tick_params(labelsize=_LABEL, length=2, pad=1)
-    bar.set_label("stride of the weighted level", fontsize=_LABEL)
+    bar.set_label("weighted stride", fontsize=_LABEL)
 
 
 def _scatter_points(axis, trace: StageTrace, query: int, *, size: float, width: float) -> None:
@@ -417,7 +417,7 @@ def _reuse(axis, traces) -> None:
         if trace.spatial_shares is not None:
             values[count - 1, stage] = trace.spatial_shares.mean()
             spread[count - 1, stage] = trace.spatial_shares.std(correction=0)
-    axis.set_title("reused filters: share in the adapted", fontsize=7, pad=2.5)
+    axis.set_title("share of reused filters", fontsize=7, pad=2.5)
     top = max(0.5, np.nanmax(values)) if np.isfinite(values).any() else 1.0
     axis.imshow(values, cmap="YlGnBu", vmin=0, vmax=top, aspect="auto")
     for (y, x), value in np.ndenumerate(values):
