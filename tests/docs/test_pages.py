@@ -1,0 +1,156 @@
+"""What the pages and the README say can be followed: links, commands, and lists that are whole."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from stageinteractor.config import apply_overrides, find_config_file, get_config
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md"])
+# A page that holds a command line of its own is listed by how it is called.
+ENTRY_POINTS = sorted(
+    path
+    for folder in ("demo", "tools", "projects")
+    for path in (ROOT / folder).rglob("*.py")
+    if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
+) + [ROOT / "train_net.py"]
+
+
+def how_it_is_called(path: Path) -> str:
+    if ROOT / "projects" not in path.parents:
+        return str(path.relative_to(ROOT))
+    parts = path.relative_to(ROOT / "projects").with_suffix("").parts
+    return "python -m " + ".".join(parts[:-1] if parts[-1] == "__main__" else parts)
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    """Fenced blocks of a language, and those indented by four spaces as "indented"."""
+    text = page.read_text(encoding="utf-8")
+    found = re.findall(r"^```(\w*)[^\n]*\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    return [block for language, block in found if language in languages]
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Calls of Python scripts in the blocks of a page, as words."""
+    found = []
+    for block in blocks(page, "bash", ""):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            scripts = [i for i, word in enumerate(words) if re.fullmatch(r"[\w/]+\.py", word)]
+            is_call = any(w.startswith(("python", "torchrun", "srun")) for w in words)
+            if is_call and scripts:
+                found.append(words[scripts[0] :])
+    return found
+
+
+def test_there_are_commands_to_check():
+    assert sum(len(commands(page)) for page in PAGES) > 50
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_relative_links_lead_to_files(page):
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.M)
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+        if "://" not in target:
+            # A page of the site that a hook makes of the notebook.
+            file = "../notebooks/tutorial.ipynb" if target == "tutorial.md" else target
+            assert (page.parent / file).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_name_scripts_options_and_configs_that_exist(page):
+    for words in commands(page):
+        script = ROOT / words[0]
+        assert script.is_file(), words
+        source = script.read_text(encoding="utf-8")
+        for word in words[1:]:
+            if re.match(r"--[a-z]", word):
+                # train_net.py has the options of Detectron2.
+                assert f'"{word}"' in source or "default_argument_parser" in source, words
+        for i, word in enumerate(words[:-1]):
+            name = words[i + 1]
+            if word == "--config-file" and re.fullmatch(r"[\w/]+\.py", name) and "/" in name:
+                find_config_file(name)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_overrides_in_commands_are_keys_of_their_config(page):
+    for words in commands(page):
+        names = [b for a, b in zip(words, words[1:]) if a == "--config-file"]
+        if words[0] not in ("train_net.py", "demo/demo.py") or not names:
+            continue
+        if not re.fullmatch(r"[\w/]+\.py", names[0]) or "/" not in names[0]:
+            continue  # "…", or a config of the reader's own
+        overrides = [word for word in words if re.match(r"\+?[a-z_]+\.[\w.]+=", word)]
+        apply_overrides(get_config(names[0]), overrides)
+
+
+def test_keys_in_the_text_of_pages_are_keys_of_the_config():
+    """Keys that these pages name in code, with a value or without one."""
+    cfg = get_config("stageinteractor/stageinteractor_r50_100q_1x.py")
+    pattern = r"`((?:model|train|dataloader|optimizer|lr_multiplier)\.[\w.]+(?:=[^`\s]+)?)"
+    checked = 0
+    for name in ("coco.md", "configs.md", "faq.md", "own_data.md"):
+        for text in re.findall(pattern, (ROOT / "docs" / name).read_text(encoding="utf-8")):
+            key, _, value = text.partition("=")
+            if "*" in key or key.endswith("."):
+                continue
+            override = f"{key}={value}" if value else f"{key}=${{{key}}}"
+            apply_overrides(copy.deepcopy(cfg), [override])
+            checked += 1
+    assert checked > 40
+
+
+def test_every_config_is_in_the_table_with_its_own_words():
+    text = (ROOT / "docs" / "configs.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| \[[\w/]+\]\(\.\./(configs/[^)]+)\) \| (.+?) \|$", text, re.M))
+    configs = {str(path.relative_to(ROOT)): path for path in (ROOT / "configs").rglob("*.py")}
+    assert rows.keys() == configs.keys()
+    for name, path in configs.items():
+        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+        said = docstring.split("\n\n")[0].replace("\n", " ").rstrip(".")
+        assert rows[name] == said, f"docs/configs.md and {name} differ"
+
+
+@pytest.mark.parametrize("path", ENTRY_POINTS, ids=how_it_is_called)
+def test_every_tool_is_listed_with_a_line_and_an_example(path):
+    text = (ROOT / "docs" / "tools.md").read_text(encoding="utf-8")
+    called = how_it_is_called(path)
+    (line,) = re.findall(rf"^\| `{re.escape(called)}` \| (.+) \|$", text, flags=re.MULTILINE)
+    assert len(line) > 15
+    examples = "\n".join(blocks(ROOT / "docs" / "tools.md", "bash"))
+    start = called if called.startswith("python") else rf"python3? {re.escape(called)}"
+    assert re.search(rf"^{start}\b", examples, flags=re.MULTILINE), called
+
+
+def test_a_config_of_ones_own_works_as_the_page_says(tmp_path):
+    (text,) = [
+        block
+        for block in blocks(ROOT / "docs" / "configs.md", "python")
+        if block.startswith("# my_config.py")
+    ]
+    path = tmp_path / "my_config.py"
+    path.write_text(text)
+    cfg = get_config(str(path))
+    assert cfg.model.decoder.num_stages == 4 and cfg.train.output_dir == "output/mine"
+    assert set(cfg) == {"model", "dataloader", "optimizer", "lr_multiplier", "train"}
+
+
+def test_the_example_of_a_released_config_is_the_config():
+    released = ROOT / "configs" / "stageinteractor" / "stageinteractor_r50_100q_1x.py"
+    (block,) = [
+        b for b in blocks(ROOT / "docs" / "configs.md", "python") if b.startswith("from ..common")
+    ]
+    assert set(block.splitlines()) <= set(released.read_text(encoding="utf-8").splitlines())
+
+
+def test_the_readme_leads_to_the_notebook_and_the_site():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "](notebooks/tutorial.ipynb)" in text and "`make docs`" in text
