@@ -18,7 +18,13 @@ from omegaconf import DictConfig
 
 from stageinteractor.checkpoint.checkpointer import Checkpointer
 from stageinteractor.config import apply_overrides, find_config_file, get_config
-from stageinteractor.engine import Trainer, launch, prepare_config, user_errors
+from stageinteractor.engine import (
+    Trainer,
+    ended_by_signals,
+    launch,
+    prepare_config,
+    user_errors,
+)
 
 PACKAGES = ("stageinteractor", "adamixer", "dfvt")
 
@@ -47,7 +53,7 @@ def evaluate(cfg: DictConfig, args: Namespace) -> None:
 
 def main(args: Namespace) -> None:
     """One process of the job."""
-    with user_errors(PACKAGES):
+    with user_errors(PACKAGES), ended_by_signals():
         cfg = load_config(args)
         for name in PACKAGES:
             setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name=name)

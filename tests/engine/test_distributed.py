@@ -1,9 +1,12 @@
 """Several processes must compute what one computes with the whole batch."""
 
+import multiprocessing
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from small_runs import make_batch, make_detector, run_overrides
 from torch.multiprocessing import ProcessExitedException
 
 import stageinteractor.engine.launch  # noqa: F401  (its name is also that of the function)
+from stageinteractor.engine.interruption import EXIT_INTERRUPTED
 from stageinteractor.engine.launch import read_process_environment
 from stageinteractor.engine.train_loop import DetectionTrainLoop
 
@@ -253,6 +257,35 @@ def test_a_process_that_was_killed_is_named(monkeypatch):
     monkeypatch.setattr(launch_module, "detectron2_launch", fail)
     with pytest.raises(SystemExit, match="process 1 was ended from outside by SIGKILL"):
         launch_module.launch(print, arguments(num_gpus=2), device="cpu")
+
+
+@pytest.mark.parametrize("has_begun", [False, True])
+def test_a_signal_before_training_ends_the_launcher_with_its_own_code(
+    monkeypatch, capsys, has_begun
+):
+    """Before there is a process to be told, and before a process knows of signals."""
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(20,))
+    child.start()
+
+    def signalled(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        child.join(20)
+        raise ProcessExitedException(
+            "", 0, child.pid, exit_code=child.exitcode, signal_name="SIGTERM"
+        )
+
+    monkeypatch.setattr(launch_module, "detectron2_launch", signalled)
+    monkeypatch.setattr(
+        launch_module.multiprocessing, "active_children", lambda: [child] * has_begun
+    )
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as error:
+        launch_module.launch(print, arguments(num_gpus=2), device="cpu")
+    assert error.value.code == EXIT_INTERRUPTED
+    assert "SIGTERM, before training: the processes end, nothing is lost" in capsys.readouterr().err
+    assert child.exitcode == (-signal.SIGTERM if has_begun else None)
+    child.kill()
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_number_of_processes_below_one_is_refused():

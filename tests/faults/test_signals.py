@@ -60,6 +60,37 @@ def test_a_signal_leads_to_a_checkpoint_and_its_own_exit_code(
     assert difference(undisturbed, tmp_path) is None
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=["SIGTERM", "SIGUSR1"])
+def test_a_signal_before_training_has_the_same_exit_code_and_loses_nothing(
+    tmp_path, small_data, number
+):
+    overrides = run_overrides(tmp_path, small_data, "train.max_iter=3")
+    log = tmp_path / "console.txt"
+    assert run_forked(overrides, log=log) == 0, log.read_text()
+    paths = [tmp_path / "last_checkpoint", *tmp_path.glob("model_*.pth")]
+    before = [path.read_bytes() for path in paths]
+
+    def signalled_when_it_resumes():
+        from stageinteractor.engine import Trainer
+
+        resume_or_load = Trainer.resume_or_load
+
+        def resume_and_signal(self, resume):
+            resume_or_load(self, resume)
+            os.kill(os.getpid(), number)
+            time.sleep(20)  # ended by the signal
+
+        Trainer.resume_or_load = resume_and_signal
+
+    log.unlink()
+    code = run_forked(["--resume", *overrides], sabotage=signalled_when_it_resumes, log=log)
+    assert code == EXIT_INTERRUPTED, log.read_text()
+    text = log.read_text()
+    assert f"{signal.Signals(number).name}, and not in training: the process ends" in text
+    assert "Traceback" not in text
+    assert [path.read_bytes() for path in paths] == before
+
+
 def test_the_command_ends_although_only_it_is_told_and_not_its_loaders(tmp_path, small_data):
     """A real end of the interpreter, which waits for its loader processes."""
     endless = [*run_overrides(tmp_path, small_data), "train.max_iter=1000000"]

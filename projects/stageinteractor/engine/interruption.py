@@ -1,4 +1,4 @@
-"""SIGTERM and SIGUSR1: write a checkpoint after the step at hand, and end."""
+"""SIGTERM and SIGUSR1: end, and in training write a checkpoint after the step at hand before."""
 
 from __future__ import annotations
 
@@ -6,14 +6,21 @@ import contextlib
 import logging
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 import torch
 import torch.distributed as dist
 from detectron2.utils import comm
 
-__all__ = ["EXIT_INTERRUPTED", "SIGNALS", "InterruptedRun", "Interruption"]
+__all__ = [
+    "EXIT_INTERRUPTED",
+    "SIGNALS",
+    "InterruptedRun",
+    "Interruption",
+    "ended_by_signals",
+    "handled_by",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -24,10 +31,63 @@ EXIT_INTERRUPTED = 75
 
 
 class InterruptedRun(SystemExit):
-    """A run has been asked to end, and has written a checkpoint; its code is 75."""
+    """A run has been asked to end, and all it has done is in a checkpoint; its code is 75."""
 
     def __init__(self) -> None:
         super().__init__(EXIT_INTERRUPTED)
+
+
+@contextlib.contextmanager
+def handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """While this lasts, a function is called at the signals that ask for the end.
+
+    Only a main thread can handle signals; elsewhere nothing is changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            # None: it was not installed from Python, and cannot be put back.
+            signal.signal(number, signal.SIG_DFL if previous is None else previous)
+
+
+class _Signalled(InterruptedRun):
+    """A signal where there is nothing to be written."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.signal_name = signal.Signals(number).name
+
+
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """While this lasts, the signals end the process at once, in words and with its own exit code.
+
+    For what surrounds a training, which handles them in its own way: the start, where the last
+    checkpoint is all there is, and evaluations without training.
+
+    Raises:
+        InterruptedRun: one has come.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise _Signalled(number)
+
+    try:
+        with handled_by(end):
+            yield
+    except _Signalled as signalled:
+        logger.warning(
+            "%s, and not in training: the process ends, nothing is lost. The same command starts "
+            "it again",
+            signalled.signal_name,
+        )
+        raise
 
 
 class Interruption:
@@ -42,23 +102,9 @@ class Interruption:
 
     @contextlib.contextmanager
     def caught(self) -> Iterator[None]:
-        """While this lasts, the signals are noted instead of ending the process.
-
-        Only a main thread can handle signals; elsewhere nothing is changed.
-        """
-        if threading.current_thread() is not threading.main_thread():
+        """While this lasts, the signals are noted instead of ending the process."""
+        with handled_by(self._note):
             yield
-            return
-        names = [name for name in SIGNALS if hasattr(signal, name)]
-        before = {getattr(signal, n): signal.getsignal(getattr(signal, n)) for n in names}
-        for number in before:
-            signal.signal(number, self._note)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                # None: it was not installed from Python, and cannot be put back.
-                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal_name = signal.Signals(number).name

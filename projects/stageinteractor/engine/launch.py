@@ -8,12 +8,11 @@ import os
 import re
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -21,7 +20,7 @@ from detectron2.engine import launch as detectron2_launch
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
-from .interruption import SIGNALS
+from .interruption import InterruptedRun, handled_by
 
 __all__ = ["ProcessEnvironment", "launch", "read_process_environment"]
 
@@ -148,8 +147,9 @@ def launch(
         # Detectron2 takes NCCL where there is a GPU, which cannot exchange a CPU's tensors.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     starts_processes = args.num_gpus * args.num_machines > 1
+    passed: list[str] = []
     try:
-        with _signals_passed_on() if starts_processes else contextlib.nullcontext():
+        with _signals_passed_on(passed) if starts_processes else contextlib.nullcontext():
             return detectron2_launch(
                 _main_with_share_of_cores,
                 args.num_gpus,
@@ -160,6 +160,8 @@ def launch(
                 timeout=timeout,
             )
     except ProcessExitedException as error:
+        if error.signal_name in passed:  # which came before it could handle signals
+            _end_before_training(error.signal_name)
         if error.signal_name is not None:  # nothing has been said yet
             sys.exit(
                 f"error: process {error.error_index} was ended from outside by "
@@ -170,24 +172,34 @@ def launch(
 
 
 @contextlib.contextmanager
-def _signals_passed_on() -> Iterator[None]:
-    """What asks this process to end is for those that it has started, which write a checkpoint."""
+def _signals_passed_on(passed: list[str]) -> Iterator[None]:
+    """What asks this process to end is for those that it has started, which write a checkpoint.
+
+    Args:
+        passed: names of the signals that have come are appended.
+    """
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        for process in multiprocessing.active_children():
+        passed.append(signal.Signals(number).name)
+        processes = multiprocessing.active_children()
+        if not processes:  # none is there yet to be told
+            _end_before_training(passed[-1])
+        for process in processes:
             if process.pid is not None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid, number)
 
-    numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
-    if threading.current_thread() is not threading.main_thread():
-        numbers = []  # only a main thread can handle signals
-    before = {number: signal.signal(number, pass_on) for number in numbers}
-    try:
+    with handled_by(pass_on):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def _end_before_training(signal_name: str) -> NoReturn:
+    print(
+        f"{signal_name}, before training: the processes end, nothing is lost. The same command "
+        "starts them again",
+        file=sys.stderr,
+    )
+    raise InterruptedRun
 
 
 def _join(
