@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("material", reason="mkdocs-material is not installed")
-
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 # Where a browser would go by itself; a link that a reader may click is no such place.
