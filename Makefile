@@ -11,7 +11,7 @@ COMPILE := uv pip compile --quiet --universal --python-version 3.9 --annotation-
 	--custom-compile-command "make requirements"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak lint docs ablation ablation-smoke clean distclean requirements shapes-checkpoint
+.PHONY: help demo web test soak lint docs ablation ablation-smoke clean distclean requirements shapes-checkpoint
 
 help:  ## list the targets
 	@echo "make <target> [PYTHON=python3] [ARGS='...']"
@@ -19,6 +19,9 @@ help:  ## list the targets
 
 demo: $(READY)  ## evaluate the shipped checkpoint, fine-tune it, draw detections: output/demo/
 	$(RUN) tools/run_demo.py $(ARGS)
+
+web: $(READY)  ## show the shipped detector on a page in the browser: docs/web.md
+	$(RUN) -m stageinteractor.web $(ARGS)
 
 # One thread a worker: PyTorch would start one a core in each of them.
 test: $(READY)  ## run the tests; ARGS="-k matcher" chooses some

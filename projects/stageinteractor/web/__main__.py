@@ -21,9 +21,10 @@ from pathlib import Path
 
 from detectron2.utils.logger import setup_logger
 
+from ..config import find_config_file
 from ..engine import user_errors
 from ..engine.inspection import build_inspected_detector
-from ..engine.shipped import SHIPPED_CONFIG
+from ..engine.shipped import SHIPPED_CONFIG, is_shipped_config
 
 logger = logging.getLogger("stageinteractor.web")
 
@@ -69,6 +70,10 @@ def run(args: argparse.Namespace) -> None:
     """Serve the page until the process is told to end."""
     if not 1 <= args.port <= 65535:
         raise ValueError(f"--port {args.port}: must be between 1 and 65535")
+    named = args.weights or any(x.startswith("train.init_checkpoint=") for x in args.opts)
+    if not named and not is_shipped_config(find_config_file(args.config_file)):
+        # A config's own are those that training starts from.
+        raise ValueError(f"no weights for {args.config_file}: name its checkpoint with --weights")
     with tempfile.TemporaryDirectory(prefix="stageinteractor-web-") as folder:
         # Gradio takes these from the environment only. Its files are gone with the process.
         os.environ["GRADIO_TEMP_DIR"] = folder

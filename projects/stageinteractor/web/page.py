@@ -27,10 +27,11 @@ try:
     import gradio as gr
 except ImportError as missing:
     raise ImportError(
-        f'the page needs Gradio 6: pip install "stageinteractor[web]" ({missing})'
+        'the page needs Gradio 6, for Python 3.10 or newer: pip install "stageinteractor[web]" '
+        f"({missing})"
     ) from missing
 
-__all__ = ["PAGE_POLICY", "STYLE", "build_page"]
+__all__ = ["PAGE_POLICY", "STYLE", "Page", "build_page"]
 
 logger = logging.getLogger(__name__)
 
@@ -62,11 +63,11 @@ def build_page(
         subtitle: below it.
         max_upload: bytes, for the text beside the upload.
     """
-    return _Page(viewer, examples, max_upload=max_upload).build(title, subtitle)
+    return Page(viewer, examples, max_upload=max_upload).build(title, subtitle)
 
 
-class _Page:
-    """Components, and the functions that fill them."""
+class Page:
+    """Components, and the functions that fill them: ``{component: its new value}``."""
 
     def __init__(self, viewer: StageViewer, examples: ExampleImages | None, *, max_upload: int):
         self.viewer = viewer
@@ -167,33 +168,42 @@ class _Page:
         choice = [self.viewed, self.stage, self.confidence]
         shown = [self.status, self.picture, self.legend, self.table, self.download]
         everything = [self.viewed, self.stage, self.query, *shown, self.strip]
-        detects = {"concurrency_id": "detect", "api_visibility": "private"}
+        detects = {
+            "concurrency_id": "detect",
+            "api_visibility": "private",
+            "show_progress_on": [self.picture],
+        }
         draws = {
             "concurrency_id": "draw",
             "api_visibility": "private",
             "show_progress": "hidden",  # a slider's picture would flicker
         }
         if self.examples is not None:
-            page.load(self._open, [self.confidence], everything, **detects)
-            self.gallery.select(self._pick, [self.confidence], everything, **detects)
+            page.load(self.open_first, [self.confidence], everything, **detects)
+            self.gallery.select(self.pick_example, [self.confidence], everything, **detects)
         self.upload.upload(
-            self._upload, [self.upload, self.confidence], [self.upload, *everything], **detects
+            self.take_upload, [self.upload, self.confidence], [self.upload, *everything], **detects
         )
         self.stage.input(
-            self._redraw, [*choice, self.query], shown, trigger_mode="always_last", **draws
+            self.redraw, [*choice, self.query], shown, trigger_mode="always_last", **draws
         )
         self.confidence.input(
-            self._change_confidence,
+            self.change_confidence,
             [*choice, self.query],
             [self.query, *shown],
             trigger_mode="always_last",
             **draws,
         )
-        follow = {"fn": self._follow, "inputs": [self.viewed, self.query], "outputs": [self.strip]}
-        follow.update(concurrency_id="draw", api_visibility="private")
-        self.query.input(self._redraw, [*choice, self.query], shown, **draws).then(**follow)
+        follow = {
+            "fn": self.follow_query,
+            "inputs": [self.viewed, self.query],
+            "outputs": [self.strip],
+            "concurrency_id": "draw",
+            "api_visibility": "private",
+        }
+        self.query.input(self.redraw, [*choice, self.query], shown, **draws).then(**follow)
         self.picture.select(
-            self._click, [*choice, self.query], [self.query, *shown], **draws
+            self.click_picture, [*choice, self.query], [self.query, *shown], **draws
         ).then(**follow)
 
     def _thumbnails(self) -> list[np.ndarray] | None:
@@ -204,13 +214,13 @@ class _Page:
 
     # What events call. Values come in the order in which _connect names them.
 
-    def _open(self, confidence: float) -> dict:
+    def open_first(self, confidence: float) -> dict:
         return self._show(lambda: self._example(0), confidence)
 
-    def _pick(self, confidence: float, event: gr.SelectData) -> dict:
+    def pick_example(self, confidence: float, event: gr.SelectData) -> dict:
         return self._show(lambda: self._example(int(event.index)), confidence)
 
-    def _upload(self, path: str | None, confidence: float) -> dict:
+    def take_upload(self, path: str | None, confidence: float) -> dict:
         if path is None:
             return {self.upload: None}
         try:
@@ -234,10 +244,10 @@ class _Page:
             self.stage: gr.update(value=last),
             **self._name_queries(viewed, confidence, _NO_QUERY),
             self.strip: gr.update(value=None, visible=False),
-            **self._redraw(viewed, last, confidence, _NO_QUERY),
+            **self.redraw(viewed, last, confidence, _NO_QUERY),
         }
 
-    def _redraw(
+    def redraw(
         self, viewed: ViewedPicture | None, stage: int, confidence: float, query: int | None
     ) -> dict:
         if viewed is None:
@@ -256,15 +266,15 @@ class _Page:
             ),
         }
 
-    def _change_confidence(
+    def change_confidence(
         self, viewed: ViewedPicture | None, stage: int, confidence: float, query: int | None
     ) -> dict:
-        update = self._redraw(viewed, stage, confidence, query)
+        update = self.redraw(viewed, stage, confidence, query)
         if viewed is not None:
             update.update(self._name_queries(viewed, confidence, query))
         return update
 
-    def _click(
+    def click_picture(
         self,
         viewed: ViewedPicture | None,
         stage: int,
@@ -273,17 +283,17 @@ class _Page:
         event: gr.SelectData,
     ) -> dict:
         if viewed is None:
-            return self._redraw(viewed, stage, confidence, query)
+            return self.redraw(viewed, stage, confidence, query)
         x, y = event.index
         index = self._as_index(viewed, stage)
         clicked = viewed.query_at(x, y, stage=index, threshold=confidence)
         query = _NO_QUERY if clicked is None else clicked
         return {
             **self._name_queries(viewed, confidence, query),
-            **self._redraw(viewed, stage, confidence, query),
+            **self.redraw(viewed, stage, confidence, query),
         }
 
-    def _follow(self, viewed: ViewedPicture | None, query: int | None) -> dict:
+    def follow_query(self, viewed: ViewedPicture | None, query: int | None) -> dict:
         followed = _as_query(query)
         if viewed is None or followed is None:
             return {self.strip: gr.update(value=None, visible=False)}

@@ -52,24 +52,27 @@ def serve(
     page.queue(max_size=_WAITING, default_concurrency_limit=1)
     # Fonts of the browser's machine: the theme's own would be fetched.
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
-    page.launch(
-        server_name=host,
-        server_port=port,
-        root_path=root_path or None,
-        share=False,
-        inbrowser=False,
-        prevent_thread_lock=True,
-        quiet=True,
-        max_file_size=max_upload,
-        state_session_capacity=_SESSIONS,
-        footer_links=[],
-        ssr_mode=False,
-        enable_monitoring=False,
-        run_history=False,
-        theme=gr.themes.Soft(primary_hue="blue", **fonts),
-        css=STYLE,
-        app_kwargs={"middleware": [Middleware(_PagePolicy)]},
-    )
+    try:
+        page.launch(
+            server_name=host,
+            server_port=port,
+            root_path=root_path or None,
+            share=False,
+            inbrowser=False,
+            prevent_thread_lock=True,
+            quiet=True,
+            max_file_size=max_upload,
+            state_session_capacity=_SESSIONS,
+            footer_links=[],
+            ssr_mode=False,
+            enable_monitoring=False,
+            run_history=False,
+            theme=gr.themes.Soft(primary_hue="blue", **fonts),
+            css=STYLE,
+            app_kwargs={"middleware": [Middleware(_PagePolicy)]},
+        )
+    except OSError as error:
+        raise OSError(f"cannot listen at {host}:{port}: choose another --port or --host") from error
     logger.info("The page is at http://%s:%d%s", host, port, root_path)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
