@@ -37,12 +37,21 @@ def blocks(page: Path, *languages: str) -> list[str]:
     return [block for language, block in found if language in languages]
 
 
+def file_of_module(name: str) -> str:
+    """Of what ``python -m`` runs, relative to the checkout."""
+    path = Path("projects", *name.split("."))
+    return str(path / "__main__.py" if (ROOT / path).is_dir() else path.with_suffix(".py"))
+
+
 def commands(page: Path) -> list[list[str]]:
-    """Calls of Python scripts in the blocks of a page, as words."""
+    """Calls of Python scripts, and of the project's modules, in the blocks of a page, as words."""
     found = []
     for block in blocks(page, "bash", ""):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
+            if words[1:2] == ["-m"] and (ROOT / "projects" / words[2].split(".")[0]).is_dir():
+                found.append([file_of_module(words[2]), *words[3:]])
+                continue
             scripts = [i for i, word in enumerate(words) if re.fullmatch(r"[\w/]+\.py", word)]
             is_call = any(w.startswith(("python", "torchrun", "srun")) for w in words)
             if is_call and scripts:

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from detectron2.config import instantiate
@@ -10,7 +11,13 @@ from PIL import Image
 from small_runs import SMALL_MODEL, make_batch, make_detector
 
 from stageinteractor.config import apply_overrides, get_config
-from stageinteractor.visualization import choose_queries, trace_stages
+from stageinteractor.visualization import (
+    choose_queries,
+    draw_followed_query,
+    draw_query_stages,
+    resize_trace,
+    trace_stages,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tools")]
@@ -180,3 +187,41 @@ def test_bad_input_is_one_line(arguments, message, picture, weights, tmp_path):
             ["--output", str(tmp_path / "out"), *(known.get(a, a) for a in arguments)]
         )
     assert "\n" not in str(ended.value) and not (tmp_path / "out").exists()
+
+
+def test_a_resized_trace_is_of_the_picture_at_another_size(traces):
+    last = traces[-1]
+    before = last.detections.pred_boxes.tensor.clone()
+    resized = resize_trace(last, 256, 48)  # of 128 rows and 96 columns
+    scale = torch.tensor([0.5, 2.0])
+    assert resized.detections.image_size == (256, 48)
+    torch.testing.assert_close(resized.detections.pred_boxes.tensor, before * scale.repeat(2))
+    torch.testing.assert_close(resized.boxes, last.boxes * scale.repeat(2))
+    torch.testing.assert_close(resized.boxes_before, last.boxes_before * scale.repeat(2))
+    torch.testing.assert_close(resized.points, last.points * scale)
+    assert torch.equal(last.detections.pred_boxes.tensor, before)
+
+
+@pytest.mark.parametrize("with_points", [True, False])
+def test_a_followed_query_is_drawn_at_every_stage(traces, with_points):
+    if not with_points:
+        traces = [trace._replace(points=None, level_weights=None) for trace in traces]
+    image = np.full((128, 96, 3), 90, np.uint8)
+    kept = image.copy()
+    drawn = [
+        draw_followed_query(image, traces, 2, stage=stage, threshold=0.0)
+        for stage in range(len(traces))
+    ]
+    assert all(x.shape == image.shape and x.dtype == np.uint8 for x in drawn)
+    assert all((a != b).any() for a, b in zip(drawn, drawn[1:]))
+    assert (image == kept).all()
+    figure = draw_query_stages(image, traces, 2)
+    rows = (len(traces) if with_points else 0) + 3
+    assert sum(bool(axis.get_title()) for axis in figure.get_axes()) == rows
+
+
+def test_a_picture_of_odd_size_keeps_it(traces):
+    for height, width in ((97, 131), (1, 50), (333, 7)):
+        resized = [resize_trace(trace, height, width) for trace in traces]
+        image = np.zeros((height, width, 3), np.uint8)
+        assert draw_followed_query(image, resized, 0, stage=0).shape == image.shape

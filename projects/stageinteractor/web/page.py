@@ -36,6 +36,7 @@ __all__ = ["PAGE_POLICY", "STYLE", "Page", "build_page"]
 logger = logging.getLogger(__name__)
 
 _NO_QUERY = -1
+_NONE = ("none", _NO_QUERY)
 
 PAGE_POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; "
@@ -144,7 +145,7 @@ class Page:
                         elem_id="confidence",
                     )
                     self.query = gr.Dropdown(
-                        [("none", _NO_QUERY)],
+                        [_NONE],
                         value=_NO_QUERY,
                         label="Follow a query",
                         info="or click on a detection in the picture",
@@ -271,7 +272,9 @@ class Page:
     ) -> dict:
         update = self.redraw(viewed, stage, confidence, query)
         if viewed is not None:
-            update.update(self._name_queries(viewed, confidence, query))
+            names = self.viewer.name_queries(viewed, confidence, _as_query(query))
+            # Not the value: its user may have chosen another one in the meantime.
+            update[self.query] = gr.update(choices=[_NONE, *names])
         return update
 
     def click_picture(
@@ -304,7 +307,7 @@ class Page:
         followed = _as_query(query)
         names = self.viewer.name_queries(viewed, confidence, followed)
         value = _NO_QUERY if followed is None else followed
-        return {self.query: gr.update(choices=[("none", _NO_QUERY), *names], value=value)}
+        return {self.query: gr.update(choices=[_NONE, *names], value=value)}
 
     def _example(self, number: int) -> ViewedPicture:
         if number not in self._viewed_examples:
