@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import socket
@@ -57,15 +58,21 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
-def start(*arguments: str) -> subprocess.Popen:
-    """A real process of train_net.py; its output is captured."""
-    return subprocess.Popen(
-        command(*arguments),
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def start(*arguments: str, log: Path | None = None) -> subprocess.Popen:
+    """A real process of train_net.py, first of a process group of its own.
+
+    Its output is captured, or appended to a log.
+    """
+    with contextlib.ExitStack() as stack:
+        output = subprocess.PIPE if log is None else stack.enter_context(log.open("a"))
+        return subprocess.Popen(
+            command(*arguments),
+            env=environment(),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
 
 
 def load_tool(name: str, folder: Path = ROOT / "tools"):

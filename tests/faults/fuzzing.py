@@ -134,14 +134,10 @@ def _check_record(record):
 
 _TURNED = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0"
 IMAGES = {
-    name: encoded(rgb(24, 32).convert(mode), name, **options)
+    f"{name}-{mode}": encoded(rgb(24, 32).convert(mode), name, **options)
     for name, mode, options in [
         ("PNG", "RGB", {}),
-        (
-            "JPEG",
-            "RGB",
-            {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0"},
-        ),
+        ("JPEG", "RGB", {"exif": _TURNED}),
         ("GIF", "P", {}),
         ("BMP", "RGB", {}),
         ("TIFF", "CMYK", {"compression": "tiff_lzw"}),

@@ -21,7 +21,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +59,7 @@ from stageinteractor.engine.interruption import EXIT_INTERRUPTED  # noqa: E402
 
 STEPS = 40
 KILLED = -9
+HANGS = 124  # as of timeout(1)
 
 
 @dataclass
@@ -162,8 +163,11 @@ class Soak:
                     workers = self.random.choice([0, 0, 0, 2])
                     options = self.overrides(output, f"dataloader.train.num_workers={workers}")
                     begun = _times_begun(output)
-                    code = attempt(options, output)
-                    row.tried += code == expected
+                    try:
+                        code = attempt(options, output)
+                    except TimeoutError:
+                        code = HANGS
+                    row.tried += code != 0  # another code than expected is lost below
                     faults += code == expected
                     trained += code == expected and _times_begun(output) > begun
                 if code == expected:
@@ -224,15 +228,39 @@ class Soak:
         self.disturb(fault, count, reference, attempt, KILLED)
 
     def ask(self, count: int, reference: Path) -> None:
-        """SIGTERM and SIGUSR1; what comes before training has begun just ends the process."""
+        """SIGTERM and SIGUSR1 to `python train_net.py` with loader processes, real ends and all.
+
+        Every other one is sent to the whole process group, as schedulers do. Most come in training;
+        while the interpreter starts or ends, they end the process in the system's way.
+        """
+        rng = self.random
 
         def attempt(options: list[str], output: Path) -> int:
-            number = self.random.choice([signal.SIGTERM, signal.SIGUSR1])
-            child = fork(["--resume", *options], log=output / "console.txt")
-            code = wait(child, kill_after=self.random_time(), number=number)
-            return EXIT_INTERRUPTED if code == -number else code
+            log = output / "console.txt"
+            number = rng.choice([signal.SIGTERM, signal.SIGUSR1])
+            workers = f"dataloader.train.num_workers={rng.randint(1, 2)}"
+            begun, begin = _times_begun(output), time.monotonic()
+            process = start("--resume", *options, workers, "dataloader.test.num_workers=1", log=log)
+            if rng.random() < 0.75:
+                while process.poll() is None and _times_begun(output) == begun:
+                    time.sleep(0.02)
+                begin = time.monotonic()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, begin + self.random_time() - time.monotonic()))
+            if process.poll() is None:
+                send = rng.choice([os.kill, os.killpg])
+                send(process.pid, number)
+            try:
+                code = process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                return HANGS
+            outside = _times_begun(output) == begun or (output / "model_final.pth").is_file()
+            return EXIT_INTERRUPTED if code == -number and outside else code
 
-        self.disturb("SIGTERM or SIGUSR1", count, reference, attempt, EXIT_INTERRUPTED)
+        fault = "SIGTERM or SIGUSR1 to the command with loader processes"
+        self.disturb(fault, count, reference, attempt, EXIT_INTERRUPTED)
 
     def kill_one_of_two(self, count: int) -> None:
         """One process of two; the other must end within a minute."""
@@ -254,12 +282,17 @@ class Soak:
                     after = self.random.uniform(0.1, 1.0) * seconds
                     code = wait(children[victim], kill_after=after)
                     begin = time.monotonic()
-                    codes = [code, wait(children[1 - victim], timeout=60.0)]
-                    if code == KILLED:
-                        slowest = max(slowest, time.monotonic() - begin)
-                        row.tried += 1
-                        faults += 1
-                if any(codes):
+                    try:
+                        codes = [code, wait(children[1 - victim], timeout=60.0)]
+                    except TimeoutError:
+                        codes = [HANGS]
+                    if codes[0] != KILLED:  # it was quicker, or is lost
+                        row.tried += any(codes)
+                        break
+                    slowest = max(slowest, time.monotonic() - begin)
+                    row.tried += 1
+                    faults += 1
+                if KILLED in codes:
                     children = fork_two(["--resume", *self.overrides(output)], log=log)
                     codes = [wait(child) for child in children]
                 if any(codes):
@@ -307,7 +340,7 @@ class Soak:
                 try:
                     output = disk / "output"
                     code = run_forked(["--resume", *self.overrides(output)], log=log)
-                    row.tried += 1
+                    row.tried += code != 0  # else there was room for all of it
                     if code not in (0, 1):
                         self.lose(row, 1, f"exit code {code}", folder)
                         continue
@@ -417,7 +450,7 @@ def get_parser() -> argparse.ArgumentParser:
     for name, number in [
         ("kills", 100),
         ("command-kills", 10),
-        ("signals", 20),
+        ("signals", 14),
         ("pair-kills", 20),
         ("damages", 20),
         ("full-disks", 10),
