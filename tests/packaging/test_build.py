@@ -90,6 +90,7 @@ def test_the_wheel_carries_every_project_and_only_projects(wheel):
     }
     names = names_in_wheel(wheel)
     assert {f"{package}/__init__.py" for package in packages} <= names
+    assert "stageinteractor/web/page.css" in names
     top_level = {name.split("/")[0] for name in names if ".dist-info/" not in name}
     assert top_level == {package for package in packages if "/" not in package}
 
