@@ -32,7 +32,7 @@ def build_inspected_detector(
         weights: checkpoint; takes the place of ``train.init_checkpoint``.
 
     Raises:
-        ValueError: no checkpoint is named, it belongs to another config, or the detector has no
+        ValueError: no checkpoint is named but the one that training starts with, it belongs to another config, or the detector has no
             stages.
         FileNotFoundError: no such config or checkpoint.
         KeyError: an override of a key that does not exist.
@@ -43,10 +43,12 @@ def build_inspected_detector(
     if not cfg.train.init_checkpoint and is_shipped_config(config_file):
         cfg.train.init_checkpoint = shipped_checkpoint()
     path = cfg.train.init_checkpoint
-    if not path:
+    named = weights is not None or any(x.startswith("train.init_checkpoint") for x in overrides)
+    # An address in a config is that of the backbone's weights, with which training starts.
+    if not path or ("://" in path and not named):
         raise ValueError(
-            f"no weights for {config_file}: name a checkpoint with --opts train.init_checkpoint="
-            "FILE"
+            f"no trained weights for {config_file}: name a checkpoint with "
+            "train.init_checkpoint=FILE"
         )
     if "://" not in path and not Path(path).is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist: correct train.init_checkpoint")
