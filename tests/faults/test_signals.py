@@ -134,4 +134,8 @@ def test_a_killed_process_ends_the_other_within_a_minute(tmp_path, small_data):
     assert wait(first, timeout=60) == 1
     last = log.read_text().splitlines()[-1]
     assert last.startswith("error in process 0: the connection to another process is lost")
-    assert last_iteration(tmp_path) >= 0
+    # Nothing but what a checkpoint holds is lost: the run goes on from there.
+    done = last_iteration(tmp_path)
+    overrides = [*run_overrides(tmp_path, small_data), f"train.max_iter={done + 2}"]
+    assert run_forked(["--resume", *overrides], log=log) == 0, log.read_text()
+    assert f"resumed: {done + 1} of {done + 2} iterations are done" in log.read_text()
