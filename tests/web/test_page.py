@@ -41,14 +41,21 @@ def test_a_new_picture_begins_at_the_last_stage_with_no_query(page):
     assert 'download="000008_stage4_detections.json"' in update[page.download]
 
 
-def test_a_bad_upload_changes_nothing_but_the_message_and_is_deleted(page, tmp_path):
+def test_a_bad_upload_changes_nothing_but_the_message(page, tmp_path):
     path = tmp_path / "<b>notes.txt"
     path.write_text("no picture")
     update = page.take_upload(str(path), 0.3)
     assert set(update) == {page.upload, page.status}
     assert html.escape(path.name) in update[page.status] and "<b>" not in update[page.status]
     assert 'role="alert"' in update[page.status]
-    assert not path.exists()
+
+
+def test_two_users_may_upload_the_same_picture_at_once(page, tmp_path):
+    # Gradio stores both under one path, which follows from the content.
+    path = tmp_path / "000008.png"
+    cv2.imwrite(str(path), render_image(SHAPES["shapes_val"], 8)[0])
+    for _ in range(2):
+        assert page.take_upload(str(path), 0.3)[page.viewed].name == path.name
 
 
 def test_a_mistake_of_the_program_is_a_message_too(page, tmp_path, monkeypatch, caplog):

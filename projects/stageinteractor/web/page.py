@@ -82,7 +82,7 @@ class Page:
             title=title,
             analytics_enabled=False,
             fill_width=True,
-            delete_cache=(600, 1800),  # of pictures that were drawn: seconds
+            delete_cache=(600, 1800),  # of uploads, and what was drawn of them: seconds
         ) as page:
             # What belongs to one user, and is not kept when many others came since.
             self.viewed = gr.State(None, time_to_live=3600)
@@ -224,10 +224,9 @@ class Page:
     def take_upload(self, path: str | None, confidence: float) -> dict:
         if path is None:
             return {self.upload: None}
-        try:
-            update = self._show(lambda: self.viewer.view_file(path), confidence)
-        finally:
-            Path(path).unlink(missing_ok=True)  # it is not needed again
+        # Gradio deletes the file later: its path follows from its content, so another
+        # user's upload of the same picture, which still waits for its turn, is the same file.
+        update = self._show(lambda: self.viewer.view_file(path), confidence)
         return {self.upload: None, **update}
 
     def _show(self, view: Callable[[], ViewedPicture], confidence: float) -> dict:
