@@ -32,8 +32,8 @@ def build_inspected_detector(
         weights: checkpoint; takes the place of ``train.init_checkpoint``.
 
     Raises:
-        ValueError: no checkpoint is named but the one that training starts with, it belongs to another config, or the detector has no
-            stages.
+        ValueError: no checkpoint is named but the one that training starts with, it belongs to
+            another config, or the detector has no stages.
         FileNotFoundError: no such config or checkpoint.
         KeyError: an override of a key that does not exist.
     """
