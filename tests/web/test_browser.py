@@ -126,7 +126,7 @@ class OpenPage:
         self.expect_status("000005.png, 151×160 pixels: 5 detections after stage 4 of 4.")
 
     def expect_status(self, text):
-            expect(self.status).to_contain_text(text)
+        expect(self.status).to_contain_text(text)
 
     def upload(self, path):
         self.tab.locator("#upload input[type=file]").set_input_files(path)
