@@ -24,7 +24,8 @@ import torch
 from torch import nn
 
 from stageinteractor.checkpoint.durable import write_durably
-from stageinteractor.engine import Predictor, user_errors
+from stageinteractor.engine import user_errors
+from stageinteractor.engine.inspection import build_inspected_detector
 from stageinteractor.export import (
     Description,
     exportable_detector,
@@ -130,7 +131,8 @@ def benchmark(detector: nn.Module, run: Run, size: tuple[int, int], runs: int) -
 def export(args: argparse.Namespace) -> None:
     """
     Raises:
-        ValueError: the detector cannot be exported, or what was exported differs from it.
+        ValueError: the detector cannot be exported, its weights are of another config, or what
+            was exported differs from it.
         ImportError: packages are missing.
         FileNotFoundError, KeyError: of the config and its weights.
         OSError: the file cannot be written.
@@ -140,7 +142,7 @@ def export(args: argparse.Namespace) -> None:
     if args.format == "onnx":  # asked before minutes of work
         for package in ("onnx", "onnxscript", "onnxruntime"):
             require(package, "ONNX export")
-    predictor = Predictor.from_config(args.config_file, overrides=[*args.opts, "train.device=cpu"])
+    predictor = build_inspected_detector(args.config_file, [*args.opts, "train.device=cpu"])
     description = Description.from_test_augmentations(
         predictor.aug.augs,
         class_names=predictor.metadata.get("thing_classes"),

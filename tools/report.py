@@ -49,6 +49,14 @@ from stageinteractor.visualization import report as page
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 RECALLS = ("AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 PREDICTIONS = "coco_instances_results.json"
+STAGE_KEYS = {
+    "stages",
+    "last_stage_after_nms",
+    "score_changes",
+    "label_changes",
+    "duplicate_iou",
+    "duplicate_score_threshold",
+}
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -113,6 +121,46 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is damaged ({error}): evaluate again") from error
+
+
+def read_results(path: Path) -> list[dict]:
+    """Detections in COCO's format.
+
+    Raises:
+        ValueError: the file holds something else, or nothing.
+    """
+    results = read_json(path)
+    if results == []:
+        raise ValueError(f"{path} is empty: the detector found nothing")
+    if not isinstance(results, list) or not all(map(_is_detection, results)):
+        raise ValueError(
+            f"{path} is no list of detections, each with image_id, category_id, bbox and score: "
+            "evaluate again"
+        )
+    return results
+
+
+def _is_detection(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not {"image_id", "category_id"} <= entry.keys():
+        return False
+    box = entry.get("bbox")
+    if not isinstance(box, list) or len(box) != 4:
+        return False
+    return all(isinstance(x, (int, float)) and math.isfinite(x) for x in (*box, entry.get("score")))
+
+
+def read_stages(path: Path) -> dict[str, Any] | None:
+    """What an evaluation by stage wrote; None where there was none.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    if not path.is_file():
+        return None
+    stages = read_json(path)
+    if not isinstance(stages, dict) or not stages.keys() >= STAGE_KEYS:
+        raise ValueError(f"{path} is no evaluation by stage: evaluate again")
+    return stages
 
 
 def register(output_dir: Path, name: str) -> None:
@@ -318,17 +366,16 @@ def build_page(
         note = "Not evaluated by stage: evaluate again with train.stage_evaluation=true."
         sections.append(("Stages", [("text", note)]))
     else:
+        nms, last = stages["last_stage_after_nms"], stages["stages"][-1]["stage"]
         rows = [
             [
                 s["stage"],
-                *(s[m] for m in METRICS),
-                s["detections"],
-                None if s["duplicates"] is None else 100 * s["duplicates"],
+                *(s.get(m) for m in METRICS),
+                s.get("detections"),
+                None if s.get("duplicates") is None else 100 * s["duplicates"],
             ]
-            for s in stages["stages"]
+            for s in [*stages["stages"], {"stage": f"{last} + NMS", **nms}]
         ]
-        nms = stages["last_stage_after_nms"]
-        rows.append([f"{rows[-1][0]} + NMS", *(nms.get(m) for m in METRICS), None, None])
         table = page.format_table(["stage", *METRICS, "detections", "duplicates, %"], rows)
         note = (
             f"Duplicates: of the detections scoring {stages['duplicate_score_threshold']:g} or "
@@ -370,7 +417,8 @@ def build_page(
     chart = page.chart_confusion(analysis.confusion, names)
     sections.append(("Confusion", [("text", note), ("image", chart)]))
     note = (
-        f"Expected calibration error {analysis.calibration_error:.3f}; a true positive has IoU 0.5."
+        f"Expected calibration error {analysis.calibration_error:.3f}, over all detections, most "
+        "of which score low; a true positive has IoU 0.5."
     )
     chart = page.chart_calibration(analysis.calibration)
     sections.append(("Calibration", [("text", note), ("image", chart)]))
@@ -397,11 +445,8 @@ def run(args: argparse.Namespace) -> list[Path]:
     """
     folder = find_predictions(args.output_dir, args.dataset)
     coco_modules(args.backend)
-    results = read_json(folder / PREDICTIONS)
-    if not results:
-        raise ValueError(f"{folder / PREDICTIONS} is empty: the detector found nothing")
-    stage_file = folder / "stage_metrics.json"
-    stages = read_json(stage_file) if stage_file.is_file() else None
+    results = read_results(folder / PREDICTIONS)
+    stages = read_stages(folder / "stage_metrics.json")
     name = folder.name
     register(args.output_dir, name)
     with ground_truth(name) as truth_file:

@@ -30,7 +30,12 @@ from stageinteractor.engine.inspection import build_inspected_detector
 from stageinteractor.engine.predictor import Predictor
 from stageinteractor.engine.shipped import SHIPPED_CONFIG
 from stageinteractor.training import CrossStageMatcher, HungarianMatcher
-from stageinteractor.visualization import draw_assignment, explain_labels, save_figure
+from stageinteractor.visualization import (
+    draw_assignment,
+    explain_labels,
+    figure_stems,
+    save_figure,
+)
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -178,8 +183,8 @@ def run(args: argparse.Namespace) -> None:
         dataset_names(node), allow_outside=node.get("allow_outside", False), filter_empty=False
     )
     records = choose_records(dataset, args.images, args.num_images)
-    for record in tqdm(records, unit="image", disable=len(records) == 1):
-        stem = args.output / f"{Path(record['file_name']).stem}_assignment"
+    stems = figure_stems([r["file_name"] for r in records], args.output, "assignment")
+    for record, stem in zip(tqdm(records, unit="image", disable=len(records) == 1), stems):
         tqdm.write(f"{record['file_name']} -> {', '.join(draw(predictor, record, stem))}")
 
 

@@ -24,7 +24,13 @@ from stageinteractor.data.images import read_image, shown_name
 from stageinteractor.engine import user_errors
 from stageinteractor.engine.inspection import build_inspected_detector
 from stageinteractor.engine.shipped import SHIPPED_CONFIG
-from stageinteractor.visualization import choose_queries, draw_stages, save_figure, trace_stages
+from stageinteractor.visualization import (
+    choose_queries,
+    draw_stages,
+    figure_stems,
+    save_figure,
+    trace_stages,
+)
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".gif")
 
@@ -94,28 +100,13 @@ def find_pictures(inputs: Sequence[str]) -> list[Path]:
     return list(files)
 
 
-def name_outputs(files: Sequence[Path], folder: Path) -> list[Path]:
-    """A path without suffix for each picture, no two the same."""
-    stems: list[Path] = []
-    taken: set[str] = set()
-    for file in files:
-        name, number = file.stem, 1
-        while name.lower() in taken:
-            number += 1
-            name = f"{file.stem}_{number}"
-        taken.add(name.lower())
-        stems.append(folder / f"{name}_stages")
-    return stems
-
-
 def run(args: argparse.Namespace) -> int:
     """Draw all pictures; returns how many could not be drawn."""
     files = find_pictures(args.input)
     predictor = build_inspected_detector(args.config_file, args.opts)
     failures = 0
-    for file, stem in zip(
-        tqdm(files, unit="picture", disable=len(files) == 1), name_outputs(files, args.output)
-    ):
+    stems = figure_stems(files, args.output, "stages")
+    for file, stem in zip(tqdm(files, unit="picture", disable=len(files) == 1), stems):
         try:
             image = read_image(file, "BGR")
             traces = trace_stages(predictor.model, predictor.preprocess(image))

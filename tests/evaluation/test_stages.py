@@ -99,7 +99,9 @@ def test_metrics_of_a_detector_whose_answers_are_known(dataset, tmp_path, scale)
     assert first["AP"] < 20
     # Four detections an image reach the score, of which one doubles another.
     assert (last["detections"], last["duplicates"]) == (16, 0.25)
-    assert metrics["last_stage_after_nms"]["AP"] == pytest.approx(100)
+    after_nms = metrics["last_stage_after_nms"]
+    assert after_nms["AP"] == pytest.approx(100)
+    assert (after_nms["detections"], after_nms["duplicates"]) == (12, 0.0)
     for threshold, changes in zip((0.5, 0.75), metrics["score_changes"]):
         assert changes["iou_threshold"] == threshold
         assert changes["true_positives"] == 8
@@ -198,6 +200,8 @@ def test_the_last_stage_is_what_evaluation_without_stages_sees(tmp_path, kind):
     cfg.train.stage_evaluation = False
     assert Trainer.test(cfg, model)["bbox"] == pytest.approx(by_stage["bbox"], nan_ok=True)
     assert metrics["stages"][-1]["AP"] == pytest.approx(by_stage["bbox"]["AP"])
+    # They do not outlive the detections that they belong to.
+    assert not (folder / "stage_metrics.json").exists()
 
 
 def test_training_evaluates_the_stages_once_at_its_end(tmp_path, monkeypatch):

@@ -21,7 +21,13 @@ from small_runs import SMALL_MODEL
 from stageinteractor.config import apply_overrides, get_config
 from stageinteractor.data.transforms import OpenCVResizeShortestEdge
 from stageinteractor.engine import Predictor
-from stageinteractor.export import Description, OnnxPredictor, measure_parity, open_onnx
+from stageinteractor.export import (
+    Description,
+    OnnxPredictor,
+    exportable_detector,
+    measure_parity,
+    open_onnx,
+)
 from stageinteractor.export.description import METADATA_KEY
 
 onnx = pytest.importorskip("onnx")
@@ -30,6 +36,7 @@ pytest.importorskip("onnxscript")
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "stageinteractor/shapes_tiny.py"
+WEIGHTS = f"train.init_checkpoint='{ROOT / 'checkpoints' / 'shapes_tiny.pth'}'"
 
 
 def load_script(path):
@@ -244,12 +251,20 @@ def test_the_demo_says_what_is_wrong_with_a_file(options, message, tmp_path, cap
         (["--config-file", CONFIG, "train.init_checkpoint=absent.pth"], "absent.pth"),
         (["--config-file", CONFIG, "--output", "."], "is a folder"),
         (
-            ["--config-file", "dfvt/mask_rcnn_dfvt_tiny_1x.py", "train.init_checkpoint=''"],
-            "only query-based detectors can be exported",
+            ["--config-file", "dfvt/mask_rcnn_dfvt_tiny_1x.py", WEIGHTS],
+            "GeneralizedRCNN has no cascade of stages",
+        ),
+        (
+            ["--config-file", "adamixer/adamixer_shapes_tiny.py", WEIGHTS],
+            "shapes_tiny.pth is not of config adamixer/adamixer_shapes_tiny.py",
+        ),
+        (
+            ["--config-file", "stageinteractor/stageinteractor_r50_100q_1x.py"],
+            "no trained weights for stageinteractor/stageinteractor_r50_100q_1x.py",
         ),
         (
             [
-                *("--config-file", CONFIG, "train.init_checkpoint=''"),
+                *("--config-file", CONFIG),
                 "dataloader.test.mapper.augmentations=[{_target_: "
                 "detectron2.data.transforms.RandomFlip}]",
             ],
@@ -263,6 +278,12 @@ def test_the_tool_says_what_it_cannot_export(tool, monkeypatch, tmp_path, option
     with pytest.raises(SystemExit, match=message):
         tool.main([*options, *output])
     assert not any(tmp_path.iterdir())
+
+
+def test_only_query_based_detectors_have_a_graph():
+    cfg = get_config("dfvt/mask_rcnn_dfvt_tiny_1x.py")
+    with pytest.raises(ValueError, match="only query-based detectors can be exported"):
+        exportable_detector(cfg.model, {})
 
 
 def test_a_missing_package_is_named(tool, monkeypatch, tmp_path):

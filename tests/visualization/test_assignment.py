@@ -13,7 +13,7 @@ from small_runs import SMALL_MODEL
 
 from stageinteractor.structures import Assignment, GroundTruth
 from stageinteractor.training import CrossStageMatcher, StagewiseMatcher
-from stageinteractor.visualization import explain_labels
+from stageinteractor.visualization import explain_labels, figure_stems
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tools")]
@@ -108,3 +108,8 @@ def test_bad_images_are_one_line(image, message, arguments, tmp_path):
     with pytest.raises(SystemExit, match=message) as ended:
         visualize_assignment.main(["--images", image, "--output", str(out), *arguments])
     assert "\n" not in str(ended.value) and not out.exists()
+
+
+def test_pictures_of_one_name_get_a_figure_each(tmp_path):
+    stems = figure_stems(["a/1.jpg", "b/1.jpg", "c/2.jpg"], tmp_path, "assignment")
+    assert [stem.name for stem in stems] == ["1_assignment", "1_2_assignment", "2_assignment"]

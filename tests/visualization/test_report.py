@@ -82,6 +82,9 @@ def test_without_stages_and_training_the_rest_is_reported(run):
         ("[]", "is empty: the detector found nothing"),
         ("[{", "is damaged"),
         ('[{"image_id": 99, "category_id": 3, "bbox": [0,0,1,1], "score": 1}]', "does not belong"),
+        ('{"a": 1}', "is no list of detections, each with image_id"),
+        ('[{"image_id": 1}]', "is no list of detections"),
+        ('[{"image_id": 1, "category_id": 3, "bbox": [0,0,1,NaN], "score": 1}]', "is no list of"),
         (None, "holds no evaluation"),
     ],
 )
@@ -92,6 +95,14 @@ def test_a_bad_evaluation_is_one_line_and_nothing_is_written(run, content, messa
         report.main([str(run)])
     assert "\n" not in str(ended.value)
     assert not list(run.glob("report.*"))
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"stages": []}'])
+def test_damaged_metrics_by_stage_are_named(run, content):
+    (path,) = run.glob("inference/*/stage_metrics.json")
+    path.write_text(content)
+    with pytest.raises(SystemExit, match="stage_metrics.json is no evaluation by stage"):
+        report.main([str(run)])
 
 
 def test_wrong_names(run, tmp_path):

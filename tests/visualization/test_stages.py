@@ -180,13 +180,14 @@ def test_no_detection_and_no_picture_leave_nothing_behind(picture, weights, tmp_
         ),
     ],
 )
-def test_bad_input_is_one_line(arguments, message, picture, weights, tmp_path):
+def test_bad_input_is_one_line(arguments, message, picture, weights, tmp_path, caplog):
     known = {"PICTURE": picture, "WEIGHTS": weights}
     with pytest.raises(SystemExit, match=message) as ended:
         visualize_stages.main(
             ["--output", str(tmp_path / "out"), *(known.get(a, a) for a in arguments)]
         )
     assert "\n" not in str(ended.value) and not (tmp_path / "out").exists()
+    assert not [r for r in caplog.records if "shape" in r.getMessage()]  # one for each tensor
 
 
 def test_a_resized_trace_is_of_the_picture_at_another_size(traces):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from ..checkpoint.checkpointer import inference_weights
 from ..checkpoint.official import adapt_checkpoint
@@ -54,11 +54,22 @@ def build_inspected_detector(
         raise FileNotFoundError(f"checkpoint {path} does not exist: correct train.init_checkpoint")
     if OmegaConf.select(cfg, "model.execution.compile"):
         cfg.model.execution.compile = ""
-    predictor = Predictor(cfg)
-    check_has_stages(predictor.model)
-    if "://" not in path:
-        _check_weights(predictor, path, config_file)
-    return predictor
+    return _CheckedPredictor(cfg, config_file)
+
+
+class _CheckedPredictor(Predictor):
+    """Loads nothing that does not fit: that would be a warning for each tensor."""
+
+    def __init__(self, cfg: DictConfig, config_file: str):
+        self._config_file = config_file
+        super().__init__(cfg)
+
+    def load_weights(self) -> None:
+        check_has_stages(self.model)
+        path = self.cfg.train.init_checkpoint
+        if "://" not in path:
+            _check_weights(self, path, self._config_file)
+        super().load_weights()
 
 
 def _check_weights(predictor: Predictor, path: str, config_file: str) -> None:

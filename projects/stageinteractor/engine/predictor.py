@@ -68,7 +68,7 @@ class Predictor:
         self.aug = T.AugmentationList([instantiate(a) for a in mapper.augmentations])
         self.model = instantiate(self.cfg.model).to(self.cfg.train.device)
         self.model.eval()
-        self._load_weights()
+        self.load_weights()
 
     @classmethod
     def from_config(
@@ -130,7 +130,12 @@ class Predictor:
         image = augmented.image.astype("float32").transpose(2, 0, 1)
         return {"image": torch.as_tensor(image.copy()), "height": height, "width": width}
 
-    def _load_weights(self) -> None:
+    def load_weights(self) -> None:
+        """Load ``train.init_checkpoint``, and warn of what does not fit.
+
+        Raises:
+            FileNotFoundError: the weights do not exist.
+        """
         train = self.cfg.train
         if not train.init_checkpoint:
             logger.warning(

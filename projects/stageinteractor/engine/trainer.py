@@ -379,6 +379,7 @@ class Trainer(DefaultTrainer):
                 if cfg.train.get("stage_evaluation"):
                     results[name] = _evaluate_stages(cfg, model, loader, evaluator, name)
                 else:
+                    _forget_stages(cfg, name)
                     results[name] = inference_on_dataset(model, loader, evaluator) or {}
             if comm.is_main_process():
                 _report(cfg, name, results[name])
@@ -507,6 +508,12 @@ def _evaluate_stages(
         facts={"weights": weights},
     )
     return results
+
+
+def _forget_stages(cfg: DictConfig, name: str) -> None:
+    """Metrics by stage of an earlier evaluation do not go with the detections of this one."""
+    if comm.is_main_process():
+        (_inference_folder(cfg, name) / "stage_metrics.json").unlink(missing_ok=True)
 
 
 def _report(cfg: DictConfig, name: str, results: dict[str, Any]) -> None:

@@ -172,8 +172,9 @@ class StageEvaluator(DatasetEvaluator):
         truth = [self._truth_as_seen(x) for x in inputs]
         for (logits, boxes, last), objects, x in zip(predictions, truth, inputs):
             self._count_score_changes(logits.sigmoid(), boxes, last, objects, x["image"].shape[-2:])
-        for x in outputs:
-            self._count_duplicates([instances.to("cpu") for instances in x["stages"]])
+        for x, after_nms in zip(outputs, kept):
+            all_stages = [*x["stages"], after_nms["instances"]]
+            self._count_duplicates([instances.to("cpu") for instances in all_stages])
         self._count_label_changes(
             torch.stack([logits for logits, _, _ in predictions], 1),
             torch.stack([boxes for _, boxes, _ in predictions], 1),
@@ -289,15 +290,16 @@ class StageEvaluator(DatasetEvaluator):
             return {name: _finite(values.get(name, math.nan)) for name in METRICS}
 
         duplicates, detections = counts[("duplicates",)], counts[("detections",)]
-        stages = [
+        # The last one is the last stage after NMS.
+        *stages, after_nms = (
             {
-                "stage": t + 1,
-                **average_precision(results[t]),
-                "detections": int(detections[t]),
-                "duplicates": _share(duplicates[t], detections[t]),
+                **average_precision(result),
+                "detections": int(number),
+                "duplicates": _share(duplicate, number),
             }
-            for t in range(self.num_stages)
-        ]
+            for result, number, duplicate in zip(results, detections, duplicates)
+        )
+        stages = [{"stage": t, **stage} for t, stage in enumerate(stages, start=1)]
         score_changes = []
         for threshold in self.iou_thresholds:
             c = {
@@ -336,7 +338,7 @@ class StageEvaluator(DatasetEvaluator):
             "duplicate_iou": self.duplicate_iou,
             "duplicate_score_threshold": self.score_threshold,
             "stages": stages,
-            "last_stage_after_nms": average_precision(results[-1]),
+            "last_stage_after_nms": after_nms,
             "score_changes": score_changes,
             "label_changes": label_changes,
         }
@@ -450,7 +452,7 @@ def _table(metrics: Mapping[str, Any]) -> str:
     names = ("AP", "AP50", "AP75", "duplicates")
     rows = [[s["stage"], *(s[name] for name in names)] for s in metrics["stages"]]
     after_nms = metrics["last_stage_after_nms"]
-    rows.append([f"{rows[-1][0]} + NMS", *(after_nms[n] for n in names[:3]), None])
+    rows.append([f"{rows[-1][0]} + NMS", *(after_nms[name] for name in names)])
     text = tabulate(rows, ["stage", *names], "pipe", floatfmt=".3f", missingval="-")
     lines = [text]
     for changes in metrics["score_changes"]:

@@ -3,7 +3,7 @@
 from .assignment import LabelDecision, LabelSource, draw_assignment, explain_labels
 from .convergence import plot_convergence
 from .curves import plot_ap_curves, plot_loss_curves, read_metrics
-from .paper import save_figure
+from .paper import figure_stems, save_figure
 from .pictures import (
     contact_sheet,
     draw_detections,
@@ -36,6 +36,7 @@ __all__ = [
     "draw_query_stages",
     "draw_stages",
     "explain_labels",
+    "figure_stems",
     "level_colors",
     "plot_ap_curves",
     "plot_convergence",

@@ -13,7 +13,14 @@ from matplotlib.patches import Rectangle
 
 from ..checkpoint.durable import write_durably
 
-__all__ = ["TEXT_WIDTH", "draw_box", "new_figure", "prepare_picture", "save_figure"]
+__all__ = [
+    "TEXT_WIDTH",
+    "draw_box",
+    "figure_stems",
+    "new_figure",
+    "prepare_picture",
+    "save_figure",
+]
 
 TEXT_WIDTH = 7.2
 """Inches: the text of a page with two columns, or a slide's half."""
@@ -54,6 +61,24 @@ def draw_box(
         beneath = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, lw=width + 1.1, ec=outline)
         axis.add_patch(beneath)
     axis.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, lw=width, ec=color, **style))
+
+
+def figure_stems(files: Sequence[str | Path], folder: Path, kind: str) -> list[Path]:
+    """A path without suffix for the figure of each picture, ``folder/NAME_kind``, no two the same.
+
+    Pictures of one name in several folders are numbered.
+    """
+    stems: list[Path] = []
+    taken: set[str] = set()
+    for file in files:
+        first = name = Path(file).stem
+        number = 1
+        while name.lower() in taken:
+            number += 1
+            name = f"{first}_{number}"
+        taken.add(name.lower())
+        stems.append(folder / f"{name}_{kind}")
+    return stems
 
 
 def save_figure(figure: Figure, stem: str | Path) -> list[str]:
