@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import logging
 import os
 import socket
 import subprocess
@@ -111,6 +112,7 @@ def fork(
         os.dup2(sys.stdout.fileno(), 1)
         os.dup2(sys.stdout.fileno(), 2)
         torch.set_num_threads(1)
+        _forget_log_handlers()
         os.environ.update(environ or {})
         if sabotage is not None:
             sabotage()
@@ -131,6 +133,14 @@ def fork(
     finally:
         sys.stdout.flush()
         os._exit(code)
+
+
+def _forget_log_handlers() -> None:
+    """Those of earlier tests in the parent write to streams that pytest has closed since."""
+    known = [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]
+    for logger in known:
+        if isinstance(logger, logging.Logger):
+            logger.handlers.clear()
 
 
 def wait(
