@@ -26,7 +26,7 @@ from stageinteractor.engine import (
     user_errors,
 )
 
-PACKAGES = ("stageinteractor", "adamixer", "dfvt")
+PACKAGES = ("stageinteractor", "adamixer", "sqr", "dfvt")
 
 
 def load_config(args: Namespace) -> DictConfig:

@@ -46,6 +46,7 @@ from tqdm import tqdm
 from stageinteractor.engine import user_errors
 from stageinteractor.visualization import plot_convergence
 
+PACKAGES = ("stageinteractor", "adamixer", "sqr", "dfvt", "ablation", "run_ablation", "__main__")
 RESULTS, TABLES, PICTURE = "results.json", "tables.md", "convergence.png"
 
 
@@ -282,7 +283,7 @@ def say(outcome: Outcome) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
     args = get_parser().parse_args(argv)
-    with user_errors(("stageinteractor", "ablation", "run_ablation", "__main__")):
+    with user_errors(PACKAGES):
         plan = make_plan(args)
         output = (args.output or ROOT / "output" / "ablations" / plan.name).resolve()
         check_results(output / RESULTS, plan)

@@ -14,7 +14,7 @@ from stageinteractor.training import Criterion
 
 from .criterion import RecollectionCriterion
 from .recollection import recollect
-from .schedule import RecollectionSchedule
+from .schedule import RecollectionSchedule, ScheduleError
 
 __all__ = ["RecollectionDetector"]
 
@@ -66,6 +66,11 @@ class RecollectionDetector(StageInteractor):
             max_detections=max_detections,
             execution=execution,
         )
+        if not isinstance(schedule, RecollectionSchedule):
+            raise ScheduleError(
+                f"model.schedule must be a schedule, such as sqr.selective_schedule, or "
+                f"sqr.plain_schedule for none; it is {schedule!r}"
+            )
         schedule.check_fits(self.decoder.num_stages)
         self.schedule = schedule
         self.batched = batched

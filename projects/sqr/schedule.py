@@ -8,7 +8,7 @@ of the pool. So group g, counted over all stages, is at position g + 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 __all__ = [
@@ -176,6 +176,8 @@ class RecollectionSchedule:
 
 
 def _as_integers(name: str, values: Sequence[int]) -> tuple[int, ...]:
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise ScheduleError(f"{name} of a schedule are a list, a number a stage, not {values!r}")
     for t, value in enumerate(values):
         if isinstance(value, bool) or not isinstance(value, int):
             raise ScheduleError(f"{name} of a schedule are integers; stage {t} has {value!r}")

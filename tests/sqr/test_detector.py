@@ -79,6 +79,7 @@ def test_the_schedule_follows_the_number_of_stages(family):
         ("model.schedule.num_stages=6", "slice for stage 4, which the decoder lacks"),
         ("model.schedule.num_stages=2", "stage 2 of the decoder has no slice"),
         ("model.schedule.late_start=3", "the last stage is 3"),
+        ("model.schedule=null", "model.schedule must be a schedule, such as .* it is None"),
     ],
 )
 def test_schedules_that_do_not_fit_are_refused_when_the_config_is_built(override, message):

@@ -137,6 +137,8 @@ def test_paths_of_four_stages():
         ([0, 1, 0], [1, 2, 3], "stage 2 .* stage 1 began at 1"),
         ([0, 0.5], [1, 2], "integers; stage 1 has 0.5"),
         ([False], [1], "stage 0 has False"),
+        (3, [1], "starts of a schedule are a list, a number a stage, not 3"),
+        ([0], "1", "ends of a schedule are a list"),
     ],
 )
 def test_schedules_that_cannot_be_followed_are_refused(starts, ends, message):

@@ -62,7 +62,8 @@ def _test_split(results: Mapping[str, Any]) -> list[str]:
     if not names:
         return []
     return [
-        f"On `{'`, `'.join(sorted(names))}`, looked at once, after all cells were trained:",
+        f"On `{'`, `'.join(sorted(names))}`, looked at once for each cell, after those compared "
+        "here were trained:",
         _measures(summary["variants"], {"AP": ("test_AP", 2, 1), "AP50": ("test_AP50", 2, 1)}),
         _differences(summary["differences_of_test_AP"]),
     ]
