@@ -21,6 +21,7 @@ __all__ = [
     "EXIF_ORIENTATION",
     "MAX_PIXELS",
     "UnreadableImageError",
+    "check_picture",
     "read_image",
     "shown_name",
     "shown_size",
@@ -79,6 +80,20 @@ def read_image(
         raise UnreadableImageError(
             f"image {shown_name(file_name)} cannot be read ({type(error).__name__}: {error})"
         ) from error
+
+
+def check_picture(picture: np.ndarray) -> None:
+    """
+    Raises:
+        ValueError: it is no (H, W, 3) array with something in it.
+    """
+    shape = np.shape(picture)
+    if len(shape) != 3 or shape[2] != 3 or 0 in shape:
+        raise ValueError(
+            "expected a BGR picture, an array of shape (height, width, 3); got "
+            f"{type(picture).__name__} of shape {shape} "
+            "(cv2.imread returns None for a file that it cannot decode)"
+        )
 
 
 def shown_size(file_name: str | Path) -> tuple[int, int] | None:

@@ -10,10 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 from ..checkpoint.checkpointer import inference_weights
 from ..checkpoint.official import adapt_checkpoint
 from ..checkpoint.official_files import read_checkpoint
-from ..config import apply_overrides, get_config
 from ..visualization.stage_traces import check_has_stages
-from .predictor import Predictor
-from .shipped import is_shipped_config, shipped_checkpoint
+from .predictor import Predictor, predictor_config
 
 __all__ = ["build_inspected_detector"]
 
@@ -37,11 +35,7 @@ def build_inspected_detector(
         FileNotFoundError: no such config or checkpoint.
         KeyError: an override of a key that does not exist.
     """
-    cfg = apply_overrides(get_config(config_file), list(overrides))
-    if weights is not None:
-        cfg.train.init_checkpoint = weights
-    if not cfg.train.init_checkpoint and is_shipped_config(config_file):
-        cfg.train.init_checkpoint = shipped_checkpoint()
+    cfg = predictor_config(config_file, overrides, weights=weights)
     path = cfg.train.init_checkpoint
     named = weights is not None or any(x.startswith("train.init_checkpoint") for x in overrides)
     # An address in a config is that of the backbone's weights, with which training starts.

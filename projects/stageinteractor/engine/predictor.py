@@ -18,13 +18,26 @@ from omegaconf import DictConfig
 from ..checkpoint.checkpointer import Checkpointer
 from ..config import apply_overrides, get_config
 from ..data import dataset_names
+from ..data.images import check_picture
 from ..data.mapper import augment
 from .setup import prepare_config
 from .shipped import is_shipped_config, shipped_checkpoint
 
-__all__ = ["Predictor"]
+__all__ = ["Predictor", "predictor_config"]
 
 logger = logging.getLogger(__name__)
+
+
+def predictor_config(
+    config_file: str, overrides: Sequence[str] = (), *, weights: str | None = None
+) -> DictConfig:
+    """The config of a predictor; see :meth:`Predictor.from_config`."""
+    cfg = apply_overrides(get_config(config_file), list(overrides))
+    if weights is not None:
+        cfg.train.init_checkpoint = weights
+    if not cfg.train.init_checkpoint and is_shipped_config(config_file):
+        cfg.train.init_checkpoint = shipped_checkpoint()
+    return cfg
 
 
 class Predictor:
@@ -86,12 +99,7 @@ class Predictor:
             FileNotFoundError: no such config or weights.
             KeyError: an override of a key that does not exist.
         """
-        cfg = apply_overrides(get_config(config_file), list(overrides))
-        if weights is not None:
-            cfg.train.init_checkpoint = weights
-        if not cfg.train.init_checkpoint and is_shipped_config(config_file):
-            cfg.train.init_checkpoint = shipped_checkpoint()
-        return cls(cfg)
+        return cls(predictor_config(config_file, overrides, weights=weights))
 
     @torch.no_grad()
     def __call__(self, original_image: np.ndarray) -> dict[str, Instances]:
@@ -107,13 +115,7 @@ class Predictor:
             ValueError: not a picture of three channels.
             UnreadableImageError: the picture is too thin to be resized.
         """
-        shape = np.shape(original_image)
-        if len(shape) != 3 or shape[2] != 3 or 0 in shape:
-            raise ValueError(
-                "expected a BGR picture, an array of shape (height, width, 3); got "
-                f"{type(original_image).__name__} of shape {shape} "
-                "(cv2.imread returns None for a file that it cannot decode)"
-            )
+        check_picture(original_image)
         return self.model([self.preprocess(original_image)])[0]
 
     def preprocess(self, original_image: np.ndarray) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from detectron2.data import transforms as T
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 
+from ..data.images import check_picture
 from ..data.mapper import augment
 from .runtime import open_onnx, run_session
 
@@ -55,12 +56,7 @@ class OnnxPredictor:
             ValueError: not a picture of three channels.
             UnreadableImageError: the picture is too thin to be resized.
         """
-        shape = np.shape(original_image)
-        if len(shape) != 3 or shape[2] != 3 or 0 in shape:
-            raise ValueError(
-                "expected a BGR picture, an array of shape (height, width, 3); got "
-                f"{type(original_image).__name__} of shape {shape}"
-            )
+        check_picture(original_image)
         image = original_image
         if self.description.image_format == "RGB":
             image = image[:, :, ::-1]
@@ -77,4 +73,4 @@ class OnnxPredictor:
             scores=torch.from_numpy(scores[0]),
             pred_classes=torch.from_numpy(labels[0]),
         )
-        return {"instances": detector_postprocess(instances, *shape[:2])}
+        return {"instances": detector_postprocess(instances, *original_image.shape[:2])}
