@@ -21,19 +21,23 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from ablation.costs import measure_variants
 from ablation.plan import ROOT, Cell, Plan, load_plan
 from ablation.report import insert, render
 from ablation.run import (
     RECORD,
     Outcome,
+    check_same_cell,
     evaluate_cell,
     read_cell,
+    read_record,
     run_cells,
     split,
     train_cell,
@@ -48,6 +52,14 @@ from stageinteractor.visualization import plot_convergence
 
 PACKAGES = ("stageinteractor", "adamixer", "sqr", "dfvt", "ablation", "run_ablation", "__main__")
 RESULTS, TABLES, PICTURE = "results.json", "tables.md", "convergence.png"
+STORED = "ablations"  # beside the page, with the results that came with the project
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not positive")
+    return number
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -71,14 +83,17 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--part", default="1/1", metavar="I/N", help="train every N-th cell, from the I-th on"
     )
-    parser.add_argument("--threads", type=int, default=1, help="of each training (default: 1)")
+    parser.add_argument(
+        "--threads", type=_positive, default=1, help="of each training (default: 1)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="only print the cells' commands")
     parser.add_argument("--report", action="store_true", help="train nothing, only compare")
     parser.add_argument(
         "--rerun",
         nargs=2,
         metavar=("NAME", "SEED"),
-        help="train a finished cell anew, elsewhere, and compare its figures to the digit",
+        help="train a cell anew, elsewhere, and compare its figures to the digit with those of the "
+        "finished cell, or where there is none with those that came with the project",
     )
     parser.add_argument(
         "--test",
@@ -86,11 +101,16 @@ def get_parser() -> argparse.ArgumentParser:
         help="train nothing; evaluate all cells on the plan's test split. All must be finished",
     )
     parser.add_argument(
+        "--costs",
+        action="store_true",
+        help="train nothing; measure processor time and memory of a training step of each variant",
+    )
+    parser.add_argument(
         "--into",
         type=Path,
         metavar="PAGE",
         help="also put the tables between the page's marks <!-- begin PLAN --> and "
-        "<!-- end PLAN -->, and the picture into images/ beside it",
+        "<!-- end PLAN -->, and beside it the picture into images/, the results into ablations/",
     )
     parser.add_argument(
         "--opts",
@@ -170,23 +190,43 @@ def check_results(path: Path, plan: Plan) -> None:
             )
 
 
-def write_results(output: Path, plan: Plan) -> dict[str, Any]:
-    """Gather all cells under the folder, also those of other parts and former plans."""
+def write_results(
+    output: Path, plan: Plan, costs: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Gather all cells under the folder, also those of other parts and former plans.
+
+    Args:
+        costs: of a training step, by variant; kept beside those that are known.
+
+    Raises:
+        ValueError: a record is damaged, or of a variant that nobody knows.
+    """
     path = output / RESULTS
     former = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     cells = {(c["variant"], c["seed"]): c for c in former.get("cells", ())}
-    for file in output.glob(f"*/seed_*/{RECORD}"):
-        record = json.loads(file.read_text(encoding="utf-8"))
-        cells[record["variant"], record["seed"]] = record
     described = plan.as_dict()
     for key, value in former.get("plan", {}).get("variants", {}).items():
         described["variants"].setdefault(key, value)
+    for file in output.glob(f"*/seed_*/{RECORD}"):
+        record = read_record(file)
+        if record["variant"] not in described["variants"]:
+            raise ValueError(
+                f"{file} is a cell of the variant {record['variant']!r}, which neither the plan "
+                f"nor {path} has: remove {file.parents[1]}, or choose another --output"
+            )
+        cells[record["variant"], record["seed"]] = record
     described["seeds"] = sorted({*described["seeds"], *(seed for _, seed in cells)})
     order = list(described["variants"])
     records = sorted(cells.values(), key=lambda c: (order.index(c["variant"]), c["seed"]))
     finished = [record for record in records if record["status"] == "finished"]
     used = [name for name in order if any(r["variant"] == name for r in finished)]
-    results = {"plan": described, "cells": records, "summary": summarise(finished, used)}
+    known = {**former.get("costs", {}), **costs}
+    results = {
+        "plan": described,
+        "cells": records,
+        "summary": summarise(finished, used),
+        "costs": {name: known[name] for name in order if name in known},
+    }
     write_json(path, results)
     return results
 
@@ -214,14 +254,38 @@ def report(output: Path, plan: Plan, into: Path | None = None) -> None:
         insert(into, plan.name, f"{text}\n\n![Convergence](images/{image.name})")
         image.parent.mkdir(exist_ok=True)
         shutil.copyfile(picture, image)
-        print(into)
+        stored = into.parent / STORED / f"{plan.name}.json"
+        stored.parent.mkdir(exist_ok=True)
+        shutil.copyfile(output / RESULTS, stored)
+        print(f"{into}\n{image}\n{stored}")
 
 
-def rerun(cell: Cell, *, threads: int, facts: dict[str, Any]) -> int:
-    """Train a finished cell anew in a folder of its own; 0 if all figures are the same."""
+def stored_record(cell: Cell, plan: Plan) -> dict[str, Any]:
+    """The record of a cell that is finished, here or in the results that came with the project.
+
+    Raises:
+        ValueError: it is not finished, or one of another config.
+    """
     record = read_cell(cell)
-    if record is None:
-        raise ValueError(f"{cell.name} is not finished under {cell.folder}: train it first")
+    if record is not None:
+        return record
+    path = ROOT / "docs" / STORED / f"{plan.name}.json"
+    check_results(path, plan)
+    known = json.loads(path.read_text(encoding="utf-8"))["cells"] if path.is_file() else []
+    for record in known:
+        if (record["variant"], record["seed"]) == (cell.variant, cell.seed):
+            check_same_cell(cell, record, place=path)
+            if record["status"] == "finished":
+                return record
+    raise ValueError(
+        f"{cell.name} is not finished under {cell.folder}, and {path} has no figures of it: train "
+        "it first"
+    )
+
+
+def rerun(cell: Cell, record: Mapping[str, Any], *, threads: int) -> int:
+    """Train a finished cell anew in a folder of its own; 0 if all figures are the same."""
+    cell.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="rerun-", dir=cell.folder) as folder:
         again = replace(cell, folder=Path(folder))
         print(f"$ {again.command(threads=threads)}", flush=True)
@@ -269,6 +333,16 @@ def test_cells(cells: Sequence[Cell], plan: Plan, *, threads: int) -> None:
             evaluate_cell(cell, plan.test, threads=threads)
 
 
+def facts() -> dict[str, Any]:
+    """About machine, versions and date."""
+    return {
+        "machine": {k: v for k, v in machine().items() if k != "torch_threads"},
+        "versions": versions(),
+        "commit": commit(),
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+    }
+
+
 def say(outcome: Outcome) -> int:
     """What became of the cells, and the exit code."""
     print(
@@ -296,20 +370,20 @@ def main(argv: Sequence[str] | None = None) -> int:
                 state = "finished" if read_cell(cell) else "open"
                 print(f"{cell.name} ({state})\n$ {cell.command(threads=args.threads)}")
             return 0
-        facts = {
-            "machine": {k: v for k, v in machine().items() if k != "torch_threads"},
-            "versions": versions(),
-            "commit": commit(),
-            "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-        }
         if args.rerun:
             name, seed = args.rerun
             found = [c for c in plan.cells(output) if c.variant == name and str(c.seed) == seed]
             if not found:
                 raise KeyError(f"the plan has no cell {name!r} with seed {seed}")
-            return rerun(found[0], threads=args.threads, facts=facts)
+            record = stored_record(found[0], plan)
+            return rerun(found[0], record, threads=args.threads)
         status = 0
-        if args.test:
+        if args.costs:
+            measured = measure_variants(chosen, threads=args.threads)
+            write_results(
+                output, plan, {name: {**cost, **facts()} for name, cost in measured.items()}
+            )
+        elif args.test:
             test_cells(cells, plan, threads=args.threads)
         elif not args.report:
             outcome = run_cells(

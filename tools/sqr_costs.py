@@ -16,30 +16,28 @@ work on the machine disturbs least. KEY=VALUE arguments override entries of the 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import multiprocessing
-import resource
-import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from detectron2.config import LazyCall, instantiate
 from detectron2.structures import Boxes, Instances
 
-from sqr import (
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.steps import StepCost, cost_of_a_step  # noqa: E402
+
+from sqr import (  # noqa: E402
     RecollectionDetector,
     RecollectionSchedule,
     dense_schedule,
     plain_schedule,
     selective_schedule,
 )
-from stageinteractor.config import apply_overrides, get_config
+from stageinteractor.config import apply_overrides, get_config  # noqa: E402
 
 # How the groups are run: (model.batched, model.execution.checkpoint).
 MODES = {
@@ -49,14 +47,6 @@ MODES = {
     "sequential, checkpoint": (False, True),
 }
 DEVICES = ("cpu", "cuda")
-
-
-class Cost(NamedTuple):
-    """Of one training step."""
-
-    seconds: float
-    memory: float
-    """MiB."""
 
 
 def make_schedule(name: str, num_stages: int) -> RecollectionSchedule:
@@ -139,7 +129,7 @@ def configure(args: argparse.Namespace, schedule: str, mode: str) -> Any:
     return cfg
 
 
-def measure(args: argparse.Namespace, schedule: str, mode: str) -> Cost:
+def measure(args: argparse.Namespace, schedule: str, mode: str) -> StepCost:
     """Train a few steps in this process."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
@@ -154,71 +144,10 @@ def measure(args: argparse.Namespace, schedule: str, mode: str) -> Cost:
         sum(detector(batch).values()).backward()
         optimizer.step()
 
-    step()  # allocates the optimiser's state, too
-    optimizer.zero_grad()
-    meter = GpuMeter() if args.device == "cuda" else CpuMeter()
-    seconds = []
-    for _ in range(args.steps):
-        begin = meter.seconds()
-        step()
-        seconds.append(meter.seconds() - begin)
-    optimizer.zero_grad()
-    return Cost(statistics.median(seconds), meter.peak_memory(step))
+    return cost_of_a_step(step, optimizer.zero_grad, device=args.device, steps=args.steps)
 
 
-class GpuMeter:
-    """Seconds by the clock; memory that PyTorch has allocated."""
-
-    def seconds(self) -> float:
-        torch.cuda.synchronize()
-        return time.perf_counter()
-
-    def peak_memory(self, step: Callable[[], None]) -> float:
-        """MiB that a step takes at most, beyond what is in use before."""
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step()
-        torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-
-
-class CpuMeter:
-    """CPU seconds; resident memory."""
-
-    M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
-
-    def seconds(self) -> float:
-        return time.process_time()
-
-    def peak_memory(self, step: Callable[[], None]) -> float:
-        """MiB that a step takes at most, beyond what is in use before."""
-        gc.collect()
-        with suppress(AttributeError, OSError):
-            # glibc keeps much of what is freed, which then would not count. From here on it hands
-            # memory back at once; that costs time, so times are measured before.
-            libc = ctypes.CDLL(None)
-            libc.mallopt(self.M_MMAP_THRESHOLD, 2**16)
-            libc.malloc_trim(0)
-        is_new_peak = False
-        with suppress(OSError):  # Linux alone can begin a new peak
-            Path("/proc/self/clear_refs").write_text("5")
-            is_new_peak = True
-        before = self._peak(is_new_peak)
-        step()
-        return self._peak(is_new_peak) - before
-
-    @staticmethod
-    def _peak(is_new_peak: bool) -> float:
-        if is_new_peak:
-            for line in Path("/proc/self/status").read_text().splitlines():
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) / 2**10
-        unit = 2**20 if sys.platform == "darwin" else 2**10
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-
-
-def table_row(name: str, mode: str, groups: int, cost: Cost, baseline: Cost) -> str:
+def table_row(name: str, mode: str, groups: int, cost: StepCost, baseline: StepCost) -> str:
     return (
         f"| {name} | {mode} | {groups} | {cost.seconds:.2f} | "
         f"{cost.seconds / baseline.seconds:.2f} | {cost.memory:.0f} | "

@@ -13,7 +13,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 # In the place of train_net.py: leaves what a training leaves, within milliseconds. "Variants" fail
 # or hang by the value of train.log_period.
 TRAINING = """
-import json, pathlib, sys, time
+import json, os, pathlib, sys, time
 
 values = dict(a.lstrip("+").split("=", 1) for a in sys.argv if "=" in a)
 folder = pathlib.Path(values["train.output_dir"].strip("'"))
@@ -23,6 +23,7 @@ folder.mkdir(parents=True, exist_ok=True)
 with open(folder / "calls.txt", "a") as file:
     file.write(" ".join(sys.argv[1:]) + "\\n")
 print("working on", kind)
+(folder / "pid.txt").write_text(str(os.getpid()))
 with open(folder / "metrics.json", "a") as file:
     file.write(json.dumps({"iteration": 1, "time": 0.25, "bbox/AP": 1.0}) + "\\n")
 (folder / "last_checkpoint").write_text("model_0000001.pth")
@@ -36,6 +37,7 @@ with open(folder / "metrics.json", "a") as file:
 target = folder / "inference" / ("test_split" if "--eval-only" in sys.argv else "made_up")
 target.mkdir(parents=True, exist_ok=True)
 bbox = {"AP": ap, "AP50": 2 * ap, "AP75": ap / 2, "APs": None, "APm": ap, "APl": ap}
+bbox.update({"AP-cat": ap * seed, "AP-dog": 2 * ap} if seed else {})
 document = {"dataset": target.name, "weights": "plain", "results": {"bbox": bbox}}
 (target / "metrics.json").write_text(json.dumps(document))
 if values.get("train.stage_evaluation") == "true":

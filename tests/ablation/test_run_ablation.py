@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
+import run_ablation
+import torch
 from ablation import run
+from ablation.costs import measure
 from ablation.plan import Plan, load_plan
 from run_ablation import main
 
@@ -76,6 +83,7 @@ def test_cells_are_trained_once_and_compared(fake_training, tmp_path, capsys):
     assert "| default |       3 | 12.00 ± 1.00 |" in tables
     assert "| more − default |  +2.20 |" in tables
     assert "APs" not in tables  # measured nowhere
+    assert "| more    | 29.13 ± 16.41 | 28.40 ± 2.20 |" in tables.split("AP of each class:")[1]
     assert (output / "convergence.png").stat().st_size > 5000
 
     before = calls(output)
@@ -157,6 +165,51 @@ def test_an_interrupted_cell_goes_on(fake_training, tmp_path, monkeypatch):
     assert "interrupted and resumed: slow seed 1" in (output / "tables.md").read_text()
 
 
+def test_a_training_that_goes_on_alone_keeps_its_cell(fake_training, tmp_path, capsys):
+    """As when the command itself is killed with SIGKILL: no second training in its folder."""
+    output = tmp_path / "out"
+    tool = (
+        "import sys; from pathlib import Path; sys.path[:0] = [sys.argv[1]]; "
+        "from ablation import run; run.ROOT = Path(sys.argv[2]); "
+        "from run_ablation import main; main(sys.argv[3:])"
+    )
+    before, after = arguments(output, variants={"slow": ("train.log_period=777",)}, seeds=[1])
+    tools = Path(run.__file__).parents[1]
+    process = subprocess.Popen(
+        [sys.executable, "-c", tool, str(tools), str(fake_training), *before, *after],
+        stderr=subprocess.DEVNULL,
+    )
+    folder = output / "slow" / "seed_1"
+    wait_until(lambda: (folder / "last_checkpoint").exists())
+    process.kill()
+    process.wait()
+    try:
+        assert call(output, variants={"slow": ("train.log_period=777",)}, seeds=[1]) == 0
+    except SystemExit as error:
+        assert "is finished: there is nothing to compare" in str(error)
+    finally:
+        trainer = int((folder / "pid.txt").read_text())
+        os.kill(trainer, signal.SIGKILL)
+    printed = "".join(capsys.readouterr())
+    assert "slow, seed 1: another process is training it, skipped" in printed
+    assert len(calls(output)["slow/seed_1"]) == 1
+    wait_until(lambda: not is_locked(folder))
+    assert call(output, variants={"slow": ("train.log_period=777",)}, seeds=[1]) == 0
+    assert [c.startswith("--resume") for c in calls(output)["slow/seed_1"]] == [False, True]
+
+
+def wait_until(is_so, seconds=60):
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def is_locked(folder):
+    with run._locked(folder) as lock:
+        return lock is None
+
+
 def test_parts_share_the_cells(fake_training, tmp_path):
     output = tmp_path / "out"
     assert call(output, "--part", "1/2") == 0
@@ -168,8 +221,8 @@ def test_parts_share_the_cells(fake_training, tmp_path):
 
 def test_a_cell_that_another_process_trains_is_left_to_it(fake_training, tmp_path, capsys):
     output = tmp_path / "out"
-    with run._locked(output / "more" / "seed_1") as is_ours:
-        assert is_ours
+    with run._locked(output / "more" / "seed_1") as lock:
+        assert lock is not None
         assert call(output, seeds=[1]) == 0
     assert list(calls(output)) == ["default/seed_1"]
     assert "1 are being trained elsewhere" in capsys.readouterr().out
@@ -198,6 +251,68 @@ def test_a_rerun_compares_to_the_digit(fake_training, tmp_path, capsys):
     assert not list(output.glob("more/seed_1/rerun-*"))
 
 
+def test_a_rerun_compares_with_the_figures_that_came_with_the_project(
+    fake_training, tmp_path, monkeypatch, capsys
+):
+    """Nothing needs to be trained before."""
+    first, page = tmp_path / "first", tmp_path / "docs" / "page.md"
+    page.parent.mkdir()
+    page.write_text("<!-- begin shapes_hard -->\n<!-- end shapes_hard -->\n")
+    assert call(first, "--into", str(page), seeds=[1]) == 0
+    monkeypatch.setattr(run_ablation, "ROOT", tmp_path)
+    output = tmp_path / "out"
+    assert call(output, "--rerun", "more", "1", seeds=[1]) == 0
+    assert "AP 13.1, the stored figures to the digit" in capsys.readouterr().out
+    assert not list(output.glob("*/*/cell.json"))
+    with pytest.raises(SystemExit, match="shapes_hard.json has no figures of it"):
+        call(output, "--rerun", "more", "2", seeds=[1, 2])
+    with pytest.raises(SystemExit, match="the overrides .* choose another --output"):
+        variants = {"default": (), "more": ("train.log_period=3",)}
+        call(output, "--rerun", "more", "1", seeds=[1], variants=variants)
+    stored = page.parent / "ablations" / "shapes_hard.json"
+    stored.write_text(stored.read_text().replace('"AP": 13.1', '"AP": 13.1000001'))
+    assert call(output, "--rerun", "more", "1", seeds=[1]) == 1
+
+
+def test_costs_of_the_variants_stand_beside_the_cells(fake_training, tmp_path, monkeypatch, capsys):
+    def measured(plan, threads):
+        kinds = {"default": 1, "more": 3}
+        return {
+            name: {"seconds": kinds[name] / 2, "memory_mb": 100 * kinds[name], "steps": 5}
+            | {"threads": threads}
+            for name in plan.variants
+        }
+
+    monkeypatch.setattr(run_ablation, "measure_variants", measured)
+    output = tmp_path / "out"
+    assert call(output, seeds=[1]) == 0
+    assert call(output, "--costs", seeds=[1]) == 0
+    results = json.loads((output / "results.json").read_text())
+    assert results["costs"]["more"]["memory_mb"] == 300 and results["costs"]["more"]["versions"]
+    tables = (output / "tables.md").read_text()
+    assert "the median of 5 steps" in tables
+    assert "| more    |     1.500 |        3.00 |  300 |        3.00 |" in tables
+    assert call(output, seeds=[1, 2]) == 0  # stay there
+    assert json.loads((output / "results.json").read_text())["costs"] == results["costs"]
+
+
+def test_a_training_step_costs_time_and_memory():
+    threads = torch.get_num_threads()
+    overrides = ["train.device=cpu", "dataloader.train.num_workers=0"]
+    overrides += [
+        "dataloader.train.dataset.names=shapes_val",
+        "dataloader.train.total_batch_size=2",
+    ]
+    try:
+        costs = [
+            measure("stageinteractor/shapes_tiny.py", [*overrides, override], threads=1, steps=1)
+            for override in ("model.decoder.num_stages=1", "model.decoder.num_stages=4")
+        ]
+    finally:
+        torch.set_num_threads(threads)
+    assert 0 < costs[0].seconds < costs[1].seconds
+
+
 def test_tables_find_their_place_in_a_page(fake_training, tmp_path):
     output, page = tmp_path / "out", tmp_path / "docs" / "page.md"
     page.parent.mkdir()
@@ -208,6 +323,8 @@ def test_tables_find_their_place_in_a_page(fake_training, tmp_path):
     assert text.endswith("<!-- end shapes_hard -->\n\nend\n") and "old" not in text
     assert "![Convergence](images/ablation_shapes_hard.png)" in text
     assert (page.parent / "images" / "ablation_shapes_hard.png").is_file()
+    stored = (page.parent / "ablations" / "shapes_hard.json").read_text()
+    assert stored == (output / "results.json").read_text()
     assert call(output, "--report", "--into", str(page), seeds=[1]) == 0
     assert page.read_text() == text
 
@@ -243,7 +360,8 @@ def test_the_test_split_is_looked_at_once_and_last(fake_training, tmp_path):
         assert part in cell["test"]["command"]
     assert "train.seed" not in cell["test"]["command"]
     assert results["summary"]["differences_of_test_AP"][0]["values"] == [4.0, 4.0]
-    assert "On `test_split`, looked at once" in (output / "tables.md").read_text()
+    tables = (output / "tables.md").read_text()
+    assert "On `test_split`, looked at once" in tables and "AP after each stage" not in tables
     times = [f.stat().st_mtime_ns for f in sorted(output.glob("*/*/test/output.txt"))]
     assert main([*plan, "--test"]) == 0
     assert [f.stat().st_mtime_ns for f in sorted(output.glob("*/*/test/output.txt"))] == times
@@ -270,6 +388,8 @@ def test_the_report_of_nothing_is_refused(fake_training, tmp_path, capsys):
         ({"variants": {"a": ("train.max_itr=3",)}}, "variant 'a': .* no key 'train.max_itr'"),
         ({"opts": ("train.max_itr=3",)}, "no key 'train.max_itr'"),
         ({"variants": {"a": ("train.max_iter",)}}, "variant 'a': 'train.max_iter' does not set"),
+        ({"opts": ("train.max_iter=abc",)}, "train.max_iter must be a positive .* not 'abc'"),
+        ({"variants": {"a": ("train.max_iter=0",)}}, "variant 'a': train.max_iter .* not 0"),
         ({"seeds": (1, 2, 1)}, r"the seed 1 stands twice in \[1, 2, 1\]"),
         ({"seeds": (-1,)}, "seed -1 is negative"),
         ({"variants": {"a": ("train.seed=3",)}}, "each cell has its own train.seed"),
@@ -327,6 +447,34 @@ def test_a_file_that_holds_no_results_is_refused(fake_training, tmp_path, capsys
     output.mkdir()
     (output / "results.json").write_text(content)
     assert "is no results file" in refuse(capsys, output)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"variant": "more"}'])
+def test_a_damaged_record_is_named(fake_training, tmp_path, content):
+    output = tmp_path / "out"
+    assert call(output, seeds=[1]) == 0
+    record = output / "more" / "seed_1" / "cell.json"
+    record.write_text(content)
+    before = calls(output)
+    for option in ([], ["--report"]):
+        with pytest.raises(SystemExit, match=rf"{record} is damaged .* remove it"):
+            call(output, *option, seeds=[1])
+    assert calls(output) == before
+
+
+def test_a_cell_of_an_unknown_variant_is_named(fake_training, tmp_path):
+    output = tmp_path / "out"
+    assert call(output, seeds=[1]) == 0
+    (output / "results.json").unlink()
+    with pytest.raises(SystemExit, match=f"a cell of the variant 'more', .* {output / 'more'}, or"):
+        call(output, seeds=[1], variants={"default": ()})
+
+
+@pytest.mark.parametrize("threads", ["0", "-1", "x"])
+def test_threads_must_be_positive(fake_training, tmp_path, capsys, threads):
+    with pytest.raises(SystemExit) as error:
+        call(tmp_path / "out", "--threads", threads, seeds=[1])
+    assert error.value.code == 2 and "--threads" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("part", ["0/2", "3/2", "1", "a/b"])

@@ -124,6 +124,7 @@ class Plan:
                 self._config([*overrides, *self.test])
             except (KeyError, ValueError) as error:
                 raise type(error)(f"variant {name!r}: {error.args[0]}") from error
+            self._max_iter(name)
 
     def base(self) -> DictConfig:
         """The config that all cells share."""
@@ -137,7 +138,7 @@ class Plan:
 
     def cells(self, output: Path) -> list[Cell]:
         """All cells, seed by seed, so that what is finished first can be compared already."""
-        max_iters = {n: int(self._config(o).train.max_iter) for n, o in self.variants.items()}
+        max_iters = {name: self._max_iter(name) for name in self.variants}
         return [
             Cell(
                 variant=name,
@@ -172,8 +173,18 @@ class Plan:
             "overrides": list(self.overrides),
             "variants": {name: list(overrides) for name, overrides in self.variants.items()},
             "seeds": list(self.seeds),
+            "test": list(self.test),
             "base_config": self.base_values(),
         }
+
+    def _max_iter(self, variant: str) -> int:
+        value = self._config(self.variants[variant]).train.max_iter
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(
+                f"variant {variant!r}: train.max_iter must be a positive whole number, "
+                f"not {value!r}"
+            )
+        return value
 
     def _config(self, overrides: Sequence[str]) -> DictConfig:
         return apply_overrides(get_config(self.config), [*self.overrides, *overrides])

@@ -28,42 +28,56 @@ BETWEEN_STAGES: Mapping[str, tuple[str, int, float]] = {
     "labels changed %, cross-stage": ("label_changes_cross_stage", 1, 100),
 }
 COST: Mapping[str, tuple[str, int, float]] = {
-    "seconds a step": ("seconds_per_step", 3, 1),
+    "seconds a step by the clock": ("seconds_per_step", 3, 1),
     "processor minutes": ("cpu_minutes", 2, 1),
     "minutes": ("minutes", 2, 1),
-    "peak memory MB": ("peak_memory_mb", 0, 1),
+    "peak memory of the process, MB": ("peak_memory_mb", 0, 1),
 }
+MOST_CLASSES = 12  # with a column each
 
 
 def render(results: Mapping[str, Any]) -> str:
     """All tables of a results file, with commands, seeds, versions and machines."""
     variants = results["summary"]["variants"]
+    finished = [cell for cell in results["cells"] if _is_finished(cell)]
     parts = [
         _measures(variants, COLUMNS, with_seeds=True),
-        "AP of each seed:",
-        _seeds(results["cells"], list(variants)),
-        "Differences of AP, seed by seed, with the interval of 95 % of bootstrap means:",
-        _differences(results["summary"]["differences_of_AP"]),
+        *_titled("AP of each seed:", _seeds(finished, list(variants))),
+        *_titled(
+            "Differences of AP, seed by seed, with the interval of 95 % of bootstrap means:",
+            _differences(results["summary"]["differences_of_AP"]),
+        ),
+        *_titled("AP of each class:", _classes(variants)),
         *_test_split(results),
-        "AP after each stage:",
-        _stages(variants),
-        "Between the stages:",
-        _measures(variants, BETWEEN_STAGES),
-        "Cost:",
-        _measures(variants, COST),
+        *_titled("AP after each stage:", _stages(variants)),
+        *_titled("Between the stages:", _measures(variants, BETWEEN_STAGES)),
+        *_titled("What the trainings took:", _measures(variants, COST)),
+        *_costs(results.get("costs", {})),
         _provenance(results),
     ]
-    return "\n\n".join(part for part in parts if part)
+    return "\n\n".join(parts)
+
+
+def _titled(title: str, table: str) -> list[str]:
+    return [title, table] if table else []
 
 
 def _test_split(results: Mapping[str, Any]) -> list[str]:
     summary = results["summary"]
-    names = {c["test"]["dataset"] for c in results["cells"] if _is_finished(c) and "test" in c}
-    if not names:
+    tested = [c for c in results["cells"] if _is_finished(c) and "test" in c]
+    if not tested:
         return []
+    names = {cell["test"]["dataset"] for cell in tested}
+    if names & {cell["dataset"] for cell in tested}:
+        overrides = "`, `".join(results["plan"].get("test", ()))
+        title = f"The same weights, evaluated with `{overrides}` (`--test`):"
+    else:
+        title = (
+            f"On `{'`, `'.join(sorted(names))}`, looked at once for each cell, after those "
+            "compared here were trained:"
+        )
     return [
-        f"On `{'`, `'.join(sorted(names))}`, looked at once for each cell, after those compared "
-        "here were trained:",
+        title,
         _measures(summary["variants"], {"AP": ("test_AP", 2, 1), "AP50": ("test_AP50", 2, 1)}),
         _differences(summary["differences_of_test_AP"]),
     ]
@@ -107,8 +121,8 @@ def _measures(
     return _table(rows, ["", *(["seeds"] if with_seeds else []), *used]) if used else ""
 
 
-def _seeds(cells: Sequence[Mapping[str, Any]], variants: Sequence[str]) -> str:
-    ap = {(c["variant"], c["seed"]): c["metrics"]["AP"] for c in cells if _is_finished(c)}
+def _seeds(finished: Sequence[Mapping[str, Any]], variants: Sequence[str]) -> str:
+    ap = {(cell["variant"], cell["seed"]): cell["metrics"]["AP"] for cell in finished}
     seeds = sorted({seed for _, seed in ap})
     # With all digits that a rerun must meet.
     rows = [[v, *(_plain(ap.get((v, seed)), 4) for seed in seeds)] for v in variants]
@@ -128,6 +142,44 @@ def _differences(differences: Sequence[Mapping[str, Any]]) -> str:
             ]
         )
     return _table(rows, ["", "mean", "interval", "each seed"]) if rows else ""
+
+
+def _classes(variants: Mapping[str, Any]) -> str:
+    names = list(dict.fromkeys(name for v in variants.values() for name in v["AP_by_class"]))
+    if not 1 < len(names) <= MOST_CLASSES:
+        return ""
+    nothing = {"mean": None, "std": None}
+    rows = [
+        [name, *(_number(variant["AP_by_class"].get(c, nothing), 2, 1) for c in names)]
+        for name, variant in variants.items()
+    ]
+    return _table(rows, ["", *names])
+
+
+def _costs(costs: Mapping[str, Any]) -> list[str]:
+    """Of a training step; a multiple of the first variant's beside each figure."""
+    if not costs:
+        return []
+    first = next(iter(costs.values()))
+    rows = [
+        [
+            name,
+            f"{cost['seconds']:.3f}",
+            f"{cost['seconds'] / first['seconds']:.2f}",
+            f"{cost['memory_mb']:.0f}",
+            f"{cost['memory_mb'] / first['memory_mb']:.2f}",
+        ]
+        for name, cost in costs.items()
+    ]
+    on_gpu = any(cost["machine"]["gpu"] for cost in costs.values())
+    name = next(iter(costs))
+    return [
+        "A training step, measured apart from the trainings (`--costs`): "
+        f"{'seconds by the clock' if on_gpu else 'seconds of one processor'}, the median of "
+        f"{first['steps']} steps, and the most memory beyond weights and optimiser; both also as "
+        f"multiples of those of `{name}`:",
+        _table(rows, ["", "seconds", f"× {name}", "MB", f"× {name}"]),
+    ]
 
 
 def _stages(variants: Mapping[str, Any]) -> str:

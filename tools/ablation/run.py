@@ -23,7 +23,17 @@ from stageinteractor.visualization import read_metrics
 
 from .plan import ROOT, Cell
 
-__all__ = ["Outcome", "evaluate_cell", "read_cell", "run_cells", "split", "train_cell"]
+__all__ = [
+    "Outcome",
+    "check_same_cell",
+    "evaluate_cell",
+    "read_cell",
+    "read_record",
+    "run_cells",
+    "split",
+    "train_cell",
+    "write_json",
+]
 
 RECORD = "cell.json"
 LOG = "output.txt"
@@ -56,34 +66,59 @@ def split(cells: Sequence[Cell], part: str) -> list[Cell]:
     return list(cells[index - 1 :: count])
 
 
-def read_cell(cell: Cell) -> dict[str, Any] | None:
-    """The record of a finished cell; None where it is not finished.
+def read_record(path: Path) -> dict[str, Any] | None:
+    """The record of a cell, finished or not; None where there is no such file.
 
     Raises:
-        ValueError: the folder holds a cell with other overrides or of another config.
+        ValueError: it is damaged.
     """
-    path = cell.folder / RECORD
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is damaged ({error}): remove it to train the cell") from error
+    keys = ("variant", "seed", "status", "config", "overrides")
+    if not isinstance(record, dict) or not all(key in record for key in keys):
+        raise ValueError(
+            f"{path} is damaged (no record with {', '.join(keys)}): remove it to train the cell"
+        )
+    return record
+
+
+def read_cell(cell: Cell) -> dict[str, Any] | None:
+    """The record of a finished cell; None where it is not finished.
+
+    Raises:
+        ValueError: the record is damaged, or the folder holds a cell with other overrides or of
+            another config.
+    """
+    record = read_record(cell.folder / RECORD)
+    if record is None:
+        return None
+    check_same_cell(cell, record, place=cell.folder)
+    return record if record["status"] == "finished" else None
+
+
+def check_same_cell(cell: Cell, record: Mapping[str, Any], *, place: Path) -> None:
+    """
+    Raises:
+        ValueError: the record is of a cell with other overrides or of another config.
+    """
     ours = (cell.config, list(cell.overrides))
     if (record["config"], record["overrides"]) != ours:
         raise ValueError(
-            f"{cell.folder} holds a cell of {record['config']} with the overrides "
+            f"{place} holds a cell of {record['config']} with the overrides "
             f"{record['overrides']}, not of {ours[0]} with {ours[1]}: choose another --output, "
             "or another name for the variant"
         )
-    return record if record["status"] == "finished" else None
 
 
 def run_cells(
     cells: Sequence[Cell],
     *,
     threads: int,
-    facts: Mapping[str, Any],
+    facts: Callable[[], Mapping[str, Any]],
     after_each: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Train what is not finished yet. A cell that fails does not stop the others.
@@ -91,7 +126,7 @@ def run_cells(
     Args:
         cells: in this order.
         threads: of each training; another number may change the last digits.
-        facts: about machine and versions, kept with each cell.
+        facts: about machine, versions and date, kept with each cell; asked when it begins.
         after_each: called when a cell has ended.
     """
     open_cells = [cell for cell in cells if read_cell(cell) is None]
@@ -113,13 +148,18 @@ def run_cells(
             def show(steps: int, start: int = start) -> None:
                 bar.update(max(0, start + steps - bar.n))
 
-            with _locked(cell.folder) as is_ours:
-                if not is_ours:
+            with _locked(cell.folder) as lock:
+                if lock is None:
                     skipped.append(cell.name)
-                    tqdm.write(f"{cell.name}: another process is training it, skipped")
+                    tqdm.write(
+                        f"{cell.name}: another process is training it, skipped "
+                        f"(its output: {cell.folder / LOG})"
+                    )
                 elif read_cell(cell) is None:  # still, now that nobody else writes it
                     tqdm.write(f"{cell.name}\n$ {cell.command(threads=threads)}")
-                    record = train_cell(cell, threads=threads, facts=facts, progress=show)
+                    record = train_cell(
+                        cell, threads=threads, facts=facts, lock=lock, progress=show
+                    )
                     tqdm.write(_in_words(cell, record))
                     if record["status"] != "finished":
                         failed.append(cell.name)
@@ -137,16 +177,22 @@ def train_cell(
     cell: Cell,
     *,
     threads: int,
-    facts: Mapping[str, Any],
+    facts: Callable[[], Mapping[str, Any]],
+    lock: int | None = None,
     progress: Callable[[int], None] = lambda steps: None,
 ) -> dict[str, Any]:
     """Train one cell, from its last checkpoint if there is one, and write its record.
+
+    Args:
+        facts: kept in the record.
+        lock: the open file of the cell's lock. The training holds it as well, so that it stays
+            locked if this process is killed and the training goes on alone.
 
     Returns:
         the record; its "status" is "finished" or "failed".
     """
     cell.folder.mkdir(parents=True, exist_ok=True)
-    former = _former_record(cell.folder)
+    former = read_record(cell.folder / RECORD) or {}  # has failed or was interrupted
     resume = (cell.folder / "last_checkpoint").is_file()
     record: dict[str, Any] = {
         "variant": cell.variant,
@@ -161,7 +207,7 @@ def train_cell(
         "minutes": former.get("minutes", 0.0),
         "cpu_minutes": former.get("cpu_minutes", 0.0),
         "peak_memory_mb": former.get("peak_memory_mb", 0),
-        **facts,
+        **facts(),
     }
     write_json(cell.folder / RECORD, record)
     start = time.perf_counter()
@@ -172,6 +218,7 @@ def train_cell(
             env=_environment(threads),
             stdout=log,
             stderr=subprocess.STDOUT,
+            pass_fds=() if lock is None else (lock,),
         )
         try:
             # wait4 tells the memory and processor time of this one process.
@@ -284,14 +331,6 @@ def _gpu_memory(log: Path) -> int | None:
     return max(map(int, re.findall(r"max_mem: (\d+)M", text)), default=None)
 
 
-def _former_record(folder: Path) -> dict[str, Any]:
-    """Of an attempt that has failed or was interrupted."""
-    try:
-        return json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-
-
 def _steps_done(folder: Path) -> int:
     """Iterations that the metrics file has reached."""
     try:
@@ -325,19 +364,16 @@ def _end(process: subprocess.Popen) -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[bool]:
-    """Whether this process may train the cell."""
+def _locked(folder: Path) -> Iterator[int | None]:
+    """The open file of the cell's lock; None where another process has it."""
     folder.mkdir(parents=True, exist_ok=True)
-    lock = portalocker.Lock(str(folder / ".lock"), fail_when_locked=True, timeout=0)
-    try:
-        lock.acquire()
-    except portalocker.exceptions.LockException:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
+    with open(folder / ".lock", "a") as file:  # closing it unlocks, if no training has it, too
+        try:
+            portalocker.lock(file, portalocker.LOCK_EX | portalocker.LOCK_NB)
+        except portalocker.exceptions.LockException:
+            yield None
+        else:
+            yield file.fileno()
 
 
 def _in_words(cell: Cell, record: Mapping[str, Any]) -> str:

@@ -91,6 +91,7 @@ def summarise(records: Sequence[Record], variants: Sequence[str]) -> dict[str, A
                     for measure, get in MEASURES.items()
                 },
                 "AP_by_stage": _ap_by_stage(list(cells.values())),
+                "AP_by_class": _ap_by_class(list(cells.values())),
             }
             for name, cells in by_variant.items()
         },
@@ -121,6 +122,12 @@ def _ap_by_stage(records: Sequence[Record]) -> list[dict[str, Any]]:
         if r["stage_metrics"] is not None
     ]
     return [_spread(values) for values in zip(*stages)]
+
+
+def _ap_by_class(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
+    # As Detectron2's COCOEvaluator names them.
+    keys = dict.fromkeys(k for r in records for k in r["metrics"] if k.startswith("AP-"))
+    return {key[len("AP-") :]: _spread([r["metrics"].get(key) for r in records]) for key in keys}
 
 
 def _difference(
