@@ -19,14 +19,13 @@ from omegaconf import DictConfig
 from stageinteractor.checkpoint.checkpointer import Checkpointer
 from stageinteractor.config import apply_overrides, find_config_file, get_config
 from stageinteractor.engine import (
+    PROJECTS,
     Trainer,
     ended_by_signals,
     launch,
     prepare_config,
     user_errors,
 )
-
-PACKAGES = ("stageinteractor", "adamixer", "sqr", "dfvt")
 
 
 def load_config(args: Namespace) -> DictConfig:
@@ -53,9 +52,9 @@ def evaluate(cfg: DictConfig, args: Namespace) -> None:
 
 def main(args: Namespace) -> None:
     """One process of the job."""
-    with user_errors(PACKAGES), ended_by_signals():
+    with user_errors(), ended_by_signals():
         cfg = load_config(args)
-        for name in PACKAGES:
+        for name in PROJECTS:
             setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name=name)
         prepare_config(cfg, args.opts, training=not args.eval_only)
         default_setup(cfg, args)
@@ -68,6 +67,6 @@ def main(args: Namespace) -> None:
 
 if __name__ == "__main__":
     arguments = default_argument_parser(epilog=__doc__).parse_args()
-    with user_errors(PACKAGES):
+    with user_errors():
         # Loaded here as well: a mistake is reported once, and before any process is started.
         launch(main, arguments, device=load_config(arguments).train.device)

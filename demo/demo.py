@@ -10,7 +10,6 @@ Without --config-file and weights it uses the checkpoint of the built-in shapes 
 from __future__ import annotations
 
 import argparse
-import glob
 import json
 import os
 import sys
@@ -27,13 +26,13 @@ from tqdm import tqdm
 
 from stageinteractor.data import UnreadableImageError
 from stageinteractor.data.images import read_image, shown_name
+from stageinteractor.engine.arguments import add_config_arguments, find_pictures
 from stageinteractor.engine.predictor import Predictor
 from stageinteractor.engine.shipped import SHIPPED_CONFIG
 from stageinteractor.export import OnnxPredictor
 from stageinteractor.visualization import draw_detections, save_picture, select_confident
 
 WINDOW = "StageInteractor detections"
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".gif")
 WRITTEN_AS_IS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 ESCAPE = 27
 
@@ -49,11 +48,7 @@ class UserError(Exception):
 def get_parser() -> argparse.ArgumentParser:
     """The command line, with the flags of Detectron2's demo."""
     parser = argparse.ArgumentParser(description="StageInteractor demo")
-    parser.add_argument(
-        "--config-file",
-        metavar="FILE",
-        help=f"config, by path or by its name among the packaged ones (default: {SHIPPED_CONFIG})",
-    )
+    add_config_arguments(parser, default=None)
     parser.add_argument(
         "--onnx",
         metavar="FILE",
@@ -86,38 +81,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--save-json", metavar="FILE", help="also write the detections in COCO's result format"
     )
-    parser.add_argument(
-        "--opts",
-        default=[],
-        nargs=argparse.REMAINDER,
-        metavar="KEY=VALUE",
-        help="changes to the config, e.g. train.init_checkpoint=model.pth train.device=cpu",
-    )
     return parser
-
-
-def expand_inputs(inputs: Sequence[str]) -> list[Path]:
-    """Picture files that files, folders (not their subfolders) and globs stand for, each once.
-
-    Raises:
-        UserError: a path that does not exist, or a folder or glob without pictures.
-    """
-    files: dict[Path, None] = {}
-    for given in inputs:
-        path = Path(os.path.expanduser(given))
-        if path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-            if not found:
-                raise UserError(f"no pictures in folder {given} ({' '.join(IMAGE_SUFFIXES)})")
-        elif path.exists():  # before globs: a file may be called a[1].jpg
-            found = [path]
-        else:
-            found = sorted(Path(p) for p in glob.glob(str(path), recursive=True))
-            found = [p for p in found if p.is_file()]
-            if not found:
-                raise UserError(f"no such file: {given}")
-        files.update(dict.fromkeys(found))
-    return list(files)
 
 
 def choose_outputs(files: Sequence[Path], output: str) -> list[Path]:
@@ -179,7 +143,7 @@ def read_picture(path: Path) -> np.ndarray:
 
 def run_on_pictures(args: argparse.Namespace, predictor: Predictor | OnnxPredictor, logger) -> int:
     """Detect in all pictures; returns how many could not be decoded."""
-    files = expand_inputs(args.input)
+    files = find_pictures(args.input)
     outputs = choose_outputs(files, args.output) if args.output else [None] * len(files)
     names = predictor.metadata.get("thing_classes", None)
     results, unreadable = [], []

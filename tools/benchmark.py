@@ -473,7 +473,7 @@ def print_curves(results: dict[str, Any]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     args = parse_args(argv)
-    with user_errors(("stageinteractor", "adamixer", "sqr", "__main__", "benchmark", "benchmarks")):
+    with user_errors("__main__", "benchmark", "benchmarks"):
         cfg = apply_overrides(get_config(args.config_file), args.overrides)
         torch.set_num_threads(args.threads)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False

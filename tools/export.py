@@ -40,7 +40,6 @@ from stageinteractor.export.graph import INPUT_TYPES
 from stageinteractor.export.runtime import require
 
 TRACED_SIZE = (96, 160)
-PACKAGES = ("stageinteractor", "adamixer", "sqr", "dfvt", "__main__", "export")
 # (height, width) of the images of each batch: one and more, alike and not, divisible by 32 or not,
 # larger and smaller than what is traced, upright and lying.
 PARITY_SIZES = (
@@ -67,20 +66,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         default="float32",
         help="type of the images that the file takes (default: %(default)s)",
     )
-    parser.add_argument(
-        "--parity-size",
-        nargs=2,
-        type=int,
-        metavar=("HEIGHT", "WIDTH"),
-        help="compare on one image of this size, too",
-    )
-    parser.add_argument(
-        "--benchmark",
-        nargs=2,
-        type=int,
-        metavar=("HEIGHT", "WIDTH"),
-        help="time both on one image of this size",
-    )
+    for option, purpose in (
+        ("--parity-size", "compare on one image of this size, too"),
+        ("--benchmark", "time both on one image of this size"),
+    ):
+        parser.add_argument(option, nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help=purpose)
     parser.add_argument(
         "--runs", type=int, default=5, help="timed runs of each (default: %(default)s)"
     )
@@ -183,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    with user_errors(PACKAGES):
+    with user_errors("__main__", __name__):
         export(args)
 
 

@@ -165,7 +165,7 @@ def draw(batch: list[dict[str, Any]], folder: Path, number: int, channels: str) 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
     args = get_parser().parse_args(argv)
-    with user_errors(("stageinteractor", "adamixer", "sqr", "dfvt", "__main__", __name__)):
+    with user_errors("__main__", __name__):
         content = read_bad_batch(args.batch)
         cfg = load_config(args)
         model = build_model(cfg, args)

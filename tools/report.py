@@ -496,7 +496,7 @@ def run(args: argparse.Namespace) -> list[Path]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
     args = get_parser().parse_args(argv)
-    with user_errors(("stageinteractor", "adamixer", "sqr", "dfvt", "__main__", __name__)):
+    with user_errors("__main__", __name__):
         for path in run(args):
             print(path)
     return 0

@@ -50,7 +50,6 @@ from tqdm import tqdm
 from stageinteractor.engine import user_errors
 from stageinteractor.visualization import plot_convergence
 
-PACKAGES = ("stageinteractor", "adamixer", "sqr", "dfvt", "ablation", "run_ablation", "__main__")
 RESULTS, TABLES, PICTURE = "results.json", "tables.md", "convergence.png"
 STORED = "ablations"  # beside the page, with the results that came with the project
 
@@ -357,7 +356,7 @@ def say(outcome: Outcome) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
     args = get_parser().parse_args(argv)
-    with user_errors(PACKAGES):
+    with user_errors("__main__", __name__, "ablation"):
         plan = make_plan(args)
         output = (args.output or ROOT / "output" / "ablations" / plan.name).resolve()
         check_results(output / RESULTS, plan)

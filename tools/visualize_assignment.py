@@ -26,9 +26,9 @@ from tqdm import tqdm
 from stageinteractor.checkpoint.durable import write_durably
 from stageinteractor.data import dataset_names, get_detection_dataset, read_image
 from stageinteractor.engine import user_errors
+from stageinteractor.engine.arguments import add_config_arguments
 from stageinteractor.engine.inspection import build_inspected_detector
 from stageinteractor.engine.predictor import Predictor
-from stageinteractor.engine.shipped import SHIPPED_CONFIG
 from stageinteractor.training import CrossStageMatcher, HungarianMatcher
 from stageinteractor.visualization import (
     draw_assignment,
@@ -43,12 +43,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--config-file",
-        default=SHIPPED_CONFIG,
-        metavar="FILE",
-        help="config, by path or by its name among the packaged ones (default: %(default)s)",
-    )
+    add_config_arguments(parser)
     parser.add_argument(
         "--images",
         nargs="+",
@@ -68,13 +63,6 @@ def get_parser() -> argparse.ArgumentParser:
         default=Path("output/assignment"),
         metavar="FOLDER",
         help="where NAME_assignment.png, .pdf and .json are written (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--opts",
-        default=[],
-        nargs=argparse.REMAINDER,
-        metavar="KEY=VALUE",
-        help="changes to the config, e.g. train.init_checkpoint=model.pth train.device=cpu",
     )
     return parser
 
@@ -191,7 +179,7 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
     args = get_parser().parse_args(argv)
-    with user_errors(("stageinteractor", "adamixer", "sqr", "dfvt", "__main__", __name__)):
+    with user_errors("__main__", __name__):
         run(args)
     return 0
 

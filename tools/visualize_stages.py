@@ -22,8 +22,8 @@ from tqdm import tqdm
 from stageinteractor.data import UnreadableImageError
 from stageinteractor.data.images import read_image, shown_name
 from stageinteractor.engine import user_errors
+from stageinteractor.engine.arguments import add_config_arguments, find_pictures
 from stageinteractor.engine.inspection import build_inspected_detector
-from stageinteractor.engine.shipped import SHIPPED_CONFIG
 from stageinteractor.visualization import (
     choose_queries,
     draw_stages,
@@ -32,22 +32,19 @@ from stageinteractor.visualization import (
     trace_stages,
 )
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".gif")
-
 
 def get_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_config_arguments(parser)
     parser.add_argument(
-        "--config-file",
-        default=SHIPPED_CONFIG,
-        metavar="FILE",
-        help="config, by path or by its name among the packaged ones (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--input", nargs="+", required=True, metavar="PATH", help="pictures, or folders of them"
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="pictures, folders of them, or globs",
     )
     parser.add_argument(
         "--output",
@@ -69,35 +66,7 @@ def get_parser() -> argparse.ArgumentParser:
         choices=range(1, 7),
         help="so many of the best queries are followed (default: %(default)s)",
     )
-    parser.add_argument(
-        "--opts",
-        default=[],
-        nargs=argparse.REMAINDER,
-        metavar="KEY=VALUE",
-        help="changes to the config, e.g. train.init_checkpoint=model.pth train.device=cpu",
-    )
     return parser
-
-
-def find_pictures(inputs: Sequence[str]) -> list[Path]:
-    """The files that files and folders stand for, each once.
-
-    Raises:
-        FileNotFoundError: a path that does not exist, or a folder without pictures.
-    """
-    files: dict[Path, None] = {}
-    for given in inputs:
-        path = Path(given).expanduser()
-        if path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
-            if not found:
-                raise FileNotFoundError(f"no pictures in folder {given} ({' '.join(SUFFIXES)})")
-        elif path.is_file():
-            found = [path]
-        else:
-            raise FileNotFoundError(f"no such picture: {given}")
-        files.update(dict.fromkeys(found))
-    return list(files)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -134,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
     args = get_parser().parse_args(argv)
-    with user_errors(("stageinteractor", "adamixer", "sqr", "dfvt", "__main__", __name__)):
+    with user_errors("__main__", __name__):
         return 1 if run(args) else 0
 
 

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from detectron2.data import MetadataCatalog
 
+from stageinteractor.engine.arguments import find_pictures
+
 
 @pytest.fixture()
 def run(demo, weights, monkeypatch):
@@ -76,7 +78,7 @@ def test_inputs_of_one_name_do_not_overwrite_each_other(demo, tmp_path, picture)
     files = [tmp_path / folder / "x.png" for folder in "abc"] + [tmp_path / "d" / "x_2.PNG"]
     for file in files:
         write(file, picture)
-    found = demo.expand_inputs([str(tmp_path / "a"), str(tmp_path / "[bcd]" / "*")])
+    found = find_pictures([str(tmp_path / "a"), str(tmp_path / "[bcd]" / "*")])
     assert found == files
     outputs = demo.choose_outputs(found, str(tmp_path / "out"))
     assert len({p.name.lower() for p in outputs}) == len(files)
@@ -85,14 +87,12 @@ def test_inputs_of_one_name_do_not_overwrite_each_other(demo, tmp_path, picture)
 
 def test_a_picture_given_twice_is_taken_once(demo, tmp_path, picture):
     file = write(tmp_path / "x.png", picture)
-    assert demo.expand_inputs([file, str(tmp_path), str(tmp_path / "*.png")]) == [
-        tmp_path / "x.png"
-    ]
+    assert find_pictures([file, str(tmp_path), str(tmp_path / "*.png")]) == [tmp_path / "x.png"]
 
 
 def test_a_name_that_looks_like_a_glob_is_a_name_first(demo, tmp_path, picture):
     write(tmp_path / "a[1].png", picture)
-    assert demo.expand_inputs([str(tmp_path / "a[1].png")]) == [tmp_path / "a[1].png"]
+    assert find_pictures([str(tmp_path / "a[1].png")]) == [tmp_path / "a[1].png"]
 
 
 def test_formats_that_are_only_read_are_written_as_png(demo, tmp_path):

@@ -164,7 +164,7 @@ def test_no_detection_and_no_picture_leave_nothing_behind(picture, weights, tmp_
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--input", "missing.png"], "no such picture: missing.png"),
+        (["--input", "missing.png"], "no such file: missing.png"),
         (["--config-file", "no_such_config.py", "--input", "PICTURE"], "no_such_config.py"),
         (
             ["--input", "PICTURE", "--opts", "WEIGHTS", DEVICE, "model.decoder.num_stages=3"],

@@ -20,6 +20,7 @@ from PIL import Image
 __all__ = [
     "EXIF_ORIENTATION",
     "MAX_PIXELS",
+    "PICTURE_SUFFIXES",
     "UnreadableImageError",
     "check_picture",
     "read_image",
@@ -27,6 +28,8 @@ __all__ = [
     "shown_size",
 ]
 
+# Of the files in a folder that are taken for pictures.
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".gif")
 # Where Pillow itself refuses to go on; about 540 MB as RGB.
 MAX_PIXELS = 178_956_970
 # What says nothing about the file: the machine has run short of something.

@@ -1,6 +1,6 @@
 """Training, evaluation and prediction; thin, as Detectron2 does the work."""
 
-from .errors import user_errors
+from .errors import PROJECTS, user_errors
 from .interruption import ended_by_signals
 from .launch import launch
 from .predictor import Predictor
@@ -9,6 +9,7 @@ from .shipped import shipped_checkpoint
 from .trainer import Trainer
 
 __all__ = [
+    "PROJECTS",
     "Predictor",
     "Trainer",
     "ended_by_signals",

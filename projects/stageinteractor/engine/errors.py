@@ -10,17 +10,21 @@ from collections.abc import Collection, Iterator
 import torch.distributed
 from detectron2.utils import comm
 
-__all__ = ["is_user_error", "user_errors"]
+__all__ = ["PROJECTS", "is_user_error", "user_errors"]
+
+# The packages of this repository.
+PROJECTS = ("stageinteractor", "adamixer", "sqr", "dfvt")
 
 
 @contextlib.contextmanager
-def user_errors(packages: Collection[str] = ("stageinteractor",)) -> Iterator[None]:
+def user_errors(*modules: str) -> Iterator[None]:
     """Turn errors that a user can mend into one line, and exit code 1.
 
     Everything else keeps its traceback: it is a mistake in a program.
 
     Args:
-        packages: whose own checks are meant, see :func:`is_user_error`.
+        modules: whose own checks are meant besides those of the projects, as the command line's;
+            see :func:`is_user_error`.
 
     Raises:
         SystemExit: with the line as its code.
@@ -34,7 +38,7 @@ def user_errors(packages: Collection[str] = ("stageinteractor",)) -> Iterator[No
                 f"error{process}: the connection to another process is lost. It has ended, and its "
                 "own message, before or after this one, says why"
             )
-        if not is_user_error(error, packages):
+        if not is_user_error(error, (*PROJECTS, *modules)):
             raise
         sys.exit(f"error{process}: {_message(error)}")
 

@@ -23,8 +23,9 @@ from detectron2.utils.logger import setup_logger
 
 from ..config import find_config_file
 from ..engine import user_errors
+from ..engine.arguments import add_config_arguments
 from ..engine.inspection import build_inspected_detector
-from ..engine.shipped import SHIPPED_CONFIG, is_shipped_config
+from ..engine.shipped import is_shipped_config
 
 logger = logging.getLogger("stageinteractor.web")
 
@@ -38,12 +39,7 @@ def get_parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--config-file",
-        default=SHIPPED_CONFIG,
-        metavar="FILE",
-        help="config, by path or by its name among the packaged ones (default: %(default)s)",
-    )
+    add_config_arguments(parser)
     parser.add_argument("--weights", metavar="FILE", help="checkpoint that belongs to the config")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     parser.add_argument(
@@ -55,13 +51,6 @@ def get_parser() -> argparse.ArgumentParser:
         default="",
         metavar="PATH",
         help="where a proxy in front shows the page, for example /detector",
-    )
-    parser.add_argument(
-        "--opts",
-        default=[],
-        nargs=argparse.REMAINDER,
-        metavar="KEY=VALUE",
-        help="changes to the config",
     )
     return parser
 
@@ -106,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
     args = get_parser().parse_args(argv)
     setup_logger(name="stageinteractor")
-    with user_errors(("stageinteractor", "adamixer", "sqr", "dfvt", "__main__", __name__)):
+    with user_errors("__main__", __name__):
         run(args)
     return 0
 
