@@ -5,8 +5,6 @@ $DETECTRON2_DATASETS, which is ./datasets by default. The backbone begins with t
 shapes checkpoint, everything else from scratch.
 """
 
-import os
-
 from detectron2.config import LazyCall as L
 from detectron2.data.transforms import RandomFlip, ResizeShortestEdge
 
@@ -16,13 +14,14 @@ from ..common.optim import optimizer
 from ..common.schedule import cosine_schedule
 from ..common.train import train
 
-_folder = os.path.join(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")), "bccd")
+# Looked up where the config is used, so that results name no folder of the machine.
+_folder = "${oc.env:DETECTRON2_DATASETS,datasets}/bccd"
 
 for _part, _split in (("train", "train"), ("test", "val")):
     dataloader[_part].dataset.update(
         names=None,
-        json_file=os.path.join(_folder, "annotations", f"{_split}.json"),
-        image_root=os.path.join(_folder, "images"),
+        json_file=f"{_folder}/annotations/{_split}.json",
+        image_root=f"{_folder}/images",
         name=f"bccd_{_split}",
     )
 dataloader.train.mapper.augmentations = [
