@@ -22,6 +22,8 @@ ENTRY_POINTS = sorted(
     if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
 ) + [ROOT / "train_net.py"]
 
+SHARED_ARGUMENTS = ROOT / "projects" / "stageinteractor" / "engine" / "arguments.py"
+
 
 def how_it_is_called(path: Path) -> str:
     if ROOT / "projects" not in path.parents:
@@ -79,6 +81,8 @@ def test_commands_name_scripts_options_and_configs_that_exist(page):
         script = ROOT / words[0]
         assert script.is_file(), words
         source = script.read_text(encoding="utf-8")
+        if "add_config_arguments(parser" in source:
+            source += SHARED_ARGUMENTS.read_text(encoding="utf-8")
         for word in words[1:]:
             if re.match(r"--[a-z]", word):
                 # train_net.py has the options of Detectron2.
