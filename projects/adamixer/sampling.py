@@ -20,8 +20,6 @@ __all__ = ["AdaptiveSampling"]
 class AdaptiveSampling(nn.Module):
     """x' = x + w dx,  y' = y + h dy,  z' = z + dz, with w and h the size of the query's box."""
 
-    SCALE_OF_FIRST_LEVEL = 2.0  # z = 2, four pixels, is met by the level of stride 4
-
     def __init__(self, channels: int, *, groups: int, points: int):
         """
         Args:
@@ -60,6 +58,14 @@ class AdaptiveSampling(nn.Module):
             center + offset[..., :2] * size, xyzr[:, :, None, None, 2] + offset[..., 2]
         )
 
+    def level_weights(self, z: Tensor, strides: Sequence[int]) -> Tensor:
+        """(..., L), softmax over l of -(z - log2 stride_l)^2 / 2, of (...) scales of points."""
+        scales = [math.log2(stride) for stride in strides]
+        if all(after - before == 1 for before, after in zip(scales, scales[1:])):
+            return level_weights(z, len(scales), offset=scales[0])
+        scale = torch.tensor(scales, dtype=z.dtype, device=z.device)
+        return torch.softmax(-0.5 * (z[..., None] - scale) ** 2, dim=-1)
+
     def forward(
         self, queries: Tensor, xyzr: Tensor, features: Sequence[Tensor], strides: Sequence[int]
     ) -> Tensor:
@@ -74,5 +80,5 @@ class AdaptiveSampling(nn.Module):
             (B, N, G, P, e).
         """
         points = self.points(queries, xyzr)
-        weights = level_weights(points.z, len(features), offset=self.SCALE_OF_FIRST_LEVEL)
+        weights = self.level_weights(points.z, strides)
         return sample_features(features, strides, points, weights)

@@ -2,11 +2,13 @@
 
 Three kinds of files exist: the ImageNet classifier, the detection backbone alone, and the whole
 Mask R-CNN of the authors' MMDetection branch, where the backbone's names start with ``backbone.``.
-Values are never changed.
+Values are never changed, but for tables of relative biases of another window size, which are
+resized.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -39,6 +41,7 @@ _BATCH_COUNT = ".num_batches_tracked"
 _RECOMPUTED = re.compile(
     r"(backbone\.)?layers\.\d+\.blocks\.\d+\.(attn_mask|attn\.relative_position_index)"
 )
+_BIAS_TABLE = ".attention.bias_table"
 _MARK = "patch_embed.proj1.weight"
 _STEM = "stem.conv1.weight"
 _OUR_MARK = f"network.{_STEM}"
@@ -188,7 +191,8 @@ def convert_official_state_dict(
     any               any other detector     ``backbone.bottom_up.*`` as for the backbone
     ================  =====================  ======================================================
 
-    Index tables and attention masks in the file are computed anew, and so dropped.
+    Index tables and attention masks in the file are computed anew, and so dropped. Tables of
+    relative biases are resized bicubically for windows of another size.
 
     Args:
         state_dict: weights under the official names.
@@ -217,6 +221,8 @@ def convert_official_state_dict(
         if name is None:
             surplus.append(key)
         elif name in wanted:
+            if name.endswith(_BIAS_TABLE):
+                value = _resize_bias_table(value, wanted[name])
             weights[name] = value
             if value.shape != wanted[name] and not (
                 allow_other_classes and _CLASS_LAYER.fullmatch(name)
@@ -295,6 +301,17 @@ def _renamer(official_format: OfficialFormat) -> Callable[[str], str | None]:
         return None if renamed is None else renamed[0]
 
     return rename
+
+
+def _resize_bias_table(table: Tensor, shape: torch.Size) -> Tensor:
+    """((2 w - 1)^2, heads) relative biases for windows of another size w, bicubically; as they are
+    where the number of heads differs, too."""
+    before, after = math.isqrt(len(table)), math.isqrt(shape[0])
+    if table.shape == shape or table.shape[1:] != shape[1:] or before**2 != len(table):
+        return table
+    grid = table.float().T.reshape(1, -1, before, before)
+    grid = nn.functional.interpolate(grid, size=(after, after), mode="bicubic")
+    return grid.flatten(2)[0].T.to(table.dtype).contiguous()
 
 
 def _network(model: nn.Module) -> DFvTNetwork:

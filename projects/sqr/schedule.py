@@ -222,7 +222,7 @@ def selective_schedule(num_stages: int, *, late_start: int = 0) -> RecollectionS
     _check_num_stages(num_stages)
     if isinstance(late_start, bool) or not isinstance(late_start, int) or late_start < 0:
         raise ScheduleError(f"late_start must be an integer of at least 0, got {late_start!r}")
-    if late_start > num_stages - 2:
+    if late_start > max(num_stages - 2, 0):
         raise ScheduleError(
             f"with late_start={late_start} recollection begins at stage {late_start + 1}, but the "
             f"last stage is {num_stages - 1}: choose less, or plain_schedule for none"

@@ -63,12 +63,13 @@ def bilinear(feature, x, y):
     return total
 
 
-def test_sampling_matches_the_equations():
+@pytest.mark.parametrize("strides", [STRIDES, [2 * s for s in STRIDES], [4, 12, 40, 41]])
+def test_sampling_matches_the_equations(strides):
     sampling = randomize(AdaptiveSampling(CHANNELS, groups=GROUPS, points=POINTS)).double()
     features = [m.detach().double() for m in maps()]
     queries = torch.randn(1, 2, CHANNELS, dtype=torch.double)
     xyzr = torch.tensor([[[30.0, 50.0, 4.0, 0.5], [10.0, 20.0, 5.5, -1.0]]], dtype=torch.double)
-    sampled = sampling(queries, xyzr, features, STRIDES)
+    sampled = sampling(queries, xyzr, features, strides)
     per_group = CHANNELS // GROUPS
     for n in range(2):
         x, y, z, r = xyzr[0, n].tolist()
@@ -77,12 +78,12 @@ def test_sampling_matches_the_equations():
             for p in range(POINTS):
                 dx, dy, dz = offsets[g, p].tolist()
                 px, py = x + 2 ** (z - r / 2) * dx, y + 2 ** (z + r / 2) * dy
-                logits = [-((z + dz - math.log2(s)) ** 2) / 2 for s in STRIDES]
+                logits = [-((z + dz - math.log2(s)) ** 2) / 2 for s in strides]
                 weights = torch.tensor(logits).softmax(0).tolist()
                 channels = slice(g * per_group, (g + 1) * per_group)
                 expected = sum(
                     w * bilinear(f[0, channels], px / s, py / s)
-                    for w, f, s in zip(weights, features, STRIDES)
+                    for w, f, s in zip(weights, features, strides)
                 )
                 expected = torch.zeros(per_group, dtype=torch.double) + expected
                 torch.testing.assert_close(sampled[0, n, g, p], expected, atol=1e-6, rtol=0)

@@ -70,6 +70,24 @@ def test_imagenet_weights_leave_the_output_maps_alone():
     assert len(left) == 4 * 2 + 3
 
 
+@pytest.mark.parametrize("window_size", [5, 12])
+def test_tables_of_relative_biases_are_resized_for_other_windows(official_classifier, window_size):
+    """Bicubically, head by head, as a picture whose middle is the offset zero."""
+    model = DFvTBackbone(**MINI, window_size=window_size)
+    converted = convert_official_state_dict(official_classifier, model)
+    same = convert_official_state_dict(official_classifier, DFvTBackbone(**MINI))
+    names = [name for name in converted if name.endswith("bias_table")]
+    assert len(names) == sum(MINI["depths"])
+    side = 2 * window_size - 1
+    for name in names:
+        for head in range(converted[name].shape[1]):
+            picture = same[name][:, head].reshape(1, 1, 13, 13)
+            expected = torch.nn.functional.interpolate(picture, (side, side), mode="bicubic")
+            torch.testing.assert_close(converted[name][:, head], expected.flatten())
+    assert all(torch.equal(v, same[k]) for k, v in converted.items() if k not in names)
+    model.load_state_dict({**model.state_dict(), **converted})
+
+
 def test_values_survive_the_way_back(official_classifier, official_backbone, mini_classifier):
     backbone = DFvTBackbone(**MINI)
     for official, model in (

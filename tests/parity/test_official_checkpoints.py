@@ -111,6 +111,19 @@ def small():
     return [config, *overrides], model, convert_to_official(model.state_dict(), model)
 
 
+def test_query_boxes_that_are_not_the_whole_image_are_warned_of(small, caplog):
+    """They have no place here: detections would silently be others."""
+    _, model, official = small
+    convert_official_state_dict(official, model)
+    assert not caplog.records
+    boxes = official["rpn_head.init_proposal_bboxes.weight"].clone()
+    boxes[3, 2] = 0.5
+    changed = {**official, "rpn_head.init_proposal_bboxes.weight": boxes}
+    convert_official_state_dict(changed, model)
+    (record,) = caplog.records
+    assert "init_proposal_bboxes.weight is not the whole image" in record.getMessage()
+
+
 def convert(source, output, config, *options) -> int:
     arguments = [source, "--config-file", config[0], "--output", output, *options, *config[1:]]
     return main([str(x) for x in arguments])

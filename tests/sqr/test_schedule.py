@@ -68,6 +68,10 @@ def test_groups_are_numbered_in_the_order_of_the_pool(schedule):
         assert groups[last][1] == (schedule.groups(t - 1)[-1] if t else None)
 
 
+def test_a_single_stage_has_nothing_to_recollect():
+    assert selective_schedule(1) == plain_schedule(1) == dense_schedule(1)
+
+
 @given(st.integers(2, 9), st.data())
 def test_selective_stages_read_the_outputs_of_the_two_stages_before(num_stages, data):
     late_start = data.draw(st.integers(0, num_stages - 2))

@@ -18,7 +18,6 @@ from stageinteractor.checkpoint.official import (
 )
 from stageinteractor.checkpoint.official_names import OfficialFormat
 from stageinteractor.modeling import Execution, InitialQueries, StageInteractor
-from stageinteractor.modeling.sampling import level_weights
 from stageinteractor.structures import GroundTruth, StageOutput
 from stageinteractor.training import Criterion, HungarianMatcher
 
@@ -67,9 +66,8 @@ class CaseFeatures(nn.Module):
 class Trace:
     """Records what goes through the parts of a decoder, by forward hooks."""
 
-    def __init__(self, decoder: nn.Module, num_levels: int):
+    def __init__(self, decoder: nn.Module):
         self.values: dict[tuple[int, str], list[Any]] = {}
-        self.num_levels = num_levels
         for t, stage in enumerate(decoder.stages):
             self._watch(t, "attention", stage.attention)
             self._watch(t, "mixing", stage.mixing)
@@ -100,9 +98,7 @@ class Trace:
         def record(module: nn.Module, inputs: tuple, output: Tensor) -> None:
             points = module.points(*inputs[:2])
             self._record(t, "points", points)
-            offset = module.SCALE_OF_FIRST_LEVEL
-            weights = level_weights(points.z, self.num_levels, offset=offset)
-            self._record(t, "level_weights", weights)
+            self._record(t, "level_weights", module.level_weights(points.z, inputs[3]))
             self._record(t, "sampled", output)
 
         return record
@@ -206,7 +202,7 @@ class DecoderCase(CaseKind):
         if self.is_training:
             for feature in features:
                 feature.requires_grad_()
-        trace = Trace(model.decoder, len(features))
+        trace = Trace(model.decoder)
         stride = self.strides[0]
         height, width = (x * stride for x in features[0].shape[-2:])
         image = features[0].new_zeros(len(features[0]), 3, height, width)

@@ -7,6 +7,7 @@ elements move are those of Swin's patch merging (see :mod:`.official_names`).
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -31,6 +32,8 @@ __all__ = [
     "register_official_weights",
     "register_weights_check",
 ]
+
+logger = logging.getLogger(__name__)
 
 _OFFICIAL_NAME = re.compile(r"(module\.)?roi_head\.bbox_head\.\d+\..+")
 # What depends on the number of classes or of queries alone.
@@ -125,7 +128,20 @@ def convert_official_state_dict(
             key for key in extras if key not in expected and not key.endswith(_BATCH_COUNT)
         )
     problems.raise_if_any(f"official {official_format.name} weights")
+    _warn_of_query_boxes(extras)
     return ConvertedWeights({name: weights[name] for name in wanted}, extras)
+
+
+def _warn_of_query_boxes(extras: Mapping[str, Tensor]) -> None:
+    for key, boxes in extras.items():
+        if "init_proposal_bboxes" not in key or boxes.is_meta:
+            continue
+        if not torch.equal(boxes, boxes.new_tensor([0.5, 0.5, 1.0, 1.0]).expand_as(boxes)):
+            logger.warning(
+                "%s is not the whole image for every query, as it is in all official weights. "
+                "Queries begin with the whole image here, so detections will differ",
+                key,
+            )
 
 
 def convert_to_official(

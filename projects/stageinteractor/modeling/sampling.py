@@ -144,6 +144,10 @@ class SubBoxSampling(nn.Module):
         z = xyzr[..., 2] + base[..., 2] + sub[..., 2]
         return SamplingPoints(xy.flatten(3, 4), z.flatten(3, 4))
 
+    def level_weights(self, z: Tensor, strides: Sequence[int]) -> Tensor:
+        """(..., L) of (...) scales of points; the levels are counted, whatever their strides."""
+        return level_weights(z, len(strides), offset=self.SCALE_OF_FIRST_LEVEL)
+
     def forward(
         self, queries: Tensor, xyzr: Tensor, features: Sequence[Tensor], strides: Sequence[int]
     ) -> Tensor:
@@ -158,5 +162,5 @@ class SubBoxSampling(nn.Module):
             (B, N, G, PQ, e).
         """
         points = self.points(queries, xyzr)
-        weights = level_weights(points.z, len(features), offset=self.SCALE_OF_FIRST_LEVEL)
+        weights = self.level_weights(points.z, strides)
         return sample_features(features, strides, points, weights)

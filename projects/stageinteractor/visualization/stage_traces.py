@@ -14,7 +14,6 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
-from ..modeling.sampling import level_weights
 from ..structures import xyzr_to_box
 
 __all__ = ["StageTrace", "check_has_stages", "resize_trace", "trace_stages"]
@@ -146,9 +145,9 @@ def _keep_geometry(record: dict[str, Tensor]):
 
 def _keep_points(record: dict[str, Tensor]):
     def hook(sampling: nn.Module, arguments: tuple) -> None:
-        queries, xyzr, features, _ = arguments
+        queries, xyzr, _, strides = arguments
         points = sampling.points(queries, xyzr)
-        weights = level_weights(points.z, len(features), offset=sampling.SCALE_OF_FIRST_LEVEL)
+        weights = sampling.level_weights(points.z, strides)
         record["points"] = _to_cpu(points.xy[0].flatten(1, 2))
         record["weights"] = _to_cpu(weights[0].flatten(1, 2))
 
