@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import torch
 from ablation import run
 from ablation.costs import measure
 from ablation.plan import Plan, load_plan
+from ablation.report import render
 from run_ablation import main
 
 from stageinteractor.config import find_config_file
@@ -527,3 +529,24 @@ def test_base_values_leave_out_what_is_a_cells_or_a_machines_own():
     assert values["model.decoder._target_"].endswith("StageInteractorDecoder")
     assert not {"train.seed", "train.device", "train.output_dir"} & set(values)
     assert json.loads(json.dumps(values)) == values
+
+
+STORED = sorted((Path(run.ROOT) / "docs" / "ablations").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
+def test_stored_results_are_those_of_their_plan_and_of_the_page(path):
+    """Else --rerun would compare with figures of another config, or the page tell others."""
+    results = json.loads(path.read_text())
+    plan = load_plan(f"ablations/{path.stem}.yaml")
+    run_ablation.check_results(path, plan)
+    ours = {(cell.variant, cell.seed): cell for cell in plan.cells(Path("/nowhere"))}
+    for record in results["cells"]:
+        run.check_same_cell(ours[record["variant"], record["seed"]], record, place=path)
+    page = (path.parents[1] / "results.md").read_text()
+    assert render(results) in page
+    assert not re.search(r"[\"=']/[a-z]", path.read_text())  # no folder of a machine
+
+
+def test_there_are_stored_results():
+    assert {path.stem for path in STORED} == {path.stem for path in PLANS} - {"smoke"}
