@@ -97,7 +97,8 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--test",
         action="store_true",
-        help="train nothing; evaluate all cells on the plan's test split. All must be finished",
+        help="train nothing; evaluate the chosen cells, which must be finished, on the plan's test "
+        "split",
     )
     parser.add_argument(
         "--costs",
@@ -259,8 +260,11 @@ def report(output: Path, plan: Plan, into: Path | None = None) -> None:
         print(f"{into}\n{image}\n{stored}")
 
 
-def stored_record(cell: Cell, plan: Plan) -> dict[str, Any]:
+def stored_record(cell: Cell, plan: Plan, path: Path | None) -> dict[str, Any]:
     """The record of a cell that is finished, here or in the results that came with the project.
+
+    Args:
+        path: of the latter.
 
     Raises:
         ValueError: it is not finished, or one of another config.
@@ -268,10 +272,10 @@ def stored_record(cell: Cell, plan: Plan) -> dict[str, Any]:
     record = read_cell(cell)
     if record is not None:
         return record
-    path = ROOT / "docs" / STORED / f"{plan.name}.json"
+    if path is None or not path.is_file():
+        raise ValueError(f"{cell.name} is not finished under {cell.folder}: train it first")
     check_results(path, plan)
-    known = json.loads(path.read_text(encoding="utf-8"))["cells"] if path.is_file() else []
-    for record in known:
+    for record in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         if (record["variant"], record["seed"]) == (cell.variant, cell.seed):
             check_same_cell(cell, record, place=path)
             if record["status"] == "finished":
@@ -374,7 +378,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             found = [c for c in plan.cells(output) if c.variant == name and str(c.seed) == seed]
             if not found:
                 raise KeyError(f"the plan has no cell {name!r} with seed {seed}")
-            record = stored_record(found[0], plan)
+            path = ROOT / "docs" / STORED / f"{plan.name}.json" if args.plan else None
+            record = stored_record(found[0], plan, path)
             return rerun(found[0], record, threads=args.threads)
         status = 0
         if args.costs:

@@ -65,6 +65,7 @@ def test_cells_are_trained_once_and_compared(fake_training, tmp_path, capsys):
     ]
     cell = results["cells"][0]
     assert cell["metrics"]["AP"] == 11 and cell["curve"] == [[2, 1.0], [4, 11.0]]
+    assert cell["class_curves"] == {"cat": [[4, 5.5]]}
     assert cell["seconds_per_step"] == 0.375 and cell["peak_memory_mb"] > 0
     assert cell["commit"] and cell["versions"]["torch"] and cell["machine"]["cpu_cores"]
 
@@ -257,23 +258,28 @@ def test_a_rerun_compares_with_the_figures_that_came_with_the_project(
     fake_training, tmp_path, monkeypatch, capsys
 ):
     """Nothing needs to be trained before."""
-    first, page = tmp_path / "first", tmp_path / "docs" / "page.md"
+    plan, page = tmp_path / "mine.yaml", tmp_path / "docs" / "page.md"
+    text = f"config: {CONFIG}\noverrides: [train.max_iter=4]\nseeds: [1, 2]\n"
+    plan.write_text(text + "variants: {default: [], more: [train.log_period=1]}\n")
     page.parent.mkdir()
-    page.write_text("<!-- begin shapes_hard -->\n<!-- end shapes_hard -->\n")
-    assert call(first, "--into", str(page), seeds=[1]) == 0
+    page.write_text("<!-- begin mine -->\n<!-- end mine -->\n")
+    options = ["--plan", str(plan), "--output"]
+    assert main([*options, str(tmp_path / "first"), "--seeds", "1", "--into", str(page)]) == 0
     monkeypatch.setattr(run_ablation, "ROOT", tmp_path)
     output = tmp_path / "out"
-    assert call(output, "--rerun", "more", "1", seeds=[1]) == 0
+    options.append(str(output))
+    capsys.readouterr()
+    assert main([*options, "--rerun", "more", "1"]) == 0
     assert "AP 13.1, the stored figures to the digit" in capsys.readouterr().out
     assert not list(output.glob("*/*/cell.json"))
-    with pytest.raises(SystemExit, match="shapes_hard.json has no figures of it"):
-        call(output, "--rerun", "more", "2", seeds=[1, 2])
-    with pytest.raises(SystemExit, match="the overrides .* choose another --output"):
-        variants = {"default": (), "more": ("train.log_period=3",)}
-        call(output, "--rerun", "more", "1", seeds=[1], variants=variants)
-    stored = page.parent / "ablations" / "shapes_hard.json"
+    with pytest.raises(SystemExit, match="mine.json has no figures of it: train it first"):
+        main([*options, "--rerun", "more", "2"])
+    stored = page.parent / "ablations" / "mine.json"
     stored.write_text(stored.read_text().replace('"AP": 13.1', '"AP": 13.1000001'))
-    assert call(output, "--rerun", "more", "1", seeds=[1]) == 1
+    assert main([*options, "--rerun", "more", "1"]) == 1
+    plan.write_text(text + "variants: {default: [], more: [train.log_period=3]}\n")
+    with pytest.raises(SystemExit, match=r"in .*mine.json the variant 'more' has the overrides"):
+        main([*options, "--rerun", "more", "1"])
 
 
 def test_costs_of_the_variants_stand_beside_the_cells(fake_training, tmp_path, monkeypatch, capsys):

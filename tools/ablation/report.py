@@ -73,8 +73,7 @@ def _test_split(results: Mapping[str, Any]) -> list[str]:
         title = f"The same weights, evaluated with `{overrides}` (`--test`):"
     else:
         title = (
-            f"On `{'`, `'.join(sorted(names))}`, looked at once for each cell, after those "
-            "compared here were trained:"
+            f"On `{'`, `'.join(sorted(names))}`, looked at once for each cell, after its training:"
         )
     return [
         title,

@@ -316,13 +316,23 @@ def _results(cell: Cell) -> dict[str, Any]:
         "weights": document["weights"],
         "iterations": cell.max_iter,
         "metrics": document["results"]["bbox"],
-        "curve": [[min(int(i) + 1, cell.max_iter), float(v)] for i, v in zip(iterations, ap)],
+        "curve": _curve(cell, iterations, ap),
+        "class_curves": {
+            key[len("bbox/AP-") :]: _curve(cell, *values)
+            for key, values in series.items()
+            if key.startswith("bbox/AP-")
+        },
         "seconds_per_step": float(np.median(series["time"][1])) if "time" in series else None,
         "gpu_memory_mb": _gpu_memory(cell.folder / "log.txt"),
         "stage_metrics": json.loads(by_stage.read_text(encoding="utf-8"))
         if by_stage.is_file()
         else None,
     }
+
+
+def _curve(cell: Cell, iterations: np.ndarray, values: np.ndarray) -> list[list[float]]:
+    # The last evaluation counts as one iteration more.
+    return [[min(int(i) + 1, cell.max_iter), float(v)] for i, v in zip(iterations, values)]
 
 
 def _gpu_memory(log: Path) -> int | None:
