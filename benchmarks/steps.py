@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import logging
+import multiprocessing
 import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-__all__ = ["StepCost", "cost_of_a_step"]
+__all__ = ["StepCost", "call_in_process", "cost_of_a_step"]
 
 
 class StepCost(NamedTuple):
@@ -27,6 +31,25 @@ class StepCost(NamedTuple):
     """MiB that a step takes at most, beyond what is in use before."""
 
 
+def call_in_process(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a function in a new process, which logs warnings only, and return what it returns.
+
+    Raises:
+        OSError: the process was ended from outside, as the system does when memory is short.
+        Exception: what the function raises.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(
+        1, mp_context=context, initializer=logging.disable, initargs=(logging.INFO,)
+    ) as pool:
+        try:
+            return pool.submit(function, *args, **kwargs).result()
+        except BrokenProcessPool as error:
+            raise OSError(
+                "the process that measures was ended from outside; is the memory large enough?"
+            ) from error
+
+
 def cost_of_a_step(
     step: Callable[[], None],
     free_gradients: Callable[[], None],
@@ -35,6 +58,8 @@ def cost_of_a_step(
     steps: int,
 ) -> StepCost:
     """Median over some steps, after one to warm up; the memory is that of a further one.
+
+    To be called once in a process: measuring memory changes how the process takes it from then on.
 
     Args:
         step: forward, backward and update.

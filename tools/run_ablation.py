@@ -28,9 +28,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import portalocker
 from ablation.costs import measure_variants
 from ablation.plan import ROOT, Cell, Plan, load_plan
-from ablation.report import insert, render
+from ablation.report import insert, render, render_costs
 from ablation.run import (
     RECORD,
     Outcome,
@@ -85,22 +86,23 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--threads", type=_positive, default=1, help="of each training (default: 1)"
     )
-    parser.add_argument("--dry-run", action="store_true", help="only print the cells' commands")
-    parser.add_argument("--report", action="store_true", help="train nothing, only compare")
-    parser.add_argument(
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--dry-run", action="store_true", help="only print the cells' commands")
+    mode.add_argument("--report", action="store_true", help="train nothing, only compare")
+    mode.add_argument(
         "--rerun",
         nargs=2,
         metavar=("NAME", "SEED"),
         help="train a cell anew, elsewhere, and compare its figures to the digit with those of the "
         "finished cell, or where there is none with those that came with the project",
     )
-    parser.add_argument(
+    mode.add_argument(
         "--test",
         action="store_true",
         help="train nothing; evaluate the chosen cells, which must be finished, on the plan's test "
         "split",
     )
-    parser.add_argument(
+    mode.add_argument(
         "--costs",
         action="store_true",
         help="train nothing; measure processor time and memory of a training step of each variant",
@@ -199,8 +201,17 @@ def write_results(
         costs: of a training step, by variant; kept beside those that are known.
 
     Raises:
-        ValueError: a record is damaged, or of a variant that nobody knows.
+        ValueError: a record is damaged.
     """
+    output.mkdir(parents=True, exist_ok=True)
+    with open(output / ".lock", "a") as lock:  # other parts write it, too
+        portalocker.lock(lock, portalocker.LOCK_EX)
+        results = _gather(output, plan, costs)
+        write_json(output / RESULTS, results)
+    return results
+
+
+def _gather(output: Path, plan: Plan, costs: Mapping[str, Any]) -> dict[str, Any]:
     path = output / RESULTS
     former = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     cells = {(c["variant"], c["seed"]): c for c in former.get("cells", ())}
@@ -209,11 +220,10 @@ def write_results(
         described["variants"].setdefault(key, value)
     for file in output.glob(f"*/seed_*/{RECORD}"):
         record = read_record(file)
-        if record["variant"] not in described["variants"]:
-            raise ValueError(
-                f"{file} is a cell of the variant {record['variant']!r}, which neither the plan "
-                f"nor {path} has: remove {file.parents[1]}, or choose another --output"
-            )
+        if record is None or record["variant"] not in described["variants"]:
+            # A former plan's, or one that another call has added to the plan meanwhile.
+            print(f"left out: {file}, as neither the plan nor {path} has such a variant")
+            continue
         cells[record["variant"], record["seed"]] = record
     described["seeds"] = sorted({*described["seeds"], *(seed for _, seed in cells)})
     order = list(described["variants"])
@@ -221,24 +231,25 @@ def write_results(
     finished = [record for record in records if record["status"] == "finished"]
     used = [name for name in order if any(r["variant"] == name for r in finished)]
     known = {**former.get("costs", {}), **costs}
-    results = {
+    return {
         "plan": described,
         "cells": records,
         "summary": summarise(finished, used),
         "costs": {name: known[name] for name in order if name in known},
     }
-    write_json(path, results)
-    return results
 
 
 def report(output: Path, plan: Plan, into: Path | None = None) -> None:
-    """Write tables and picture of what is finished so far.
+    """Write tables and picture of what is finished so far; print the costs where nothing is.
 
     Raises:
-        ValueError: nothing is, or the page has no place for the tables.
+        ValueError: there are neither, or the page has no place for the tables.
     """
     results = write_results(output, plan)
     finished = [cell for cell in results["cells"] if cell["status"] == "finished"]
+    if not finished and results["costs"] and into is None:
+        print(f"\n{render_costs(results)}\n\n{output / RESULTS}")
+        return
     if not finished:
         raise ValueError(f"no cell under {output} is finished: there is nothing to compare")
     text = render(results)
@@ -332,7 +343,8 @@ def test_cells(cells: Sequence[Cell], plan: Plan, *, threads: int) -> None:
             "at when all are"
         )
     for cell in tqdm(cells, "test split", unit=" cells"):
-        if "test" not in records[cell.name]:
+        known = records[cell.name].get("test")
+        if known is None or known.get("overrides", list(plan.test)) != list(plan.test):
             evaluate_cell(cell, plan.test, threads=threads)
 
 
@@ -390,6 +402,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif args.test:
             test_cells(cells, plan, threads=args.threads)
         elif not args.report:
+            write_results(output, plan)  # so that others know the variants
             outcome = run_cells(
                 cells,
                 threads=args.threads,

@@ -16,7 +16,6 @@ work on the machine disturbs least. KEY=VALUE arguments override entries of the 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +27,7 @@ from detectron2.structures import Boxes, Instances
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.steps import StepCost, cost_of_a_step  # noqa: E402
+from benchmarks.steps import StepCost, call_in_process, cost_of_a_step  # noqa: E402
 
 from sqr import (  # noqa: E402
     RecollectionDetector,
@@ -148,10 +147,11 @@ def measure(args: argparse.Namespace, schedule: str, mode: str) -> StepCost:
 
 
 def table_row(name: str, mode: str, groups: int, cost: StepCost, baseline: StepCost) -> str:
+    # Where memory cannot be measured it is zero.
+    times_none = f"{cost.memory / baseline.memory:.2f}" if baseline.memory else "–"
     return (
         f"| {name} | {mode} | {groups} | {cost.seconds:.2f} | "
-        f"{cost.seconds / baseline.seconds:.2f} | {cost.memory:.0f} | "
-        f"{cost.memory / baseline.memory:.2f} |"
+        f"{cost.seconds / baseline.seconds:.2f} | {cost.memory:.0f} | {times_none} |"
     )
 
 
@@ -168,14 +168,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{args.config_file}, {args.images} images of {height} x {width}, {args.device}\n")
     print("| schedule | groups run | supervisions | s | x none | MiB | x none |")
     print("|---|---|---|---|---|---|---|")
-    context = multiprocessing.get_context("spawn")
     baseline = None
     for name, schedule in schedules.items():
         for mode in args.modes:
             if name == "none" and mode != args.modes[0]:
                 continue  # one group a stage is the same either way
-            with context.Pool(1) as pool:
-                cost = pool.apply(measure, (args, name, mode))
+            cost = call_in_process(measure, args, name, mode)
             baseline = baseline or cost
             row = table_row(name, mode, schedule.num_groups, cost, baseline)
             print(row, flush=True)

@@ -13,7 +13,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 # In the place of train_net.py: leaves what a training leaves, within milliseconds. "Variants" fail
 # or hang by the value of train.log_period.
 TRAINING = """
-import json, os, pathlib, sys, time
+import json, os, pathlib, signal, sys, time
 
 values = dict(a.lstrip("+").split("=", 1) for a in sys.argv if "=" in a)
 folder = pathlib.Path(values["train.output_dir"].strip("'"))
@@ -29,6 +29,11 @@ with open(folder / "metrics.json", "a") as file:
 (folder / "last_checkpoint").write_text("model_0000001.pth")
 if kind == "666":
     sys.exit("no space left on device")
+def end(number, frame):
+    (folder / "ended.txt").write_text(signal.Signals(number).name)
+    sys.exit(75)
+
+signal.signal(signal.SIGTERM, end)
 if kind == "777" and "--resume" not in sys.argv:
     time.sleep(60)
 ap = 10.0 + seed + 2 * int(kind) + 0.1 * seed * (kind != "0")

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 import run_ablation
-import torch
 from ablation import run
 from ablation.costs import measure
 from ablation.plan import Plan, load_plan
 from ablation.report import render
+from benchmarks.steps import call_in_process
 from run_ablation import main
 
 from stageinteractor.config import find_config_file
@@ -168,9 +168,20 @@ def test_an_interrupted_cell_goes_on(fake_training, tmp_path, monkeypatch):
     assert "interrupted and resumed: slow seed 1" in (output / "tables.md").read_text()
 
 
-def test_a_training_that_goes_on_alone_keeps_its_cell(fake_training, tmp_path, capsys):
-    """As when the command itself is killed with SIGKILL: no second training in its folder."""
+def test_ctrl_c_lets_the_training_write_its_checkpoint(fake_training, tmp_path):
+    """A terminal sends the signal to every process of its foreground group."""
     output = tmp_path / "out"
+    process = start_tool(output, fake_training, start_new_session=True)
+    folder = output / "slow" / "seed_1"
+    wait_until(lambda: (folder / "last_checkpoint").exists())
+    os.killpg(process.pid, signal.SIGINT)
+    process.wait(60)
+    assert (folder / "ended.txt").read_text() == "SIGTERM"
+    assert json.loads((folder / "cell.json").read_text())["status"] == "interrupted"
+
+
+def start_tool(output, root, **options):
+    """The tool in a process of its own, training a cell that takes a minute."""
     tool = (
         "import sys; from pathlib import Path; sys.path[:0] = [sys.argv[1]]; "
         "from ablation import run; run.ROOT = Path(sys.argv[2]); "
@@ -178,10 +189,14 @@ def test_a_training_that_goes_on_alone_keeps_its_cell(fake_training, tmp_path, c
     )
     before, after = arguments(output, variants={"slow": ("train.log_period=777",)}, seeds=[1])
     tools = Path(run.__file__).parents[1]
-    process = subprocess.Popen(
-        [sys.executable, "-c", tool, str(tools), str(fake_training), *before, *after],
-        stderr=subprocess.DEVNULL,
-    )
+    command = [sys.executable, "-c", tool, str(tools), str(root), *before, *after]
+    return subprocess.Popen(command, stderr=subprocess.DEVNULL, **options)
+
+
+def test_a_training_that_goes_on_alone_keeps_its_cell(fake_training, tmp_path, capsys):
+    """As when the command itself is killed with SIGKILL: no second training in its folder."""
+    output = tmp_path / "out"
+    process = start_tool(output, fake_training)
     folder = output / "slow" / "seed_1"
     wait_until(lambda: (folder / "last_checkpoint").exists())
     process.kill()
@@ -282,43 +297,84 @@ def test_a_rerun_compares_with_the_figures_that_came_with_the_project(
         main([*options, "--rerun", "more", "1"])
 
 
-def test_costs_of_the_variants_stand_beside_the_cells(fake_training, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def measured_costs(monkeypatch):
+    """Costs as of --costs, without measuring."""
+
     def measured(plan, threads):
         kinds = {"default": 1, "more": 3}
+        facts = {"steps": 5, "threads": threads, "device": "cpu"}
         return {
-            name: {"seconds": kinds[name] / 2, "memory_mb": 100 * kinds[name], "steps": 5}
-            | {"threads": threads}
+            name: {"seconds": kinds[name] / 2, "memory_mb": 100 * kinds[name], **facts}
             for name in plan.variants
         }
 
     monkeypatch.setattr(run_ablation, "measure_variants", measured)
+
+
+def test_costs_of_the_variants_stand_beside_the_cells(fake_training, tmp_path, measured_costs):
     output = tmp_path / "out"
     assert call(output, seeds=[1]) == 0
     assert call(output, "--costs", seeds=[1]) == 0
     results = json.loads((output / "results.json").read_text())
     assert results["costs"]["more"]["memory_mb"] == 300 and results["costs"]["more"]["versions"]
     tables = (output / "tables.md").read_text()
-    assert "the median of 5 steps" in tables
+    assert "the median of 5 steps" in tables and "seconds of the processor" in tables
     assert "| more    |     1.500 |        3.00 |  300 |        3.00 |" in tables
     assert call(output, seeds=[1, 2]) == 0  # stay there
     assert json.loads((output / "results.json").read_text())["costs"] == results["costs"]
 
 
+def test_costs_need_no_trained_cell(fake_training, tmp_path, measured_costs, capsys):
+    assert call(tmp_path / "out", "--costs", seeds=[1]) == 0
+    assert "| more    |     1.500 |        3.00 |" in capsys.readouterr().out
+
+
+def test_costs_that_cannot_be_compared_have_no_multiple(fake_training, tmp_path, measured_costs):
+    """Of another number of threads, or of a system that cannot tell the memory of a step."""
+    output = tmp_path / "out"
+    assert call(output, seeds=[1]) == 0
+    assert call(output, "--costs", seeds=[1]) == 0
+    assert call(output, "--costs", "--threads", "2", "--only", "more", seeds=[1]) == 0
+    assert "| more    |     1.500 |           – |  300 |           – |" in (
+        (output / "tables.md").read_text()
+    )
+    results = output / "results.json"
+    results.write_text(results.read_text().replace('"memory_mb": 100', '"memory_mb": 0.0'))
+    assert call(output, "--report", seeds=[1]) == 0
+    assert "| default |     0.500 |        1.00 |    0 |           – |" in (
+        (output / "tables.md").read_text()
+    )
+
+
 def test_a_training_step_costs_time_and_memory():
-    threads = torch.get_num_threads()
     overrides = ["train.device=cpu", "dataloader.train.num_workers=0"]
-    overrides += [
-        "dataloader.train.dataset.names=shapes_val",
-        "dataloader.train.total_batch_size=2",
-    ]
-    try:
-        costs = [
-            measure("stageinteractor/shapes_tiny.py", [*overrides, override], threads=1, steps=1)
-            for override in ("model.decoder.num_stages=1", "model.decoder.num_stages=4")
-        ]
-    finally:
-        torch.set_num_threads(threads)
+    overrides.append("dataloader.train.dataset.names=shapes_val")
+    overrides.append("dataloader.train.total_batch_size=2")
+    costs = []
+    for override in ("model.decoder.num_stages=1", "model.decoder.num_stages=4"):
+        arguments = ("stageinteractor/shapes_tiny.py", [*overrides, override])
+        cost, device = call_in_process(measure, *arguments, threads=1, steps=1)
+        assert device == "cpu"
+        costs.append(cost)
     assert 0 < costs[0].seconds < costs[1].seconds
+    assert 0 < costs[0].memory < costs[1].memory
+
+
+def test_a_variant_that_cannot_be_measured_is_named(tmp_path):
+    opts = ("train.device=cpu", "dataloader.train.dataset.names=shapes_val")
+    with pytest.raises(SystemExit, match="variant 'none': num_stages must be at least 1, got 0"):
+        call(
+            tmp_path / "out",
+            "--costs",
+            variants={"none": ("model.decoder.num_stages=0",)},
+            opts=opts,
+        )
+
+
+def test_a_measuring_process_that_is_killed_is_noticed():
+    with pytest.raises(OSError, match="ended from outside"):
+        call_in_process(os.abort)
 
 
 def test_tables_find_their_place_in_a_page(fake_training, tmp_path):
@@ -373,6 +429,19 @@ def test_the_test_split_is_looked_at_once_and_last(fake_training, tmp_path):
     times = [f.stat().st_mtime_ns for f in sorted(output.glob("*/*/test/output.txt"))]
     assert main([*plan, "--test"]) == 0
     assert [f.stat().st_mtime_ns for f in sorted(output.glob("*/*/test/output.txt"))] == times
+
+
+def test_other_test_overrides_are_another_evaluation(fake_training, tmp_path):
+    output, file = tmp_path / "out", tmp_path / "plan.yaml"
+    text = f"config: {CONFIG}\noverrides: [train.max_iter=4]\nseeds: [1]\nvariants: {{both: []}}\n"
+    plan = ["--plan", str(file), "--output", str(output)]
+    file.write_text(text + "test: [dataloader.test.dataset.names=shapes_val]\n")
+    assert main(plan) == 0 and main([*plan, "--test"]) == 0
+    file.write_text(text + "test: [dataloader.test.dataset.names=shapes_shifted_val]\n")
+    assert main([*plan, "--test"]) == 0
+    (cell,) = json.loads((output / "results.json").read_text())["cells"]
+    assert cell["test"]["overrides"] == ["dataloader.test.dataset.names=shapes_shifted_val"]
+    assert "names=shapes_shifted_val" in cell["test"]["command"]
 
 
 def test_a_plan_without_a_test_split_says_so(fake_training, tmp_path, capsys):
@@ -470,12 +539,41 @@ def test_a_damaged_record_is_named(fake_training, tmp_path, content):
     assert calls(output) == before
 
 
-def test_a_cell_of_an_unknown_variant_is_named(fake_training, tmp_path):
+def test_a_cell_of_an_unknown_variant_is_left_out(fake_training, tmp_path, capsys):
     output = tmp_path / "out"
     assert call(output, seeds=[1]) == 0
     (output / "results.json").unlink()
-    with pytest.raises(SystemExit, match=f"a cell of the variant 'more', .* {output / 'more'}, or"):
-        call(output, seeds=[1], variants={"default": ()})
+    assert call(output, seeds=[1], variants={"default": ()}) == 0
+    left = output / "more" / "seed_1" / "cell.json"
+    assert f"left out: {left}, as neither the plan nor" in capsys.readouterr().out
+    results = json.loads((output / "results.json").read_text())
+    assert [cell["variant"] for cell in results["cells"]] == ["default"]
+
+
+def test_calls_side_by_side_know_each_others_variants(fake_training, tmp_path, monkeypatch):
+    """A call with another variant ends while a cell of this one is being trained."""
+    output = tmp_path / "out"
+
+    def train(cell, **options):
+        if cell.variant == "default":
+            assert call(output, seeds=[1], variants={"more": VARIANTS["more"]}) == 0
+        return train_cell(cell, **options)
+
+    train_cell = run.train_cell
+    monkeypatch.setattr(run, "train_cell", train)
+    assert call(output, seeds=[1], variants={"default": ()}) == 0
+    results = json.loads((output / "results.json").read_text())
+    assert {(c["variant"], c["status"]) for c in results["cells"]} == {
+        ("default", "finished"),
+        ("more", "finished"),
+    }
+
+
+@pytest.mark.parametrize("options", [["--costs", "--test"], ["--dry-run", "--rerun", "a", "1"]])
+def test_one_thing_at_a_time(fake_training, tmp_path, capsys, options):
+    with pytest.raises(SystemExit) as error:
+        call(tmp_path / "out", *options, seeds=[1])
+    assert error.value.code == 2 and "not allowed with" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("threads", ["0", "-1", "x"])

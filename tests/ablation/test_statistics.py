@@ -18,6 +18,7 @@ def record(variant, seed, ap):
         "seconds_per_step": 0.5,
         "cpu_minutes": 1.0,
         "minutes": 2.0,
+        "starts": 1,
         "gpu_memory_mb": None,
         "peak_memory_mb": 700,
     }
@@ -54,6 +55,14 @@ def test_differences_are_of_the_seeds_that_both_have():
     assert summary["variants"]["a"]["faded"] == {"mean": None, "std": None, "values": [None, None]}
     assert summary["variants"]["a"]["AP_by_stage"] == []
     assert summary["variants"]["a"]["peak_memory_mb"]["mean"] == 700
+
+
+def test_what_an_interrupted_training_took_is_not_known():
+    records = [record("a", 1, 10.0), {**record("a", 2, 20.0), "starts": 2, "cpu_minutes": 0.1}]
+    variant = summarise(records, ["a"])["variants"]["a"]
+    assert variant["cpu_minutes"]["values"] == [1.0, None]
+    assert variant["minutes"]["mean"] == 2.0
+    assert variant["AP"]["mean"] == 15.0
 
 
 @given(st.lists(st.tuples(AP, AP), min_size=1, max_size=5))

@@ -90,6 +90,12 @@ def test_a_picture_given_twice_is_taken_once(demo, tmp_path, picture):
     assert find_pictures([file, str(tmp_path), str(tmp_path / "*.png")]) == [tmp_path / "x.png"]
 
 
+def test_a_name_that_begins_with_a_tilde_is_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no such file: ~\$x.jpg"):
+        find_pictures(["~$x.jpg"])
+
+
 def test_a_name_that_looks_like_a_glob_is_a_name_first(demo, tmp_path, picture):
     write(tmp_path / "a[1].png", picture)
     assert find_pictures([str(tmp_path / "a[1].png")]) == [tmp_path / "a[1].png"]

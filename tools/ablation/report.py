@@ -8,7 +8,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-__all__ = ["insert", "render"]
+__all__ = ["insert", "render", "render_costs"]
 
 NOTHING = "–"
 # Column -> measure, digits, factor.
@@ -56,6 +56,11 @@ def render(results: Mapping[str, Any]) -> str:
         _provenance(results),
     ]
     return "\n\n".join(parts)
+
+
+def render_costs(results: Mapping[str, Any]) -> str:
+    """What a training step of each variant costs."""
+    return "\n\n".join(_costs(results["costs"]))
 
 
 def _titled(title: str, table: str) -> list[str]:
@@ -156,27 +161,35 @@ def _classes(variants: Mapping[str, Any]) -> str:
 
 
 def _costs(costs: Mapping[str, Any]) -> list[str]:
-    """Of a training step; a multiple of the first variant's beside each figure."""
+    """Of a training step, beside each figure a multiple of the first variant's."""
     if not costs:
         return []
-    first = next(iter(costs.values()))
+    name, first = next(iter(costs.items()))
+
+    def times(cost: Mapping[str, Any], key: str) -> str:
+        conditions = ("device", "threads", "machine")
+        if not first[key] or any(cost[x] != first[x] for x in conditions):
+            return NOTHING
+        return f"{cost[key] / first[key]:.2f}"
+
     rows = [
         [
             name,
             f"{cost['seconds']:.3f}",
-            f"{cost['seconds'] / first['seconds']:.2f}",
+            times(cost, "seconds"),
             f"{cost['memory_mb']:.0f}",
-            f"{cost['memory_mb'] / first['memory_mb']:.2f}",
+            times(cost, "memory_mb"),
         ]
         for name, cost in costs.items()
     ]
-    on_gpu = any(cost["machine"]["gpu"] for cost in costs.values())
-    name = next(iter(costs))
+    on_gpu = first["device"].startswith("cuda")
+    code = "; ".join(sorted({f"commit {c['commit']}, {c['date']}" for c in costs.values()}))
+    where = f"{first['device']}, threads: {first['threads']}; {code}"
     return [
         "A training step, measured apart from the trainings (`--costs`): "
-        f"{'seconds by the clock' if on_gpu else 'seconds of one processor'}, the median of "
+        f"{'seconds by the clock' if on_gpu else 'seconds of the processor'}, the median of "
         f"{first['steps']} steps, and the most memory beyond weights and optimiser; both also as "
-        f"multiples of those of `{name}`:",
+        f"multiples of those of `{name}` ({where}):",
         _table(rows, ["", "seconds", f"× {name}", "MB", f"× {name}"]),
     ]
 

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -47,7 +48,7 @@ class Outcome:
 
     finished: int
     found_finished: int
-    """Of an earlier call."""
+    """By an earlier call, or by another one at the same time."""
     failed: tuple[str, ...]
     skipped: tuple[str, ...]
     """Another process is training them."""
@@ -130,7 +131,7 @@ def run_cells(
         after_each: called when a cell has ended.
     """
     open_cells = [cell for cell in cells if read_cell(cell) is None]
-    failed, skipped = [], []
+    finished, failed, skipped = 0, [], []
     done_before = {cell.folder: _steps_to_resume_from(cell.folder) for cell in open_cells}
     on_terminal = sys.stderr.isatty()
     with tqdm(
@@ -161,13 +162,15 @@ def run_cells(
                         cell, threads=threads, facts=facts, lock=lock, progress=show
                     )
                     tqdm.write(_in_words(cell, record))
-                    if record["status"] != "finished":
+                    if record["status"] == "finished":
+                        finished += 1
+                    else:
                         failed.append(cell.name)
             bar.update(max(0, start + cell.max_iter - bar.n))
             after_each()
     return Outcome(
-        finished=len(open_cells) - len(failed) - len(skipped),
-        found_finished=len(cells) - len(open_cells),
+        finished=finished,
+        found_finished=len(cells) - finished - len(failed) - len(skipped),
         failed=tuple(failed),
         skipped=tuple(skipped),
     )
@@ -219,6 +222,8 @@ def train_cell(
             stdout=log,
             stderr=subprocess.STDOUT,
             pass_fds=() if lock is None else (lock,),
+            # Ctrl-C is for this process, which lets the training write its checkpoint.
+            start_new_session=True,
         )
         try:
             # wait4 tells the memory and processor time of this one process.
@@ -230,8 +235,10 @@ def train_cell(
         finally:
             record["minutes"] = round(record["minutes"] + (time.perf_counter() - start) / 60, 3)
             record["status"] = "interrupted"  # unless what follows says otherwise
-            write_json(cell.folder / RECORD, record)
-            _end(process)
+            try:
+                write_json(cell.folder / RECORD, record)
+            finally:
+                _end(process)
     usage = ended[2]
     seconds = usage.ru_utime + usage.ru_stime
     record["cpu_minutes"] = round(record["cpu_minutes"] + seconds / 60, 3)
@@ -260,15 +267,19 @@ def evaluate_cell(cell: Cell, overrides: Sequence[str], *, threads: int) -> None
         raise ValueError(f"{cell.name} is not finished: the test split is looked at afterwards")
     arguments = cell.test_arguments(overrides)
     folder = cell.folder / "test"
-    folder.mkdir(exist_ok=True)
-    with open(folder / LOG, "wb") as log:
-        done = subprocess.run(
-            [sys.executable, *arguments],
-            cwd=ROOT,
-            env=_environment(threads),
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
+    with _locked(cell.folder) as lock:
+        if lock is None:
+            raise ValueError(f"{cell.name}: another process is evaluating it")
+        shutil.rmtree(folder, ignore_errors=True)  # of other overrides
+        folder.mkdir()
+        with open(folder / LOG, "wb") as log:
+            done = subprocess.run(
+                [sys.executable, *arguments],
+                cwd=ROOT,
+                env=_environment(threads),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
     files = sorted(folder.glob("inference/*/metrics.json"))
     if done.returncode or len(files) != 1:
         raise ValueError(
@@ -276,6 +287,7 @@ def evaluate_cell(cell: Cell, overrides: Sequence[str], *, threads: int) -> None
         )
     document = json.loads(files[0].read_text(encoding="utf-8"))
     record["test"] = {
+        "overrides": list(overrides),
         "command": f"OMP_NUM_THREADS={threads} python {shlex.join(arguments)}",
         "dataset": document["dataset"],
         "weights": document["weights"],

@@ -28,6 +28,11 @@ def _label_change(name: str) -> Callable[[Record], Any]:
     return _by_stage(lambda m: m["label_changes"][name]["share_of_labelled"])
 
 
+def _uninterrupted(record: Record, key: str) -> Any:
+    # What a killed training took is not known.
+    return record[key] if record["starts"] == 1 else None
+
+
 # Name -> value of a record of a finished cell; None where it was not measured.
 MEASURES: Mapping[str, Callable[[Record], Any]] = {
     **{
@@ -43,8 +48,8 @@ MEASURES: Mapping[str, Callable[[Record], Any]] = {
     "label_changes_own_match": _label_change("own_match"),
     "label_changes_cross_stage": _label_change("cross_stage"),
     "seconds_per_step": lambda record: record["seconds_per_step"],
-    "cpu_minutes": lambda record: record["cpu_minutes"],
-    "minutes": lambda record: record["minutes"],
+    "cpu_minutes": lambda record: _uninterrupted(record, "cpu_minutes"),
+    "minutes": lambda record: _uninterrupted(record, "minutes"),
     "peak_memory_mb": lambda record: record["gpu_memory_mb"] or record["peak_memory_mb"],
 }
 

@@ -136,7 +136,7 @@ def _warn_of_query_boxes(extras: Mapping[str, Tensor]) -> None:
     for key, boxes in extras.items():
         if "init_proposal_bboxes" not in key or boxes.is_meta:
             continue
-        if not torch.equal(boxes, boxes.new_tensor([0.5, 0.5, 1.0, 1.0]).expand_as(boxes)):
+        if boxes.shape[-1] != 4 or (boxes != boxes.new_tensor([0.5, 0.5, 1.0, 1.0])).any():
             logger.warning(
                 "%s is not the whole image for every query, as it is in all official weights. "
                 "Queries begin with the whole image here, so detections will differ",
