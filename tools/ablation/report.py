@@ -51,7 +51,10 @@ def render(results: Mapping[str, Any]) -> str:
         *_test_split(results),
         *_titled("AP after each stage:", _stages(variants)),
         *_titled("Between the stages:", _measures(variants, BETWEEN_STAGES)),
-        *_titled("What the trainings took:", _measures(variants, COST)),
+        *_titled(
+            "What the trainings took (times without those of interrupted ones):",
+            _measures(variants, COST),
+        ),
         *_costs(results.get("costs", {})),
         _provenance(results),
     ]
