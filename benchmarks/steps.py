@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
+import itertools
 import logging
 import multiprocessing
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 __all__ = ["StepCost", "call_in_process", "cost_of_a_step"]
 
@@ -28,7 +24,7 @@ class StepCost(NamedTuple):
     seconds: float
     """On a GPU by the clock; on a CPU those of the processor, which other work disturbs least."""
     memory: float
-    """MiB that a step takes at most, beyond what is in use before."""
+    """MiB that PyTorch allocates in a step at most, beyond what is in use before."""
 
 
 def call_in_process(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -58,8 +54,6 @@ def cost_of_a_step(
     steps: int,
 ) -> StepCost:
     """Median over some steps, after one to warm up; the memory is that of a further one.
-
-    To be called once in a process: measuring memory changes how the process takes it from then on.
 
     Args:
         step: forward, backward and update.
@@ -94,34 +88,18 @@ class _GpuMeter:
 
 
 class _CpuMeter:
-    """Seconds of this process's threads; resident memory."""
-
-    M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+    """Seconds of this process's threads; memory that PyTorch has allocated."""
 
     def seconds(self) -> float:
         return time.process_time()
 
     def peak_memory(self, step: Callable[[], None]) -> float:
-        gc.collect()
-        with suppress(AttributeError, OSError):
-            # glibc keeps much of what is freed, which then would not count. From here on it hands
-            # memory back at once; that costs time, so times are measured before.
-            libc = ctypes.CDLL(None)
-            libc.mallopt(self.M_MMAP_THRESHOLD, 2**16)
-            libc.malloc_trim(0)
-        is_new_peak = False
-        with suppress(OSError):  # Linux alone can begin a new peak
-            Path("/proc/self/clear_refs").write_text("5")
-            is_new_peak = True
-        before = self._peak(is_new_peak)
-        step()
-        return self._peak(is_new_peak) - before
-
-    @staticmethod
-    def _peak(is_new_peak: bool) -> float:
-        if is_new_peak:
-            for line in Path("/proc/self/status").read_text().splitlines():
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) / 2**10
-        unit = 2**20 if sys.platform == "darwin" else 2**10
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+        # Of what the system gives a process, libraries keep parts, by chance; this is exact.
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            step()
+        events = profiler.profiler.kineto_results.events()
+        changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
+        if not changes:
+            raise RuntimeError("PyTorch's profiler reports no memory")
+        changes.sort(key=lambda change: change[0])
+        return max(itertools.accumulate(nbytes for _, nbytes in changes)) / 2**20

@@ -303,7 +303,13 @@ def rerun(cell: Cell, record: Mapping[str, Any], *, threads: int) -> int:
     with tempfile.TemporaryDirectory(prefix="rerun-", dir=cell.folder) as folder:
         again = replace(cell, folder=Path(folder))
         print(f"$ {again.command(threads=threads)}", flush=True)
-        new = train_cell(again, threads=threads, facts=facts)
+        with tqdm(total=cell.max_iter, desc=cell.name, unit=" steps", smoothing=0) as bar:
+            new = train_cell(
+                again,
+                threads=threads,
+                facts=facts,
+                progress=lambda steps: bar.update(steps - bar.n),
+            )
         if new["status"] != "finished":
             log = cell.folder / "rerun_output.txt"
             shutil.copyfile(Path(folder) / "output.txt", log)

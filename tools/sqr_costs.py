@@ -5,9 +5,9 @@
 
 Trains a few steps on random images for each schedule and way of running the groups, each in a
 process of its own, and prints a table in Markdown: supervisions of a step, seconds (forward,
-backward, update; median over --steps, after one step to warm up), and the most memory that a
-further step takes beyond weights and optimiser, gradients included; both also as multiples of
-those of the schedule none.
+backward, update; median over --steps, after one step to warm up), and the most memory that PyTorch
+allocates in a further step, gradients included, weights and optimiser not; both also as multiples
+of those of the schedule none.
 
 On a GPU seconds are those of the clock; on a CPU they are CPU seconds of one thread, which other
 work on the machine disturbs least. KEY=VALUE arguments override entries of the config.

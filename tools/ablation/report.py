@@ -191,7 +191,7 @@ def _costs(costs: Mapping[str, Any]) -> list[str]:
     return [
         "A training step, measured apart from the trainings (`--costs`): "
         f"{'seconds by the clock' if on_gpu else 'seconds of the processor'}, the median of "
-        f"{first['steps']} steps, and the most memory beyond weights and optimiser; both also as "
+        f"{first['steps']} steps, and the most memory that PyTorch allocates in one; both also as "
         f"multiples of those of `{name}` ({where}):",
         _table(rows, ["", "seconds", f"× {name}", "MB", f"× {name}"]),
     ]
