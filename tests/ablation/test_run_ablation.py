@@ -183,6 +183,8 @@ def test_ctrl_c_lets_the_training_write_its_checkpoint(fake_training, tmp_path):
 def start_tool(output, root, **options):
     """The tool in a process of its own, training a cell that takes a minute."""
     tool = (
+        # As in a terminal: a shell lets background jobs ignore Ctrl-C, and the tests may be one.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "import sys; from pathlib import Path; sys.path[:0] = [sys.argv[1]]; "
         "from ablation import run; run.ROOT = Path(sys.argv[2]); "
         "from run_ablation import main; main(sys.argv[3:])"

@@ -124,8 +124,13 @@ def test_detectron2_is_pinned_by_hash_and_the_error_message_names_the_same_versi
 
 def test_the_documentation_has_the_pin_and_a_reason_for_every_direct_dependency():
     text = (ROOT / "docs" / "dependencies.md").read_text()
-    found = re.findall(r"^\| `([\w.-]+)[^|]*\| ([^ |]+) \| ([^|]+) \|$", text, flags=re.M)
-    rows = {name: (version, reason) for name, version, reason in found}
+    row = r"^\| `([\w.-]+)[^|]*\| ([^ |]+) \|(?: `([\w-]+)` \|)? ([^|]+) \|$"
+    found = re.findall(row, text, flags=re.M)
+    rows = {name: (version, reason) for name, version, _, reason in found}
+    extras = keyword_of_setup("extras_require")
+    for name, _, extra, _ in found:
+        if extra:
+            assert name in {Requirement(line).name for line in extras[extra]}
     for direct, pinned in {
         "torch.txt": "torch.txt",
         "detectron2.txt": "detectron2.txt",
