@@ -30,6 +30,7 @@ from torch import Tensor
 import stageinteractor
 from stageinteractor.checkpoint.checkpointer import inference_weights
 from stageinteractor.config import apply_overrides, get_config
+from stageinteractor.engine.arguments import add_overrides_argument
 from stageinteractor.engine.predictor import Predictor
 from stageinteractor.engine.shipped import SHIPPED_CONFIG
 from stageinteractor.engine.trainer import Trainer
@@ -54,13 +55,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="where the training keeps its logs and checkpoints",
     )
     parser.add_argument("--max-iter", type=int, help="steps, in place of the config's")
-    parser.add_argument(
-        "--opts",
-        default=[],
-        nargs=argparse.REMAINDER,
-        metavar="KEY=VALUE",
-        help="further changes to the config",
-    )
+    add_overrides_argument(parser, "further changes to the config")
     return parser
 
 

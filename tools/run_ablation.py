@@ -25,7 +25,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import portalocker
@@ -49,6 +48,7 @@ from make_shapes_checkpoint import commit, machine, versions
 from tqdm import tqdm
 
 from stageinteractor.engine import user_errors
+from stageinteractor.engine.arguments import add_overrides_argument
 from stageinteractor.visualization import plot_convergence
 
 RESULTS, TABLES, PICTURE = "results.json", "tables.md", "convergence.png"
@@ -114,13 +114,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="also put the tables between the page's marks <!-- begin PLAN --> and "
         "<!-- end PLAN -->, and beside it the picture into images/, the results into ablations/",
     )
-    parser.add_argument(
-        "--opts",
-        default=[],
-        nargs=argparse.REMAINDER,
-        metavar="KEY=VALUE",
-        help="further changes to the base config",
-    )
+    add_overrides_argument(parser, "further changes to the base config")
     return parser
 
 
@@ -193,7 +187,7 @@ def check_results(path: Path, plan: Plan) -> None:
 
 
 def write_results(
-    output: Path, plan: Plan, costs: Mapping[str, Any] = MappingProxyType({})
+    output: Path, plan: Plan, costs: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Gather all cells under the folder, also those of other parts and former plans.
 
@@ -206,7 +200,7 @@ def write_results(
     output.mkdir(parents=True, exist_ok=True)
     with open(output / ".lock", "a") as lock:  # other parts write it, too
         portalocker.lock(lock, portalocker.LOCK_EX)
-        results = _gather(output, plan, costs)
+        results = _gather(output, plan, costs or {})
         write_json(output / RESULTS, results)
     return results
 
@@ -220,7 +214,9 @@ def _gather(output: Path, plan: Plan, costs: Mapping[str, Any]) -> dict[str, Any
         described["variants"].setdefault(key, value)
     for file in output.glob(f"*/seed_*/{RECORD}"):
         record = read_record(file)
-        if record is None or record["variant"] not in described["variants"]:
+        if record is None:
+            continue  # removed meanwhile
+        if record["variant"] not in described["variants"]:
             # A former plan's, or one that another call has added to the plan meanwhile.
             print(f"left out: {file}, as neither the plan nor {path} has such a variant")
             continue

@@ -25,6 +25,7 @@ from detectron2.data.detection_utils import read_image
 from detectron2.utils.logger import setup_logger
 
 from stageinteractor.data import get_detection_dataset
+from stageinteractor.engine.arguments import add_overrides_argument
 from stageinteractor.engine.predictor import Predictor
 from stageinteractor.engine.shipped import SHIPPED_CONFIG, shipped_checkpoint
 from stageinteractor.engine.trainer import Trainer
@@ -57,13 +58,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--weights", help="checkpoint to start from, in place of the shipped one")
     parser.add_argument("--max-iter", type=int, help="fine-tuning steps, in place of the config's")
-    parser.add_argument(
-        "--opts",
-        default=[],
-        nargs=argparse.REMAINDER,
-        metavar="KEY=VALUE",
-        help="further changes to the configs",
-    )
+    add_overrides_argument(parser, "further changes to the configs")
     return parser
 
 

@@ -147,11 +147,10 @@ def measure(args: argparse.Namespace, schedule: str, mode: str) -> StepCost:
 
 
 def table_row(name: str, mode: str, groups: int, cost: StepCost, baseline: StepCost) -> str:
-    # Where memory cannot be measured it is zero.
-    times_none = f"{cost.memory / baseline.memory:.2f}" if baseline.memory else "–"
     return (
         f"| {name} | {mode} | {groups} | {cost.seconds:.2f} | "
-        f"{cost.seconds / baseline.seconds:.2f} | {cost.memory:.0f} | {times_none} |"
+        f"{cost.seconds / baseline.seconds:.2f} | {cost.memory:.0f} | "
+        f"{cost.memory / baseline.memory:.2f} |"
     )
 
 

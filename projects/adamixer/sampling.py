@@ -60,11 +60,7 @@ class AdaptiveSampling(nn.Module):
 
     def level_weights(self, z: Tensor, strides: Sequence[int]) -> Tensor:
         """(..., L), softmax over l of -(z - log2 stride_l)^2 / 2, of (...) scales of points."""
-        scales = [math.log2(stride) for stride in strides]
-        if all(after - before == 1 for before, after in zip(scales, scales[1:])):
-            return level_weights(z, len(scales), offset=scales[0])
-        scale = torch.tensor(scales, dtype=z.dtype, device=z.device)
-        return torch.softmax(-0.5 * (z[..., None] - scale) ** 2, dim=-1)
+        return level_weights(z, [math.log2(stride) for stride in strides])
 
     def forward(
         self, queries: Tensor, xyzr: Tensor, features: Sequence[Tensor], strides: Sequence[int]

@@ -81,7 +81,7 @@ def test_commands_name_scripts_options_and_configs_that_exist(page):
         script = ROOT / words[0]
         assert script.is_file(), words
         source = script.read_text(encoding="utf-8")
-        if "add_config_arguments(parser" in source:
+        if re.search(r"add_(config|overrides)_arguments?\(", source):
             source += SHARED_ARGUMENTS.read_text(encoding="utf-8")
         for word in words[1:]:
             if re.match(r"--[a-z]", word):

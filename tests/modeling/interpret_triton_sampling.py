@@ -23,7 +23,7 @@ for batch, sets, num_queries, groups, points, channels in ((2, 3, 5, 2, 7, 12), 
             features = GatherableMaps(maps, groups=groups, dtype=xy.dtype, fused=True)
         total = 0.0
         for shift in range(3):  # three stages look at the same maps
-            weights = level_weights(z + shift, 2, offset=0.0)
+            weights = level_weights(z + shift, (0, 1))
             values = sample_features(features, (4, 8), SamplingPoints(xy + shift, z), weights)
             total = total + values.square().sum()
         gradients = torch.autograd.grad(total, leaves, retain_graph=True)

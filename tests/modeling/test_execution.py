@@ -137,7 +137,7 @@ def test_gathering_is_bilinear_sampling_of_any_maps(sizes, batch, sets, groups, 
         maps = leaves[: len(sizes)]
         if is_gathered:
             maps = GatherableMaps(maps, groups=groups, dtype=torch.float64)
-        weights = level_weights(leaves[-1], len(sizes), offset=0.0)
+        weights = level_weights(leaves[-1], range(len(sizes)))
         values = sample_features(maps, strides, SamplingPoints(*leaves[-2:]), weights)
         gradients = torch.autograd.grad(values.square().sum(), leaves)
         results.append((values, *gradients))
@@ -151,7 +151,7 @@ def test_points_on_borders_of_cells_and_far_away_have_bilinear_values():
     steps = torch.tensor([-1e9, -6, -4, -2, 0, 2, 4, 6, 30, 44, 46, 48, 50, 62, 64, 66, 1e9])
     xy = torch.cartesian_prod(steps, steps).double().view(1, 1, 1, -1, 2).expand(-1, -1, 4, -1, -1)
     z = torch.full(xy.shape[:-1], 3.0, dtype=torch.float64)
-    points, weights = SamplingPoints(xy, z), level_weights(z, 2, offset=3.0)
+    points, weights = SamplingPoints(xy, z), level_weights(z, (3, 4))
     maps = GatherableMaps(features, groups=4, dtype=torch.float64)
     torch.testing.assert_close(
         sample_features(maps, STRIDES, points, weights),
@@ -166,7 +166,7 @@ def test_a_gradient_of_points_alone_leaves_nothing_behind():
     maps = GatherableMaps(features, groups=4, dtype=torch.float64)
     xy = (torch.rand(2, 3, 4, 2, 2, dtype=torch.float64) * 40).requires_grad_()
     z = torch.full((2, 3, 4, 2), 3.0, dtype=torch.float64)
-    values = sample_features(maps, STRIDES, SamplingPoints(xy, z), level_weights(z, 2, offset=3.0))
+    values = sample_features(maps, STRIDES, SamplingPoints(xy, z), level_weights(z, (3, 4)))
     torch.autograd.grad(values.sum(), xy, retain_graph=True)
     first = torch.autograd.grad(values.sum(), features, retain_graph=True)
     second = torch.autograd.grad(values.sum(), features)
@@ -189,7 +189,7 @@ def test_a_point_that_is_not_a_number_stays_one():
     xy = torch.full((1, 1, 4, 2, 2), 10.0, dtype=torch.float64)
     xy[0, 0, 0, 0, 0] = float("nan")
     z = torch.full((1, 1, 4, 2), 3.0, dtype=torch.float64)
-    values = sample_features(maps, STRIDES, SamplingPoints(xy, z), level_weights(z, 2, offset=3.0))
+    values = sample_features(maps, STRIDES, SamplingPoints(xy, z), level_weights(z, (3, 4)))
     assert values[0, 0, 0, 0].isnan().all()
     assert not values[0, 0, 1:].isnan().any() and not values[0, 0, 0, 1].isnan().any()
 

@@ -73,7 +73,7 @@ def test_features_agree_with_a_loop_over_points_and_levels():
     sampling = make_sampling()
     queries, xyzr, features = make_inputs()
     points = sampling.points(queries, xyzr)
-    weights = level_weights(points.z, 4, offset=3.0)
+    weights = level_weights(points.z, (3, 4, 5, 6))
     sampled = sampling(queries, xyzr, features, STRIDES)
     assert sampled.shape == (2, 3, 2, 12, 8)
     for b, n, g, p in [(0, 0, 0, 0), (1, 2, 1, 11), (1, 0, 0, 5), (0, 2, 1, 7)]:
@@ -89,7 +89,7 @@ def test_features_agree_with_a_loop_over_points_and_levels():
 @settings(deadline=None)
 @given(st.floats(-2, 12))
 def test_level_weights_sum_to_one_and_peak_at_the_nearest_level(z):
-    weights = level_weights(torch.tensor([z], dtype=torch.float64), 4, offset=3.0)[0]
+    weights = level_weights(torch.tensor([z], dtype=torch.float64), (3, 4, 5, 6))[0]
     assert weights.sum().item() == pytest.approx(1.0)
     nearest = min(range(4), key=lambda level: abs(z - 3 - level))
     assert weights[nearest] == weights.max()
@@ -98,7 +98,7 @@ def test_level_weights_sum_to_one_and_peak_at_the_nearest_level(z):
 def test_a_point_outside_of_the_image_samples_zero():
     points = SamplingPoints(torch.full((1, 1, 1, 1, 2), -100.0), torch.full((1, 1, 1, 1), 3.0))
     features = [torch.ones(1, 4, 8, 8), torch.ones(1, 4, 4, 4)]
-    weights = level_weights(points.z, 2, offset=3.0)
+    weights = level_weights(points.z, (3, 4))
     assert torch.equal(
         sample_features(features, (4, 8), points, weights), torch.zeros(1, 1, 1, 1, 4)
     )

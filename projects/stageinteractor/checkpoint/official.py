@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .official_files import split_weights
-from .official_names import FORMATS, STAGEINTERACTOR, OfficialFormat
+from .official_names import FORMATS, STAGEINTERACTOR, OfficialFormat, whole_image_boxes
 
 __all__ = [
     "CheckpointMismatchError",
@@ -128,15 +128,16 @@ def convert_official_state_dict(
             key for key in extras if key not in expected and not key.endswith(_BATCH_COUNT)
         )
     problems.raise_if_any(f"official {official_format.name} weights")
-    _warn_of_query_boxes(extras)
+    _warn_of_query_boxes(weights, extras)
     return ConvertedWeights({name: weights[name] for name in wanted}, extras)
 
 
-def _warn_of_query_boxes(extras: Mapping[str, Tensor]) -> None:
+def _warn_of_query_boxes(weights: Mapping[str, Tensor], extras: Mapping[str, Tensor]) -> None:
     for key, boxes in extras.items():
         if "init_proposal_bboxes" not in key or boxes.is_meta:
             continue
-        if boxes.shape[-1] != 4 or (boxes != boxes.new_tensor([0.5, 0.5, 1.0, 1.0])).any():
+        expected = whole_image_boxes(weights)
+        if boxes.shape != expected.shape or (boxes != expected).any():
             logger.warning(
                 "%s is not the whole image for every query, as it is in all official weights. "
                 "Queries begin with the whole image here, so detections will differ",

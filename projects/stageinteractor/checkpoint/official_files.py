@@ -219,9 +219,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     return {
         "model": {name: value for name, value in tensors.items() if not name.startswith(prefix)},
         EXTRAS: {
-            name[len(prefix) :]: value
-            for name, value in tensors.items()
-            if name.startswith(prefix)
+            name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)
         },
     }
 

@@ -13,7 +13,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["ADAMIXER", "FORMATS", "STAGEINTERACTOR", "OfficialFormat", "Rule"]
+__all__ = [
+    "ADAMIXER",
+    "FORMATS",
+    "STAGEINTERACTOR",
+    "OfficialFormat",
+    "Rule",
+    "whole_image_boxes",
+]
 
 Change = Callable[[Tensor], Tensor]
 
@@ -177,7 +184,8 @@ def _stage_rules(pairs: Sequence[tuple[str, str]]) -> list[Rule]:
     ]
 
 
-def _whole_image_boxes(weights: Mapping[str, Tensor]) -> Tensor:
+def whole_image_boxes(weights: Mapping[str, Tensor]) -> Tensor:
+    """(N, 4) cxcywh, as shares of the image, of N queries that begin with all of it."""
     content = weights["initial_queries.content.weight"]
     return content.new_tensor([0.5, 0.5, 1.0, 1.0]).repeat(len(content), 1)
 
@@ -190,7 +198,7 @@ def _stages(weights: Mapping[str, Tensor]) -> list[int]:
 def _stageinteractor_unused(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The query boxes are the constant (0.5, 0.5, 1, 1); the score layers start at zero, and the
     statistics as those of any fresh batch norm (mean 0, variance 1, no batch seen)."""
-    unused = {"rpn_head.init_proposal_bboxes": _whole_image_boxes(weights)}
+    unused = {"rpn_head.init_proposal_bboxes": whole_image_boxes(weights)}
     channels = weights["initial_queries.content.weight"].shape[1]
     for t in _stages(weights):
         official, ours = f"roi_head.bbox_head.{t}.", f"decoder.stages.{t}."
@@ -211,7 +219,7 @@ def _stageinteractor_unused(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _adamixer_unused(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The query boxes are a parameter that no gradient reaches: the constant (0.5, 0.5, 1, 1)."""
-    return {"rpn_head.init_proposal_bboxes.weight": _whole_image_boxes(weights)}
+    return {"rpn_head.init_proposal_bboxes.weight": whole_image_boxes(weights)}
 
 
 STAGEINTERACTOR = OfficialFormat(

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..data.images import PICTURE_SUFFIXES
 from .shipped import SHIPPED_CONFIG
 
-__all__ = ["add_config_arguments", "find_pictures"]
+__all__ = ["add_config_arguments", "add_overrides_argument", "find_pictures"]
 
 
 def add_config_arguments(
@@ -29,12 +29,15 @@ def add_config_arguments(
         help="config, by path or by its name among the packaged ones "
         f"(default: {default or SHIPPED_CONFIG})",
     )
+    add_overrides_argument(
+        parser, "changes to the config, e.g. train.init_checkpoint=model.pth train.device=cpu"
+    )
+
+
+def add_overrides_argument(parser: argparse.ArgumentParser, purpose: str) -> None:
+    """Add ``--opts``, which takes all that follows it; ``purpose`` is its help."""
     parser.add_argument(
-        "--opts",
-        default=[],
-        nargs=argparse.REMAINDER,
-        metavar="KEY=VALUE",
-        help="changes to the config, e.g. train.init_checkpoint=model.pth train.device=cpu",
+        "--opts", default=[], nargs=argparse.REMAINDER, metavar="KEY=VALUE", help=purpose
     )
 
 

@@ -29,19 +29,23 @@ class SamplingPoints(NamedTuple):
     """(B, N, G, PQ) log2 of the scale that the point belongs to."""
 
 
-def level_weights(z: Tensor, num_levels: int, *, offset: float) -> Tensor:
+def level_weights(z: Tensor, scales: Sequence[float]) -> Tensor:
     """How much each feature level contributes to a point.
 
     Args:
         z: (...) log2 of the scale of each point.
-        num_levels: L.
-        offset: value of z at which the first level is met exactly.
+        scales: L values of z, at which each level is met exactly.
 
     Returns:
-        (..., L), softmax over l of -(z - offset - l)^2 / 2.
+        (..., L), softmax over l of -(z - scales_l)^2 / 2.
     """
-    level = torch.arange(num_levels, device=z.device, dtype=z.dtype).view(-1, *[1] * z.dim())
-    return torch.softmax(-0.5 * (z - offset - level) ** 2, dim=0).movedim(0, -1)
+    first = scales[0]
+    if all(after - before == 1 for before, after in zip(scales, scales[1:])):
+        level = torch.arange(len(scales), device=z.device, dtype=z.dtype)  # no copy to the device
+    else:
+        level = torch.tensor([s - first for s in scales], device=z.device, dtype=z.dtype)
+    level = level.view(-1, *[1] * z.dim())
+    return torch.softmax(-0.5 * (z - first - level) ** 2, dim=0).movedim(0, -1)
 
 
 def sample_features(
@@ -146,7 +150,7 @@ class SubBoxSampling(nn.Module):
 
     def level_weights(self, z: Tensor, strides: Sequence[int]) -> Tensor:
         """(..., L) of (...) scales of points; the levels are counted, whatever their strides."""
-        return level_weights(z, len(strides), offset=self.SCALE_OF_FIRST_LEVEL)
+        return level_weights(z, [self.SCALE_OF_FIRST_LEVEL + i for i in range(len(strides))])
 
     def forward(
         self, queries: Tensor, xyzr: Tensor, features: Sequence[Tensor], strides: Sequence[int]
