@@ -30,7 +30,12 @@ from stageinteractor.engine.arguments import add_config_arguments, find_pictures
 from stageinteractor.engine.predictor import Predictor
 from stageinteractor.engine.shipped import SHIPPED_CONFIG
 from stageinteractor.export import OnnxPredictor
-from stageinteractor.visualization import draw_detections, save_picture, select_confident
+from stageinteractor.visualization import (
+    distinct_names,
+    draw_detections,
+    save_picture,
+    select_confident,
+)
 
 WINDOW = "StageInteractor detections"
 WRITTEN_AS_IS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -100,15 +105,11 @@ def choose_outputs(files: Sequence[Path], output: str) -> list[Path]:
     else:
         if target.exists() and not target.is_dir():
             raise UserError(f"--output {output} is a file, but {len(files)} pictures need a folder")
-        outputs, taken = [], set()
-        for file in files:
-            suffix = file.suffix if file.suffix.lower() in WRITTEN_AS_IS else ".png"
-            name, number = file.stem + suffix, 1
-            while name.lower() in taken:
-                number += 1
-                name = f"{file.stem}_{number}{suffix}"
-            taken.add(name.lower())
-            outputs.append(target / name)
+        names = [
+            file.stem + (file.suffix if file.suffix.lower() in WRITTEN_AS_IS else ".png")
+            for file in files
+        ]
+        outputs = [target / name for name in distinct_names(names)]
     inputs = {file.resolve() for file in files}
     for path in outputs:
         if path.resolve() in inputs:

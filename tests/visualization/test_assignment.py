@@ -1,6 +1,7 @@
 """The reasons of label decisions add up to the cross-stage matcher's targets."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from small_runs import SMALL_MODEL
 
 from stageinteractor.structures import Assignment, GroundTruth
 from stageinteractor.training import CrossStageMatcher, StagewiseMatcher
-from stageinteractor.visualization import explain_labels, figure_stems
+from stageinteractor.visualization import distinct_names, explain_labels, figure_stems
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tools")]
@@ -113,3 +114,11 @@ def test_bad_images_are_one_line(image, message, arguments, tmp_path):
 def test_pictures_of_one_name_get_a_figure_each(tmp_path):
     stems = figure_stems(["a/1.jpg", "b/1.jpg", "c/2.jpg"], tmp_path, "assignment")
     assert [stem.name for stem in stems] == ["1_assignment", "1_2_assignment", "2_assignment"]
+
+
+@given(st.lists(st.sampled_from(["a", "A", "a_2", "a.png", "a.PNG", "b.v2", "b"]), max_size=12))
+def test_distinct_names_are_distinct_whatever_the_case(names):
+    distinct = distinct_names(names)
+    assert len({name.lower() for name in distinct}) == len(names) == len(distinct)
+    assert [os.path.splitext(x)[1] for x in distinct] == [os.path.splitext(x)[1] for x in names]
+    assert distinct[:1] == names[:1]

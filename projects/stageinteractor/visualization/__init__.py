@@ -6,6 +6,7 @@ from .curves import plot_ap_curves, plot_loss_curves, read_metrics
 from .paper import figure_stems, save_figure
 from .pictures import (
     contact_sheet,
+    distinct_names,
     draw_detections,
     draw_ground_truth,
     save_picture,
@@ -29,6 +30,7 @@ __all__ = [
     "check_has_stages",
     "choose_queries",
     "contact_sheet",
+    "distinct_names",
     "draw_assignment",
     "draw_detections",
     "draw_followed_query",

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from ..checkpoint.durable import write_durably
+from .pictures import distinct_names
 
 __all__ = [
     "TEXT_WIDTH",
@@ -68,17 +69,8 @@ def figure_stems(files: Sequence[str | Path], folder: Path, kind: str) -> list[P
 
     Pictures of one name in several folders are numbered.
     """
-    stems: list[Path] = []
-    taken: set[str] = set()
-    for file in files:
-        first = name = Path(file).stem
-        number = 1
-        while name.lower() in taken:
-            number += 1
-            name = f"{first}_{number}"
-        taken.add(name.lower())
-        stems.append(folder / f"{name}_{kind}")
-    return stems
+    names = distinct_names([Path(file).stem for file in files])
+    return [folder / f"{name}_{kind}" for name in names]
 
 
 def save_figure(figure: Figure, stem: str | Path) -> list[str]:

@@ -6,6 +6,7 @@ Pictures are (H, W, 3) uint8 arrays in RGB order.
 from __future__ import annotations
 
 import colorsys
+import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,7 @@ from ..data.images import read_image
 
 __all__ = [
     "contact_sheet",
+    "distinct_names",
     "draw_detections",
     "draw_ground_truth",
     "save_picture",
@@ -155,6 +157,24 @@ def contact_sheet(
             sheet.paste(Image.fromarray(picture), place)
         top += height + _MARGIN
     return np.asarray(sheet)
+
+
+def distinct_names(names: Sequence[str]) -> list[str]:
+    """The names of files, numbered before the suffix where an earlier one is the same.
+
+    Upper and lower case count as the same, as some file systems do.
+    """
+    distinct: list[str] = []
+    taken: set[str] = set()
+    for name in names:
+        stem, suffix = os.path.splitext(name)
+        number = 1
+        while name.lower() in taken:
+            number += 1
+            name = f"{stem}_{number}{suffix}"
+        taken.add(name.lower())
+        distinct.append(name)
+    return distinct
 
 
 def save_picture(picture: np.ndarray, path: str | Path) -> str:

@@ -208,9 +208,7 @@ def draw_followed_query(
     )
     label = int(trace.scores[query].argmax())
     text = f"query {query}: {class_name(metadata, label)} {float(trace.scores[query, label]):.2f}"
-    _label(
-        axis, trace.boxes[query], text, _QUERY_COLORS[0], image.shape, size=9.5 * unit, zorder=6
-    )
+    _label(axis, trace.boxes[query], text, _QUERY_COLORS[0], image.shape, size=9.5 * unit, zorder=6)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[:height, :width, :3].copy()
 
