@@ -21,7 +21,7 @@ demo: $(READY)  ## evaluate the shipped checkpoint, fine-tune it, draw detection
 	$(RUN) tools/run_demo.py $(ARGS)
 
 web: $(READY)  ## show the shipped detector on a page in the browser: docs/web.md
-	$(RUN) -m stageinteractor.web $(ARGS)
+	$(RUN) -m detection_toolkit.web $(ARGS)
 
 # One thread a worker: PyTorch would start one a core in each of them.
 test: $(READY)  ## run the tests; ARGS="-k matcher" chooses some

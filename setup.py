@@ -14,15 +14,15 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 
-# Top-level folders that a wheel carries inside the package, so that an installed stageinteractor
-# finds them from any working directory. They are copied, not linked: links do not survive wheels,
+# Top-level folders that a wheel carries inside the toolkit, so that an installed one finds
+# them from any working directory. They are copied, not linked: links do not survive wheels,
 # sdists and checkouts on Windows.
 SHIPPED_FOLDERS = ("configs", "checkpoints")
 
 
 def read_version() -> str:
     """``__version__`` of the package, without importing it (which would need Detectron2)."""
-    path = ROOT / "projects" / "stageinteractor" / "__init__.py"
+    path = ROOT / "projects" / "detection_toolkit" / "__init__.py"
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and [
             target.id for target in node.targets if isinstance(target, ast.Name)
@@ -32,7 +32,7 @@ def read_version() -> str:
 
 
 class BuildPyWithShippedFolders(build_py):
-    """``build_py`` that also copies ``SHIPPED_FOLDERS`` into ``stageinteractor/``.
+    """``build_py`` that also copies ``SHIPPED_FOLDERS`` into ``detection_toolkit/``.
 
     An editable install copies nothing: there the folders of the checkout are used.
     """
@@ -43,7 +43,7 @@ class BuildPyWithShippedFolders(build_py):
             return
         for folder in SHIPPED_FOLDERS:
             # A former build may have left files that have since been removed or renamed.
-            shutil.rmtree(Path(self.build_lib, "stageinteractor", folder), ignore_errors=True)
+            shutil.rmtree(Path(self.build_lib, "detection_toolkit", folder), ignore_errors=True)
         for target, source in self._shipped_files().items():
             self.mkpath(str(Path(target).parent))
             self.copy_file(source, target, preserve_mode=False)
@@ -58,7 +58,7 @@ class BuildPyWithShippedFolders(build_py):
 
     def _shipped_files(self) -> dict[str, str]:
         """Built file -> source file, of every shipped folder that exists."""
-        target_root = Path(self.build_lib, "stageinteractor")
+        target_root = Path(self.build_lib, "detection_toolkit")
         return {
             str(target_root / source.relative_to(ROOT)): str(source.relative_to(ROOT))
             for folder in SHIPPED_FOLDERS
@@ -81,7 +81,15 @@ setup(
     ],
     package_dir={"": "projects"},
     packages=find_packages("projects"),
-    package_data={"stageinteractor.web": ["page.css"]},
+    # How the toolkit finds the detectors: see projects/detection_toolkit/projects.py.
+    entry_points={
+        "detection_toolkit.projects": [
+            f"{name} = {name}"
+            for name in find_packages("projects")
+            if "." not in name and name != "detection_toolkit"
+        ]
+    },
+    package_data={"detection_toolkit.web": ["page.css"]},
     cmdclass={"build_py": BuildPyWithShippedFolders},
     python_requires=">=3.9",
     # PyTorch, torchvision, Detectron2 and OpenCV are absent on purpose: an environment has its own

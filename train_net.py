@@ -16,22 +16,23 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
-from stageinteractor.checkpoint.checkpointer import Checkpointer
-from stageinteractor.config import apply_overrides, find_config_file, get_config
-from stageinteractor.engine import (
-    PROJECTS,
+from detection_toolkit.checkpoint.checkpointer import Checkpointer
+from detection_toolkit.config import apply_overrides, find_config_file, get_config
+from detection_toolkit.engine import (
     Trainer,
     ended_by_signals,
     launch,
     prepare_config,
     user_errors,
 )
+from detection_toolkit.errors import UserError
+from detection_toolkit.projects import project_names
 
 
 def load_config(args: Namespace) -> DictConfig:
     """The config of the command line."""
     if not args.config_file:
-        raise ValueError("--config-file is missing, for example stageinteractor/shapes_tiny.py")
+        raise UserError("--config-file is missing, for example stageinteractor/shapes_tiny.py")
     args.config_file = find_config_file(args.config_file)
     return apply_overrides(get_config(args.config_file), args.opts)
 
@@ -54,7 +55,7 @@ def main(args: Namespace) -> None:
     """One process of the job."""
     with user_errors(), ended_by_signals():
         cfg = load_config(args)
-        for name in PROJECTS:
+        for name in ("detection_toolkit", *project_names()):
             setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name=name)
         prepare_config(cfg, args.opts, training=not args.eval_only)
         default_setup(cfg, args)

@@ -21,14 +21,16 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
-from stageinteractor.modeling.attention import IoFBiasedSelfAttention
-from stageinteractor.modeling.factored_mixing import FactoredDynamicMixing, NormReLU
-from stageinteractor.modeling.filter_bank import DynamicFilters, FilterBank
-from stageinteractor.modeling.mixing import CascadeDynamicMixing
-from stageinteractor.modeling.sampling import SubBoxSampling
-from stageinteractor.structures import Assignment, ClassTargets, GroundTruth
-from stageinteractor.training import Criterion, CrossStageMatcher, HungarianMatcher
-from stageinteractor.training.criterion import CriterionResult
+from detection_toolkit.errors import UserError
+from detection_toolkit.structures import Assignment, ClassTargets, GroundTruth
+from detection_toolkit.training import Criterion, HungarianMatcher
+from detection_toolkit.training.criterion import CriterionResult
+from stageinteractor import CrossStageMatcher
+from stageinteractor.attention import IoFBiasedSelfAttention
+from stageinteractor.factored_mixing import FactoredDynamicMixing, NormReLU
+from stageinteractor.filter_bank import DynamicFilters, FilterBank
+from stageinteractor.mixing import CascadeDynamicMixing
+from stageinteractor.sampling import SubBoxSampling
 
 __all__ = ["to_plain"]
 
@@ -313,5 +315,5 @@ def to_plain(detector: nn.Module) -> nn.Module:
         elif isinstance(module, NormReLU):
             module.__class__ = nn.LayerNorm
     if not found:
-        raise ValueError(f"{type(detector).__name__} has no part with a plain form")
+        raise UserError(f"{type(detector).__name__} has no part with a plain form")
     return plain

@@ -24,13 +24,14 @@ from detectron2.utils.logger import setup_logger
 from detectron2.utils.video_visualizer import VideoVisualizer
 from tqdm import tqdm
 
-from stageinteractor.data import UnreadableImageError
-from stageinteractor.data.images import read_image, shown_name
-from stageinteractor.engine.arguments import add_config_arguments, find_pictures
-from stageinteractor.engine.predictor import Predictor
-from stageinteractor.engine.shipped import SHIPPED_CONFIG
-from stageinteractor.export import OnnxPredictor
-from stageinteractor.visualization import (
+from detection_toolkit.data import UnreadableImageError
+from detection_toolkit.data.images import read_image, shown_name
+from detection_toolkit.engine.arguments import add_config_arguments, find_pictures
+from detection_toolkit.engine.predictor import Predictor
+from detection_toolkit.engine.shipped import SHIPPED_CONFIG
+from detection_toolkit.errors import UserError
+from detection_toolkit.export import OnnxPredictor
+from detection_toolkit.visualization import (
     distinct_names,
     draw_detections,
     save_picture,
@@ -42,12 +43,8 @@ WRITTEN_AS_IS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 ESCAPE = 27
 
 
-class UnreadablePicture(ValueError):
+class UnreadablePicture(UserError):
     """A file that cannot be decoded."""
-
-
-class UserError(Exception):
-    """Something that the person at the command line can put right."""
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -286,16 +283,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, or 1 when an input could not be decoded or used."""
     args = get_parser().parse_args(argv)
     logger = setup_logger(name="demo")
-    setup_logger(name="stageinteractor")
+    setup_logger(name="detection_toolkit")
     try:
         if not args.output:
             check_display()
         predictor = build_predictor(args)
         run = run_on_pictures if args.input else run_on_video
         return 1 if run(args, predictor, logger) else 0
-    except (UserError, FileNotFoundError, ImportError, KeyError, ValueError) as error:
-        message = error.args[0] if isinstance(error, KeyError) else error  # not quoted
-        print(f"error: {message}", file=sys.stderr)
+    except (UserError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
         return 1
 
 

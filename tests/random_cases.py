@@ -2,7 +2,7 @@
 
 import torch
 
-from stageinteractor.structures import GroundTruth, xyzr_to_box
+from detection_toolkit.structures import GroundTruth, xyzr_to_box
 
 
 def random_predictions(num_stages, num_images, num_queries, num_classes, seed=0):

@@ -5,7 +5,7 @@ from coco_files import write_dataset
 from detectron2.config import instantiate
 from detectron2.structures import Boxes, Instances
 
-from stageinteractor.config import apply_overrides, get_config
+from detection_toolkit.config import apply_overrides, get_config
 
 SMALL_MODEL = [
     "model.backbone.bottom_up.widths=[8,8,8,8]",

@@ -6,8 +6,8 @@ import torch
 from detectron2.config import instantiate
 from small_runs import SMALL_MODEL
 
+from detection_toolkit.config import apply_overrides, get_config
 from sqr import RecollectionDetector
-from stageinteractor.config import apply_overrides, get_config
 
 NUM_STAGES = 4
 SMALL = {

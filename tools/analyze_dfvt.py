@@ -24,8 +24,8 @@ from analyze_model import count, prepare
 from tabulate import tabulate
 from torch import nn
 
+from detection_toolkit.config import get_config
 from dfvt import VARIANTS, DFvTBackbone, DFvTClassifier
-from stageinteractor.config import get_config
 
 PUBLISHED = {
     "tiny": dict(top1_gmacs=0.2714, detector_gmacs=178, detector_mparams=25),

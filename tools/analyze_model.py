@@ -48,7 +48,7 @@ from tabulate import tabulate
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from stageinteractor.config import apply_overrides, get_config
+from detection_toolkit.config import apply_overrides, get_config
 
 PROPOSALS, DETECTIONS = 1000, 100
 

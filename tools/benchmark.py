@@ -45,9 +45,9 @@ from benchmarks.measure import (  # noqa: E402
 from benchmarks.parts import Part, count_operations, parts_of, time_parts  # noqa: E402
 from benchmarks.plain import to_plain  # noqa: E402
 
-from stageinteractor.config import apply_overrides, get_config  # noqa: E402
-from stageinteractor.engine import user_errors  # noqa: E402
-from stageinteractor.structures import GroundTruth  # noqa: E402
+from detection_toolkit.config import apply_overrides, get_config  # noqa: E402
+from detection_toolkit.engine import user_errors  # noqa: E402
+from detection_toolkit.structures import GroundTruth  # noqa: E402
 
 STRIDES = (4, 8, 16, 32)
 OBJECTS = 8  # in each training image, as where the official decoder was measured
@@ -473,7 +473,7 @@ def print_curves(results: dict[str, Any]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     args = parse_args(argv)
-    with user_errors("__main__", "benchmark", "benchmarks"):
+    with user_errors():
         cfg = apply_overrides(get_config(args.config_file), args.overrides)
         torch.set_num_threads(args.threads)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False

@@ -26,10 +26,10 @@ from detectron2.structures import BoxMode
 from tabulate import tabulate
 from tqdm import tqdm
 
-from stageinteractor.data.images import MAX_PIXELS, UnreadableImageError, read_image
-from stageinteractor.data.inspection import DatasetReport, inspect_dataset
-from stageinteractor.engine import user_errors
-from stageinteractor.visualization import contact_sheet, draw_ground_truth, save_picture
+from detection_toolkit.data.images import MAX_PIXELS, UnreadableImageError, read_image
+from detection_toolkit.data.inspection import DatasetReport, inspect_dataset
+from detection_toolkit.engine import user_errors
+from detection_toolkit.visualization import contact_sheet, draw_ground_truth, save_picture
 
 COLUMNS = 4
 TILE = 320

@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 from parity_cases import CaseError, Report, Row, Settings, check_case
 
-from stageinteractor.modeling import Execution
+from detection_toolkit.modeling import Execution
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.plain import to_plain  # noqa: E402

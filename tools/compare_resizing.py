@@ -18,9 +18,9 @@ import torch
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import read_image
 
-from stageinteractor.data import dataset_names, get_detection_dataset
-from stageinteractor.data.transforms import OpenCVResizeShortestEdge
-from stageinteractor.engine.predictor import Predictor
+from detection_toolkit.data import dataset_names, get_detection_dataset
+from detection_toolkit.data.transforms import OpenCVResizeShortestEdge
+from detection_toolkit.engine.predictor import Predictor
 
 
 class Comparison(NamedTuple):

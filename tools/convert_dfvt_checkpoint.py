@@ -31,19 +31,20 @@ from pathlib import Path
 import torch
 from detectron2.config import instantiate
 
+from detection_toolkit.checkpoint.official_files import (
+    read_checkpoint,
+    split_weights,
+    write_checkpoint,
+    write_official,
+)
+from detection_toolkit.config import apply_overrides, get_config
+from detection_toolkit.errors import UserError
 from dfvt import VARIANTS, DFvTClassifier
 from dfvt.checkpoint import (
     convert_official_state_dict,
     convert_to_official,
     is_official_state_dict,
 )
-from stageinteractor.checkpoint.official_files import (
-    read_checkpoint,
-    split_weights,
-    write_checkpoint,
-    write_official,
-)
-from stageinteractor.config import apply_overrides, get_config
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -82,7 +83,7 @@ def convert(args: argparse.Namespace) -> str:
     weights, _ = split_weights(checkpoint, args.checkpoint)
     if args.to_official:
         if is_official_state_dict(weights):
-            raise ValueError(f"{args.checkpoint} is an official checkpoint already")
+            raise UserError(f"{args.checkpoint} is an official checkpoint already")
         official = convert_to_official(weights, model)
         write_official(args.output, official)
         return f"{args.output}: {len(official)} tensors under their official names"

@@ -23,10 +23,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from stageinteractor.checkpoint.durable import write_durably
-from stageinteractor.engine import user_errors
-from stageinteractor.engine.inspection import build_inspected_detector
-from stageinteractor.export import (
+from detection_toolkit.checkpoint.durable import write_durably
+from detection_toolkit.engine import user_errors
+from detection_toolkit.engine.inspection import build_inspected_detector
+from detection_toolkit.errors import UserError
+from detection_toolkit.export import (
     Description,
     exportable_detector,
     measure_parity,
@@ -36,8 +37,8 @@ from stageinteractor.export import (
     to_torch_export,
     trace,
 )
-from stageinteractor.export.graph import INPUT_TYPES
-from stageinteractor.export.runtime import require
+from detection_toolkit.export.graph import INPUT_TYPES
+from detection_toolkit.export.runtime import require
 
 TRACED_SIZE = (96, 160)
 # (height, width) of the images of each batch: one and more, alike and not, divisible by 32 or not,
@@ -153,7 +154,7 @@ def export(args: argparse.Namespace) -> None:
     parity = measure_parity(predictor.model, run, sizes)
     print(f"compared on {len(sizes)} batches: {parity}")
     if not parity.holds:
-        raise ValueError(
+        raise UserError(
             f"what was exported differs from the detector, so {args.output} is not written"
         )
     write_durably(args.output, lambda file: file.write(content))
@@ -173,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    with user_errors("__main__", __name__):
+    with user_errors():
         export(args)
 
 

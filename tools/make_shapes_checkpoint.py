@@ -28,12 +28,13 @@ from detectron2.utils.logger import setup_logger
 from torch import Tensor
 
 import stageinteractor
-from stageinteractor.checkpoint.checkpointer import inference_weights
-from stageinteractor.config import apply_overrides, get_config
-from stageinteractor.engine.arguments import add_overrides_argument
-from stageinteractor.engine.predictor import Predictor
-from stageinteractor.engine.shipped import SHIPPED_CONFIG
-from stageinteractor.engine.trainer import Trainer
+from detection_toolkit.checkpoint.checkpointer import inference_weights
+from detection_toolkit.config import apply_overrides, get_config
+from detection_toolkit.engine.arguments import add_overrides_argument
+from detection_toolkit.engine.predictor import Predictor
+from detection_toolkit.engine.shipped import SHIPPED_CONFIG
+from detection_toolkit.engine.trainer import Trainer
+from detection_toolkit.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 MAX_BYTES = 8 * 1024 * 1024
@@ -72,14 +73,14 @@ def export_weights(source: Path, output: Path) -> dict[str, Tensor]:
     }
     broken = [n for n, t in weights.items() if t.is_floating_point() and not t.isfinite().all()]
     if broken:
-        raise ValueError(f"{source}: values that are not finite in {', '.join(broken)}")
+        raise UserError(f"{source}: values that are not finite in {', '.join(broken)}")
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(output.name + ".partial")
     torch.save({"model": weights}, partial)
     size = partial.stat().st_size
     if size > MAX_BYTES:
         partial.unlink()
-        raise ValueError(f"{source} makes {size} bytes of weights, more than {MAX_BYTES}")
+        raise UserError(f"{source} makes {size} bytes of weights, more than {MAX_BYTES}")
     torch.load(partial, map_location="cpu", weights_only=True)  # as strict users load it
     os.replace(partial, output)
     return weights

@@ -30,10 +30,10 @@ from PIL import Image
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from stageinteractor.checkpoint.checkpointer import Checkpointer
-from stageinteractor.config import apply_overrides, get_config
-from stageinteractor.engine import user_errors
-from stageinteractor.engine.bad_batch import read_bad_batch
+from detection_toolkit.checkpoint.checkpointer import Checkpointer
+from detection_toolkit.config import apply_overrides, get_config
+from detection_toolkit.engine import user_errors
+from detection_toolkit.engine.bad_batch import read_bad_batch
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -165,7 +165,7 @@ def draw(batch: list[dict[str, Any]], folder: Path, number: int, channels: str) 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
     args = get_parser().parse_args(argv)
-    with user_errors("__main__", __name__):
+    with user_errors():
         content = read_bad_batch(args.batch)
         cfg = load_config(args)
         model = build_model(cfg, args)

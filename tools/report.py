@@ -33,18 +33,19 @@ from detectron2.data.datasets.coco import convert_to_coco_json
 from detectron2.structures import Boxes, Instances
 from tqdm import tqdm
 
-from stageinteractor.checkpoint.durable import write_durably
-from stageinteractor.data import UnreadableImageError, dataset_names, read_image
-from stageinteractor.engine import user_errors
-from stageinteractor.evaluation.errors import (
+from detection_toolkit.checkpoint.durable import write_durably
+from detection_toolkit.data import UnreadableImageError, dataset_names, read_image
+from detection_toolkit.engine import user_errors
+from detection_toolkit.errors import MissingPackageError, UserError
+from detection_toolkit.evaluation.errors import (
     ErrorAnalysis,
     Judged,
     analyze_errors,
     judge_image,
     summarize_images,
 )
-from stageinteractor.visualization import draw_detections, draw_ground_truth, side_by_side
-from stageinteractor.visualization import report as page
+from detection_toolkit.visualization import draw_detections, draw_ground_truth, side_by_side
+from detection_toolkit.visualization import report as page
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 RECALLS = ("AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -108,7 +109,7 @@ def find_predictions(output_dir: Path, dataset: str | None) -> Path:
             f"train.output_dir={output_dir} first"
         )
     if len(found) > 1:
-        raise ValueError(f"{output_dir} has results of {names}: choose one with --dataset")
+        raise UserError(f"{output_dir} has results of {names}: choose one with --dataset")
     return found[0]
 
 
@@ -120,7 +121,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged ({error}): evaluate again") from error
+        raise UserError(f"{path} is damaged ({error}): evaluate again") from error
 
 
 def read_results(path: Path) -> list[dict]:
@@ -131,9 +132,9 @@ def read_results(path: Path) -> list[dict]:
     """
     results = read_json(path)
     if results == []:
-        raise ValueError(f"{path} is empty: the detector found nothing")
+        raise UserError(f"{path} is empty: the detector found nothing")
     if not isinstance(results, list) or not all(map(_is_detection, results)):
-        raise ValueError(
+        raise UserError(
             f"{path} is no list of detections, each with image_id, category_id, bbox and score: "
             "evaluate again"
         )
@@ -159,7 +160,7 @@ def read_stages(path: Path) -> dict[str, Any] | None:
         return None
     stages = read_json(path)
     if not isinstance(stages, dict) or not stages.keys() >= STAGE_KEYS:
-        raise ValueError(f"{path} is no evaluation by stage: evaluate again")
+        raise UserError(f"{path} is no evaluation by stage: evaluate again")
     return stages
 
 
@@ -173,7 +174,7 @@ def register(output_dir: Path, name: str) -> None:
     if name not in DatasetCatalog.list() and config.is_file():
         dataset_names(LazyConfig.load(str(config)).dataloader.test.dataset)
     if name not in DatasetCatalog.list():
-        raise ValueError(f"data set {name} is not registered, and {config} does not describe it")
+        raise UserError(f"data set {name} is not registered, and {config} does not describe it")
 
 
 @contextlib.contextmanager
@@ -204,7 +205,7 @@ def coco_modules(backend: str) -> tuple[Any, Any]:
     try:
         hotcoco = importlib.import_module("hotcoco")
     except ImportError as error:
-        raise ImportError("hotcoco is not installed: pip install hotcoco") from error
+        raise MissingPackageError("hotcoco is not installed: pip install hotcoco") from error
     return hotcoco.COCO, hotcoco.COCOeval
 
 
@@ -273,7 +274,7 @@ class Comparison:
         self.results: dict[Any, list[dict]] = {i: [] for i in self.image_ids}
         for result in results:
             if result["image_id"] not in self.results or result["category_id"] not in self.index:
-                raise ValueError(
+                raise UserError(
                     f"a detection of image {result['image_id']} and category "
                     f"{result['category_id']} does not belong to {truth_file}: evaluate again"
                 )
@@ -453,7 +454,7 @@ def run(args: argparse.Namespace) -> list[Path]:
         comparison = Comparison(truth_file, results)
         num_objects = sum(map(len, comparison.truth.values()))
         if not num_objects:
-            raise ValueError(f"data set {name} has no annotated objects to compare with")
+            raise UserError(f"data set {name} has no annotated objects to compare with")
         # loadRes changes the entries that it is given.
         coco = coco_metrics(truth_file, [dict(r) for r in results], args.backend)
     analysis = analyze_errors(
@@ -496,7 +497,7 @@ def run(args: argparse.Namespace) -> list[Path]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
     args = get_parser().parse_args(argv)
-    with user_errors("__main__", __name__):
+    with user_errors():
         for path in run(args):
             print(path)
     return 0

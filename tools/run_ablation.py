@@ -47,9 +47,10 @@ from ablation.statistics import summarise
 from make_shapes_checkpoint import commit, machine, versions
 from tqdm import tqdm
 
-from stageinteractor.engine import user_errors
-from stageinteractor.engine.arguments import add_overrides_argument
-from stageinteractor.visualization import plot_convergence
+from detection_toolkit.engine import user_errors
+from detection_toolkit.engine.arguments import add_overrides_argument
+from detection_toolkit.errors import UnknownNameError, UserError
+from detection_toolkit.visualization import plot_convergence
 
 RESULTS, TABLES, PICTURE = "results.json", "tables.md", "convergence.png"
 STORED = "ablations"  # beside the page, with the results that came with the project
@@ -125,14 +126,14 @@ def make_plan(args: argparse.Namespace) -> Plan:
         FileNotFoundError, KeyError, ValueError: see :class:`Plan`.
     """
     if args.plan and (args.config_file or args.variant):
-        raise ValueError("--plan already has a config and variants: leave the other options out")
+        raise UserError("--plan already has a config and variants: leave the other options out")
     if args.plan:
         plan = load_plan(args.plan)
     elif args.config_file:
         names = [name for name, *_ in args.variant]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"the variant {twice[0]!r} is given twice")
+            raise UserError(f"the variant {twice[0]!r} is given twice")
         plan = Plan(
             config=args.config_file,
             variants={name: tuple(overrides) for name, *overrides in args.variant},
@@ -140,7 +141,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
             name=Path(args.config_file).stem,
         )
     else:
-        raise ValueError("give --plan, for example ablations/shapes_hard.yaml, or --config-file")
+        raise UserError("give --plan, for example ablations/shapes_hard.yaml, or --config-file")
     changes: dict[str, Any] = {"overrides": (*plan.overrides, *args.opts)}
     if args.seeds:
         changes["seeds"] = tuple(args.seeds)
@@ -163,7 +164,7 @@ def check_results(path: Path, plan: Plan) -> None:
         known = json.loads(path.read_text(encoding="utf-8"))["plan"]
         config, values, variants = (known[key] for key in ("config", "base_config", "variants"))
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no results file ({error!r}): remove it") from error
+        raise UserError(f"{path} is no results file ({error!r}): remove it") from error
     ours = plan.as_dict()
     different = [
         f"{key} is {values[key]!r} there and {value!r} here"
@@ -174,13 +175,13 @@ def check_results(path: Path, plan: Plan) -> None:
         different.insert(0, f"its config is {config}, not {plan.config}")
     if different:
         more = f" ({len(different)} differences)" if len(different) > 3 else ""
-        raise ValueError(
+        raise UserError(
             f"{path} has results of another base config: {'; '.join(different[:3])}{more}. "
             "Choose another --output"
         )
     for name, overrides in ours["variants"].items():
         if variants.get(name, overrides) != overrides:
-            raise ValueError(
+            raise UserError(
                 f"in {path} the variant {name!r} has the overrides {variants[name]}, "
                 f"not {overrides}: choose another --output, or another name"
             )
@@ -247,7 +248,7 @@ def report(output: Path, plan: Plan, into: Path | None = None) -> None:
         print(f"\n{render_costs(results)}\n\n{output / RESULTS}")
         return
     if not finished:
-        raise ValueError(f"no cell under {output} is finished: there is nothing to compare")
+        raise UserError(f"no cell under {output} is finished: there is nothing to compare")
     text = render(results)
     (output / TABLES).write_text(text + "\n", encoding="utf-8")
     curves: dict[str, list] = {}
@@ -280,14 +281,14 @@ def stored_record(cell: Cell, plan: Plan, path: Path | None) -> dict[str, Any]:
     if record is not None:
         return record
     if path is None or not path.is_file():
-        raise ValueError(f"{cell.name} is not finished under {cell.folder}: train it first")
+        raise UserError(f"{cell.name} is not finished under {cell.folder}: train it first")
     check_results(path, plan)
     for record in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         if (record["variant"], record["seed"]) == (cell.variant, cell.seed):
             check_same_cell(cell, record, place=path)
             if record["status"] == "finished":
                 return record
-    raise ValueError(
+    raise UserError(
         f"{cell.name} is not finished under {cell.folder}, and {path} has no figures of it: train "
         "it first"
     )
@@ -336,11 +337,11 @@ def test_cells(cells: Sequence[Cell], plan: Plan, *, threads: int) -> None:
         ValueError: the plan has no test split, a cell is not finished, or an evaluation fails.
     """
     if not plan.test:
-        raise ValueError("the plan has no test split: give it overrides under the key test")
+        raise UserError("the plan has no test split: give it overrides under the key test")
     records = {cell.name: read_cell(cell) for cell in cells}
     unfinished = [name for name, record in records.items() if record is None]
     if unfinished:
-        raise ValueError(
+        raise UserError(
             f"{len(unfinished)} cells are not finished ({unfinished[0]}): the test split is looked "
             "at when all are"
         )
@@ -374,7 +375,7 @@ def say(outcome: Outcome) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
     args = get_parser().parse_args(argv)
-    with user_errors("__main__", __name__, "ablation"):
+    with user_errors():
         plan = make_plan(args)
         output = (args.output or ROOT / "output" / "ablations" / plan.name).resolve()
         check_results(output / RESULTS, plan)
@@ -391,7 +392,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             name, seed = args.rerun
             found = [c for c in plan.cells(output) if c.variant == name and str(c.seed) == seed]
             if not found:
-                raise KeyError(f"the plan has no cell {name!r} with seed {seed}")
+                raise UnknownNameError(f"the plan has no cell {name!r} with seed {seed}")
             path = ROOT / "docs" / STORED / f"{plan.name}.json" if args.plan else None
             record = stored_record(found[0], plan, path)
             return rerun(found[0], record, threads=args.threads)

@@ -24,12 +24,12 @@ import torch
 from detectron2.data.detection_utils import read_image
 from detectron2.utils.logger import setup_logger
 
-from stageinteractor.data import get_detection_dataset
-from stageinteractor.engine.arguments import add_overrides_argument
-from stageinteractor.engine.predictor import Predictor
-from stageinteractor.engine.shipped import SHIPPED_CONFIG, shipped_checkpoint
-from stageinteractor.engine.trainer import Trainer
-from stageinteractor.visualization import (
+from detection_toolkit.data import get_detection_dataset
+from detection_toolkit.engine.arguments import add_overrides_argument
+from detection_toolkit.engine.predictor import Predictor
+from detection_toolkit.engine.shipped import SHIPPED_CONFIG, shipped_checkpoint
+from detection_toolkit.engine.trainer import Trainer
+from detection_toolkit.visualization import (
     contact_sheet,
     draw_detections,
     draw_ground_truth,
@@ -167,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     setup_logger(name="detectron2", color=sys.stdout.isatty())
-    setup_logger(name="stageinteractor", color=sys.stdout.isatty())
+    setup_logger(name="detection_toolkit", color=sys.stdout.isatty())
     steps = Steps(6)
 
     steps.next("data: built-in shapes, made on first use")

@@ -29,6 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.steps import StepCost, call_in_process, cost_of_a_step  # noqa: E402
 
+from detection_toolkit.config import apply_overrides, get_config  # noqa: E402
+from detection_toolkit.errors import UserError
 from sqr import (  # noqa: E402
     RecollectionDetector,
     RecollectionSchedule,
@@ -36,7 +38,6 @@ from sqr import (  # noqa: E402
     plain_schedule,
     selective_schedule,
 )
-from stageinteractor.config import apply_overrides, get_config  # noqa: E402
 
 # How the groups are run: (model.batched, model.execution.checkpoint).
 MODES = {
@@ -60,7 +61,7 @@ def make_schedule(name: str, num_stages: int) -> RecollectionSchedule:
         return dense_schedule(num_stages)
     late_start = name[len("late") :] if name.startswith("late") else ""
     if name != "selective" and not late_start.isdigit():
-        raise ValueError(f"{name!r} is no schedule: choose none, selective, dense or late<number>")
+        raise UserError(f"{name!r} is no schedule: choose none, selective, dense or late<number>")
     return selective_schedule(num_stages, late_start=int(late_start or 0))
 
 

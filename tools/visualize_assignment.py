@@ -23,19 +23,21 @@ import torch
 from detectron2.structures import Boxes, BoxMode, Instances
 from tqdm import tqdm
 
-from stageinteractor.checkpoint.durable import write_durably
-from stageinteractor.data import dataset_names, get_detection_dataset, read_image
-from stageinteractor.engine import user_errors
-from stageinteractor.engine.arguments import add_config_arguments
-from stageinteractor.engine.inspection import build_inspected_detector
-from stageinteractor.engine.predictor import Predictor
-from stageinteractor.training import CrossStageMatcher, HungarianMatcher
-from stageinteractor.visualization import (
+from detection_toolkit.checkpoint.durable import write_durably
+from detection_toolkit.data import dataset_names, get_detection_dataset, read_image
+from detection_toolkit.engine import user_errors
+from detection_toolkit.engine.arguments import add_config_arguments
+from detection_toolkit.engine.inspection import build_inspected_detector
+from detection_toolkit.engine.predictor import Predictor
+from detection_toolkit.errors import UserError
+from detection_toolkit.training import HungarianMatcher
+from detection_toolkit.visualization import (
     draw_assignment,
     explain_labels,
     figure_stems,
     save_figure,
 )
+from stageinteractor import CrossStageMatcher
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -80,7 +82,7 @@ def choose_records(
         crowded = [r for r in records if len(_objects(r)) > 1]
         chosen = (crowded or [r for r in records if _objects(r)])[:count]
         if not chosen:
-            raise ValueError("no training image to draw: --num-images must be positive")
+            raise UserError("no training image to draw: --num-images must be positive")
         return chosen
     by_name = {}
     for record in records:
@@ -89,13 +91,13 @@ def choose_records(
     chosen = []
     for name in wanted:
         if name not in by_name:
-            raise ValueError(
+            raise UserError(
                 f"image {name} is not in the training set of {len(records)} images: give an id, "
                 f"such as {records[0]['image_id']}, or a file name, such as "
                 f"{Path(records[0]['file_name']).name}"
             )
         if not _objects(by_name[name]):
-            raise ValueError(f"image {name} has no objects: there is nothing to assign")
+            raise UserError(f"image {name} has no objects: there is nothing to assign")
         chosen.append(by_name[name])
     return chosen
 
@@ -179,7 +181,7 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
     args = get_parser().parse_args(argv)
-    with user_errors("__main__", __name__):
+    with user_errors():
         run(args)
     return 0
 

@@ -19,12 +19,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from stageinteractor.data import UnreadableImageError
-from stageinteractor.data.images import read_image, shown_name
-from stageinteractor.engine import user_errors
-from stageinteractor.engine.arguments import add_config_arguments, find_pictures
-from stageinteractor.engine.inspection import build_inspected_detector
-from stageinteractor.visualization import (
+from detection_toolkit.data import UnreadableImageError
+from detection_toolkit.data.images import read_image, shown_name
+from detection_toolkit.engine import user_errors
+from detection_toolkit.engine.arguments import add_config_arguments, find_pictures
+from detection_toolkit.engine.inspection import build_inspected_detector
+from detection_toolkit.visualization import (
     choose_queries,
     draw_stages,
     figure_stems,
@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
     args = get_parser().parse_args(argv)
-    with user_errors("__main__", __name__):
+    with user_errors():
         return 1 if run(args) else 0
 
 

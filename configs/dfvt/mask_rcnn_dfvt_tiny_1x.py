@@ -4,6 +4,7 @@ import torch
 from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 
+from detection_toolkit.training.param_groups import params_with_decay_exceptions
 from dfvt import (
     NO_WEIGHT_DECAY,
     VARIANTS,
@@ -13,7 +14,6 @@ from dfvt import (
     SoftNMSRPN,
     get_instance_segmentation_dataset,
 )
-from stageinteractor.training.param_groups import params_with_decay_exceptions
 
 from ..common.data.coco_crop import dataloader
 from ..common.schedule import schedule_1x as lr_multiplier

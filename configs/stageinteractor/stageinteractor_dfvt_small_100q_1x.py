@@ -2,8 +2,8 @@
 
 from detectron2.config import LazyCall as L
 
+from detection_toolkit.training.param_groups import params_with_decay_exceptions
 from dfvt import NO_WEIGHT_DECAY, VARIANTS, DFvTBackbone
-from stageinteractor.training.param_groups import params_with_decay_exceptions
 
 from .stageinteractor_r50_100q_1x import dataloader, lr_multiplier, model, optimizer, train
 

@@ -2,7 +2,7 @@
 
 from detectron2.config import LazyCall as L
 
-from stageinteractor.modeling.backbones import EfficientNetLite0
+from detection_toolkit.modeling.backbones import EfficientNetLite0
 
 from .stageinteractor_r50_100q_1x import dataloader, lr_multiplier, model, optimizer, train  # noqa: F401
 

@@ -4,7 +4,7 @@ from detectron2.config import LazyCall as L
 from detectron2.modeling.backbone import RegNet
 from detectron2.modeling.backbone.regnet import ResBottleneckBlock, SimpleStem
 
-from stageinteractor.modeling import FrozenStatsBatchNorm2d
+from detection_toolkit.modeling import FrozenStatsBatchNorm2d
 
 from .stageinteractor_r50_100q_1x import dataloader, lr_multiplier, model, optimizer, train  # noqa: F401
 

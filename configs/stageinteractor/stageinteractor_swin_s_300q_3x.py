@@ -2,7 +2,7 @@
 
 from detectron2.config import LazyCall as L
 
-from stageinteractor.training.param_groups import params_with_decay_exceptions
+from detection_toolkit.training.param_groups import params_with_decay_exceptions
 
 from ..common.models.stageinteractor_swin_s import model
 from ..common.schedule import multistep_schedule

@@ -1,6 +1,6 @@
 """Extension of Griffe, which reads the docstrings for the reference: Sphinx's roles become links.
 
-``:class:`~stageinteractor.modeling.FilterBank``` is shown as ``FilterBank``, and leads there where
+``:class:`~stageinteractor.FilterBank``` is shown as ``FilterBank``, and leads there where
 the reference has it.
 """
 

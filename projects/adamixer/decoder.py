@@ -5,14 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stageinteractor.modeling import (
-    QUERY_HEADS,
-    CascadeDecoder,
-    DecoderStage,
-    Execution,
-    IoFBiasedSelfAttention,
-)
-from stageinteractor.modeling.stage import FeedForward
+from detection_toolkit.errors import UserError
+from detection_toolkit.modeling import QUERY_HEADS, CascadeDecoder, Execution
+from stageinteractor import DecoderStage, IoFBiasedSelfAttention
+from stageinteractor.stage import FeedForward
 
 from .mixing import AdaptiveMixing
 from .sampling import AdaptiveSampling
@@ -64,7 +60,7 @@ class AdaMixerDecoder(CascadeDecoder):
             ValueError: sizes that do not fit one another.
         """
         if num_stages < 1:
-            raise ValueError(f"num_stages must be at least 1, got {num_stages}")
+            raise UserError(f"num_stages must be at least 1, got {num_stages}")
         super().__init__(
             [
                 DecoderStage(

@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stageinteractor.modeling import FilterBank
-from stageinteractor.modeling.mixing import zero_weight_linear
+from detection_toolkit.errors import UserError
+from stageinteractor import FilterBank
+from stageinteractor.mixing import zero_weight_linear
 
 __all__ = ["AdaptiveMixing"]
 
@@ -31,7 +32,7 @@ class AdaptiveMixing(nn.Module):
         """
         super().__init__()
         if channels % groups:
-            raise ValueError(f"{channels} channels cannot be split into {groups} groups")
+            raise UserError(f"{channels} channels cannot be split into {groups} groups")
         per_group = channels // groups
         self.groups = groups
         self.num_points = points

@@ -11,8 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from stageinteractor.modeling.sampling import SamplingPoints, level_weights, sample_features
-from stageinteractor.structures.boxes import xyzr_to_size
+from detection_toolkit.errors import UserError
+from detection_toolkit.modeling.sampling import SamplingPoints, sample_features
+from detection_toolkit.structures.boxes import xyzr_to_size
+from stageinteractor.sampling import level_weights
 
 __all__ = ["AdaptiveSampling"]
 
@@ -29,7 +31,7 @@ class AdaptiveSampling(nn.Module):
         """
         super().__init__()
         if channels % groups:
-            raise ValueError(f"{channels} channels cannot be split into {groups} groups")
+            raise UserError(f"{channels} channels cannot be split into {groups} groups")
         self.groups = groups
         self.num_points = points
         self.offset = nn.Linear(channels, groups * points * 3)

@@ -14,6 +14,8 @@ from detectron2.modeling.backbone import FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from torch import Tensor, nn
 
+from detection_toolkit.errors import UserError
+
 from .network import (
     NUM_STAGES,
     SIZE_DIVISIBILITY,
@@ -91,7 +93,7 @@ class DFvTBackbone(Backbone):
         super().__init__()
         if not set(out_features) <= set(FEATURES) or FEATURES[-1] not in out_features:
             # Without the last map the last stage would have parameters but no gradient.
-            raise ValueError(
+            raise UserError(
                 f"out_features={list(out_features)}: choose from {', '.join(FEATURES)}, "
                 f"{FEATURES[-1]} among them"
             )
@@ -125,7 +127,7 @@ class DFvTBackbone(Backbone):
             ValueError: the images do not have three channels.
         """
         if input_shape.channels != 3:
-            raise ValueError(f"DFvT takes images of 3 channels, not {input_shape.channels}")
+            raise UserError(f"DFvT takes images of 3 channels, not {input_shape.channels}")
         return {name.lower(): value for name, value in cfg.MODEL.DFVT.items()}
 
     @property

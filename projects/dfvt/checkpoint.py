@@ -17,12 +17,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from stageinteractor.checkpoint.official import (
+from detection_toolkit.checkpoint.official import (
     CheckpointMismatchError,
     register_official_weights,
     register_weights_check,
 )
-from stageinteractor.checkpoint.official_names import OfficialFormat, Rule
+from detection_toolkit.checkpoint.official_names import OfficialFormat, Rule
 
 from .backbone import DFvTBackbone
 from .classifier import DFvTClassifier

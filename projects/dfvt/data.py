@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from detectron2.data.transforms import CropTransform, RandomCrop
 
-from stageinteractor.data import get_detection_dataset
+from detection_toolkit.data import get_detection_dataset
+from detection_toolkit.errors import UserError
 
 __all__ = ["PolygonCropTransform", "RandomPolygonCrop", "get_instance_segmentation_dataset"]
 
@@ -43,7 +44,7 @@ def get_instance_segmentation_dataset(
     filter_empty: bool = True,
     require_polygons: bool = False,
 ) -> list[dict[str, Any]]:
-    """``stageinteractor.data.get_detection_dataset``, which insists on masks.
+    """``detection_toolkit.data.get_detection_dataset``, which insists on masks.
 
     Args:
         names, json_file, image_root, name, allow_outside, filter_empty: see there.
@@ -97,7 +98,7 @@ def _refuse(
     if not found:
         return
     record, annotation = found[0]
-    raise ValueError(
+    raise UserError(
         f"{source}: {len(found)} objects have {what}; the first one is in image "
         f"{record.get('image_id')} ({record.get('file_name')}), class "
         f"{annotation['category_id']}, box {annotation['bbox']}. {way_out}"

@@ -12,6 +12,8 @@ from detectron2.layers import Conv2d, get_norm
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
+from detection_toolkit.errors import UserError
+
 __all__ = [
     "DualAttentionEnhancement",
     "FusedBlock",
@@ -135,7 +137,7 @@ class WindowAttention(nn.Module):
         """
         super().__init__()
         if channels % num_heads:
-            raise ValueError(f"{num_heads} attention heads cannot share {channels} channels")
+            raise UserError(f"{num_heads} attention heads cannot share {channels} channels")
         self.num_heads = num_heads
         self.window_size = window_size
         self.qkv = nn.Linear(channels, 3 * channels)

@@ -14,6 +14,8 @@ from detectron2.layers import Conv2d
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from detection_toolkit.errors import UserError
+
 from .layers import FusedBlock, SpaceToDepthModule, conv_norm, shift_mask
 
 __all__ = ["NUM_STAGES", "SIZE_DIVISIBILITY", "STEM_STRIDE", "DFvTNetwork", "StageFeatures"]
@@ -163,15 +165,15 @@ class DFvTNetwork(nn.Module):
         super().__init__()
         for name, values in (("depths", depths), ("num_heads", num_heads)):
             if len(values) != NUM_STAGES:
-                raise ValueError(f"{name}={list(values)} must have {NUM_STAGES} numbers")
+                raise UserError(f"{name}={list(values)} must have {NUM_STAGES} numbers")
         if min(depths) < 1:
-            raise ValueError(f"depths={list(depths)}: a stage needs a block")
+            raise UserError(f"depths={list(depths)}: a stage needs a block")
         if embed_dim < 16 or embed_dim % 2:
-            raise ValueError(f"embed_dim={embed_dim} must be even and at least 16")
+            raise UserError(f"embed_dim={embed_dim} must be even and at least 16")
         if window_size < 1:
-            raise ValueError(f"window_size={window_size} must be at least 1")
+            raise UserError(f"window_size={window_size} must be at least 1")
         if not 0 <= drop_path_rate < 1:
-            raise ValueError(f"drop_path_rate={drop_path_rate} is not in [0, 1)")
+            raise UserError(f"drop_path_rate={drop_path_rate} is not in [0, 1)")
         self.channels = [embed_dim * 2**i for i in range(NUM_STAGES)]
         self.stem = Stem(embed_dim, norm=norm)
         self.stages = nn.ModuleList()
@@ -208,7 +210,7 @@ class DFvTNetwork(nn.Module):
         """
         height, width = images.shape[-2:]
         if min(height, width) < STEM_STRIDE:
-            raise ValueError(
+            raise UserError(
                 f"an image of {height}x{width} pixels is smaller than the stride of the stem, "
                 f"{STEM_STRIDE}: DFvT needs at least {STEM_STRIDE}x{STEM_STRIDE}"
             )

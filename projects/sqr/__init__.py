@@ -2,7 +2,7 @@
 
 Later stages are also trained with queries that earlier stages left; inference is unchanged, and so
 are the parameters. A schedule says which queries a stage is given; it works for any
-:class:`~stageinteractor.modeling.CascadeDecoder`.
+:class:`~detection_toolkit.modeling.CascadeDecoder`.
 """
 
 from .criterion import PathLabelAssigner, RecollectionCriterion, RecollectionResult

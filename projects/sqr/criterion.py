@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from stageinteractor.structures import Assignment, ClassTargets, GroundTruth, StageOutput
-from stageinteractor.training import Criterion, CriterionResult, NonFinitePredictionError
+from detection_toolkit.structures import Assignment, ClassTargets, GroundTruth, StageOutput
+from detection_toolkit.training import Criterion, CriterionResult, NonFinitePredictionError
 
 from .schedule import RecollectionSchedule
 
@@ -38,7 +38,7 @@ class PathLabelAssigner(nn.Module):
     def __init__(self, label_assigner: nn.Module, schedule: RecollectionSchedule):
         """
         Args:
-            label_assigner: e.g. :class:`~stageinteractor.training.CrossStageMatcher`.
+            label_assigner: e.g. :class:`~stageinteractor.CrossStageMatcher`.
             schedule: the groups.
         """
         super().__init__()
@@ -154,7 +154,7 @@ class RecollectionCriterion(nn.Module):
             outputs: the G groups' predictions, as :func:`sqr.recollect` returns them.
             truth: the objects of the batch.
             target_counts: (G, 2), as :meth:`count_targets` returns it, when gradients are
-                accumulated; see :class:`~stageinteractor.training.Criterion`.
+                accumulated; see :class:`~detection_toolkit.training.Criterion`.
 
         Raises:
             NonFinitePredictionError: from the matcher.

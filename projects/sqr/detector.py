@@ -8,9 +8,10 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import ImageList
 from torch import nn
 
-from stageinteractor.modeling import CascadeDecoder, Execution, StageInteractor
-from stageinteractor.structures import StageOutput
-from stageinteractor.training import Criterion
+from detection_toolkit.modeling import CascadeDecoder, Execution
+from detection_toolkit.structures import StageOutput
+from detection_toolkit.training import Criterion
+from stageinteractor import StageInteractor
 
 from .criterion import RecollectionCriterion
 from .recollection import recollect
@@ -24,7 +25,7 @@ class RecollectionDetector(StageInteractor):
     """A detector of this family, trained with query recollection.
 
     Its parameters, their names and its inference are those of
-    :class:`~stageinteractor.modeling.StageInteractor`, so that the weights of one are the weights
+    :class:`~stageinteractor.StageInteractor`, so that the weights of one are the weights
     of the other.
     """
 

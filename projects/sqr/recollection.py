@@ -7,21 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from stageinteractor.modeling import CascadeDecoder, DynamicFilters, FilterBank
-from stageinteractor.structures import StageOutput
+from detection_toolkit.modeling import CascadeDecoder
+from detection_toolkit.structures import StageOutput, map_tensors
 
 from .schedule import RecollectionSchedule
 
 __all__ = ["QueryState", "recollect"]
 
-StageResult = tuple[StageOutput, FilterBank]
-Tensors = TypeVar("Tensors", StageOutput, DynamicFilters)
-RunStage = Callable[[Tensor, Tensor, FilterBank], StageResult]
+StageResult = tuple[StageOutput, Any]
+RunStage = Callable[[Tensor, Tensor, Any], StageResult]
 
 
 class QueryState(NamedTuple):
@@ -31,8 +30,8 @@ class QueryState(NamedTuple):
     """(B, N, C) content."""
     xyzr: Tensor
     """(B, N, 4) geometry that the same stage predicted."""
-    bank: FilterBank
-    """The filters that each stage so far made of these queries; see :func:`recollect`."""
+    carry: Any
+    """What each stage so far has handed on of these queries; see :func:`recollect`."""
 
 
 def recollect(
@@ -47,11 +46,11 @@ def recollect(
 ) -> list[StageOutput]:
     """Predictions of all groups of all stages.
 
-    A group takes the content and geometry of its state. Its filter bank has one entry of every
-    stage before, also of those that the state has not passed: their filter is the one that they
-    generated from this same state, in the group that did pass them. So a later stage finds in
-    each place of the bank what it finds there at inference: a filter of that stage, made of the
-    query at hand.
+    A group takes the content and geometry of its state, and what the stages have handed on of it
+    (for StageInteractor the filter bank). The bank has one entry of every stage before, also of
+    those that the state has not passed: their filter is the one that they generated from this
+    same state, in the group that did pass them. So a later stage finds in each place of the bank
+    what it finds there at inference: a filter of that stage, made of the query in question.
 
     Args:
         decoder: the cascade; only its :meth:`run_stage` is used.
@@ -73,16 +72,16 @@ def recollect(
     """
     schedule.check_fits(decoder.num_stages)
     run_groups = _run_batched if batched else _run_one_by_one
-    pool = [QueryState(queries, xyzr, FilterBank())]
+    pool = [QueryState(queries, xyzr, decoder.initial_carry())]
     outputs = []
     for t in range(schedule.num_stages):
         run_stage = partial(_run_stage, decoder, t, features, strides)
         positions = schedule.inputs(t)
         results = run_groups(run_stage, [pool[p] for p in positions])
-        for p, (output, bank) in zip(positions, results):
-            # This stage's filters are now known for the state itself, should a later one read it.
-            pool[p] = pool[p]._replace(bank=bank)
-            pool.append(QueryState(output.queries, output.xyzr, bank))
+        for p, (output, carry) in zip(positions, results):
+            # What this stage hands on is now known of the state itself, should a later one read it.
+            pool[p] = pool[p]._replace(carry=carry)
+            pool.append(QueryState(output.queries, output.xyzr, carry))
             outputs.append(output)
     return outputs
 
@@ -94,9 +93,9 @@ def _run_stage(
     strides: Sequence[int],
     queries: Tensor,
     xyzr: Tensor,
-    bank: FilterBank,
+    carry: Any,
 ) -> StageResult:
-    return decoder.run_stage(index, features, strides, queries, xyzr, bank)
+    return decoder.run_stage(index, features, strides, queries, xyzr, carry)
 
 
 def _run_one_by_one(run_stage: RunStage, states: Sequence[QueryState]) -> list[StageResult]:
@@ -112,34 +111,18 @@ def _run_batched(run_stage: RunStage, states: Sequence[QueryState]) -> list[Stag
     groups = len(states)
     if groups == 1:
         return _run_one_by_one(run_stage, states)
-    # All banks of a stage's states have an entry of the same stages.
-    entries = zip(*(state.bank.entries for state in states))
-    bank = FilterBank(tuple(_fold_all(same_stage) for same_stage in entries))
-    queries = _fold([state.queries for state in states])
-    xyzr = _fold([state.xyzr for state in states])
-    output, bank = run_stage(queries, xyzr, bank)
-    outputs = _split_all(output, groups)
-    filters = [_split_all(entry, groups) for entry in bank.entries]
-    banks = [FilterBank(tuple(entry[r] for entry in filters)) for r in range(groups)]
-    return list(zip(outputs, banks))
+    # What is handed on is nested alike: all states of a stage have passed the same stages.
+    queries, xyzr, carry = map_tensors(_fold, *states)
+    result = run_stage(queries, xyzr, carry)
+    parts: list[tuple[Tensor, ...]] = []  # of each tensor, those of the groups
+    map_tensors(lambda x: parts.append(x.unflatten(0, (-1, groups)).unbind(1)), result)
+    results = []
+    for of_group in zip(*parts):
+        tensors = iter(of_group)
+        results.append(map_tensors(lambda _, tensors=tensors: next(tensors), result))
+    return results
 
 
-def _fold(tensors: Sequence[Tensor]) -> Tensor:
+def _fold(*tensors: Tensor) -> Tensor:
     """R tensors (B, ...) -> (B R, ...), those of an image together."""
-    return torch.stack(tuple(tensors), dim=1).flatten(0, 1)
-
-
-def _split(tensor: Tensor, groups: int) -> tuple[Tensor, ...]:
-    """Inverse of :func:`_fold`."""
-    return tensor.unflatten(0, (-1, groups)).unbind(1)
-
-
-def _fold_all(tuples: Sequence[Tensors]) -> Tensors:
-    """R NamedTuples of tensors -> one of folded tensors."""
-    return type(tuples[0])(*map(_fold, zip(*tuples)))
-
-
-def _split_all(folded: Tensors, groups: int) -> list[Tensors]:
-    """Inverse of :func:`_fold_all`."""
-    parts = (_split(tensor, groups) for tensor in folded)
-    return [type(folded)(*tensors) for tensors in zip(*parts)]
+    return torch.stack(tensors, dim=1).flatten(0, 1)

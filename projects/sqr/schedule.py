@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from detection_toolkit.errors import UserError
+
 __all__ = [
     "RecollectionSchedule",
     "ScheduleError",
@@ -20,7 +22,7 @@ __all__ = [
 ]
 
 
-class ScheduleError(ValueError):
+class ScheduleError(UserError):
     """A schedule cannot be followed; the message names the stage."""
 
 

@@ -1,68 +1,31 @@
-"""StageInteractor, a query-based object detector, as a Detectron2 project.
+"""StageInteractor (Teng et al., ICCV 2023): a query-based detector whose stages interact."""
 
-Importing the package checks that Detectron2 is there and says how to get it when it is not. The
-parts live in their own modules (``stageinteractor.modeling``, ``stageinteractor.data``, ...), which
-a config or a script imports as it needs them.
-"""
+from detection_toolkit import __version__, get_config
 
-from __future__ import annotations
+from .attention import IoFBiasedSelfAttention
+from .cross_stage_matcher import CrossStageMatcher
+from .decoder import FilterBankDecoder, StageInteractorDecoder
+from .detector import StageInteractor
+from .factored_mixing import FactoredDynamicMixing
+from .filter_bank import DynamicFilters, FilterBank
+from .mixing import CascadeDynamicMixing
+from .queries import InitialQueries
+from .sampling import SubBoxSampling
+from .stage import DecoderStage
 
-from typing import Any
-
-__version__ = "0.1.0"
-__all__ = ["__version__", "get_config"]
-
-_HOW_TO_INSTALL = """\
-stageinteractor needs {missing}, which this Python environment does not have.
-Install PyTorch first (https://pytorch.org/get-started/locally), then Detectron2 by one of these:
-  from git, with its compiled operators (a compiler is needed):
-      pip install --no-build-isolation "git+https://github.com/facebookresearch/detectron2.git"
-  as a wheel from PyPI, without compiled operators (none is needed here; the wheel is tagged for
-  Python 3.10 but holds Python files only, so it is put in place whatever the version):
-      pip install --no-deps --only-binary=:all: --python-version 3.10 sal-detectron2==0.7.2 \\
-          --target "$(python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')"
-  without a network:
-      the same command with --no-index --find-links <folder with the wheel>
-In a clone of the repository, `make demo` or `make test` sets all of this up in .venv.
-docs/dependencies.md tells more about each way."""
-
-
-def _require_detectron2() -> None:
-    """Import Detectron2, or say how to install it.
-
-    Raises:
-        ImportError: Detectron2 or PyTorch is not installed; or is installed and does not import,
-            in which case the original error is the cause.
-    """
-    try:
-        import detectron2  # noqa: F401
-    except ModuleNotFoundError as error:
-        names = {"detectron2": "Detectron2", "torch": "PyTorch and Detectron2"}
-        if error.name not in names:
-            raise _broken_detectron2(error) from error
-        raise ImportError(_HOW_TO_INSTALL.format(missing=names[error.name])) from None
-    except Exception as error:
-        # Not only ImportError: a compiled operator or library of another version may raise
-        # OSError, AttributeError and more while the modules are executed.
-        raise _broken_detectron2(error) from error
-
-
-def _broken_detectron2(error: Exception) -> ImportError:
-    return ImportError(
-        "Detectron2 is installed, but importing it failed with "
-        f"{type(error).__name__}: {error}\n"
-        "Its own dependencies, or a compiled part built for another PyTorch, are the usual "
-        "reasons; `python -c 'import detectron2'` shows the same error."
-    )
-
-
-_require_detectron2()
-
-
-def __getattr__(name: str) -> Any:
-    # Lazy, so that `import stageinteractor` stays light and imports no room of the package.
-    if name == "get_config":
-        from .config import get_config
-
-        return get_config
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__all__ = [
+    "CascadeDynamicMixing",
+    "CrossStageMatcher",
+    "DecoderStage",
+    "DynamicFilters",
+    "FactoredDynamicMixing",
+    "FilterBank",
+    "FilterBankDecoder",
+    "InitialQueries",
+    "IoFBiasedSelfAttention",
+    "StageInteractor",
+    "StageInteractorDecoder",
+    "SubBoxSampling",
+    "__version__",
+    "get_config",
+]

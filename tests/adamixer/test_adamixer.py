@@ -9,14 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from adamixer import AdaMixerDecoder, AdaptiveMixing, AdaptiveSampling, refine_by_scale
-from stageinteractor.modeling import (
-    QUERY_HEADS,
-    CascadeDynamicMixing,
-    FilterBank,
-    InitialQueries,
-)
-from stageinteractor.structures import GroundTruth
-from stageinteractor.training import Criterion, HungarianMatcher, StagewiseMatcher
+from detection_toolkit.modeling import QUERY_HEADS
+from detection_toolkit.structures import GroundTruth
+from detection_toolkit.training import Criterion, HungarianMatcher, StagewiseMatcher
+from stageinteractor import CascadeDynamicMixing, FilterBank, InitialQueries
 
 CHANNELS, GROUPS, POINTS, STRIDES = 16, 2, 3, (4, 8, 16, 32)
 
@@ -127,9 +123,7 @@ def test_nothing_is_put_into_the_filter_bank():
 def test_centres_move_by_the_scale_whatever_the_aspect_ratio():
     xyzr = torch.tensor([100.0, 50.0, 5.0, 3.0])
     delta = torch.tensor([0.5, -0.25, 0.1, -0.2])
-    torch.testing.assert_close(
-        refine_by_scale(xyzr, delta), torch.tensor([116.0, 42.0, 5.1, 2.8])
-    )
+    torch.testing.assert_close(refine_by_scale(xyzr, delta), torch.tensor([116.0, 42.0, 5.1, 2.8]))
 
 
 def test_first_stage_refines_nothing_at_the_start():

@@ -12,8 +12,8 @@ import torch
 from detectron2.config import instantiate
 from detectron2.data import transforms as T
 
-from stageinteractor.config import get_config
-from stageinteractor.data.transforms import OpenCVResizeShortestEdge, OpenCVResizeTransform
+from detection_toolkit.config import get_config
+from detection_toolkit.data.transforms import OpenCVResizeShortestEdge, OpenCVResizeTransform
 
 
 @pytest.fixture

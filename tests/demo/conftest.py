@@ -12,8 +12,8 @@ import pytest
 import torch
 from detectron2.config import instantiate
 
-from stageinteractor.config import get_config
-from stageinteractor.engine.shipped import SHIPPED_CONFIG
+from detection_toolkit.config import get_config
+from detection_toolkit.engine.shipped import SHIPPED_CONFIG
 
 ROOT = Path(__file__).resolve().parents[2]
 

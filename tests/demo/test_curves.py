@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from stageinteractor.visualization import (
+from detection_toolkit.visualization import (
     plot_ap_curves,
     plot_convergence,
     plot_loss_curves,

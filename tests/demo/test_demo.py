@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from detectron2.data import MetadataCatalog
 
-from stageinteractor.engine.arguments import find_pictures
+from detection_toolkit.engine.arguments import find_pictures
 
 
 @pytest.fixture()

@@ -9,7 +9,7 @@ from detectron2.data import Metadata
 from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
 
-from stageinteractor.visualization import (
+from detection_toolkit.visualization import (
     contact_sheet,
     draw_detections,
     draw_ground_truth,

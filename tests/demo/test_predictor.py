@@ -12,11 +12,11 @@ from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.engine import DefaultPredictor
 
-from stageinteractor.config import get_config
-from stageinteractor.data import SHAPES, register_shapes
-from stageinteractor.engine import predictor as predictor_module
-from stageinteractor.engine.predictor import Predictor
-from stageinteractor.engine.shipped import SHIPPED_CONFIG, is_shipped_config
+from detection_toolkit.config import get_config
+from detection_toolkit.data import SHAPES, register_shapes
+from detection_toolkit.engine import predictor as predictor_module
+from detection_toolkit.engine.predictor import Predictor
+from detection_toolkit.engine.shipped import SHIPPED_CONFIG, is_shipped_config
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_missing_weights_are_named():
 def test_no_weights_are_warned_about(caplog):
     cfg = get_config(SHIPPED_CONFIG)
     cfg.train.init_checkpoint, cfg.train.device = "", "cpu"
-    with caplog.at_level(logging.WARNING, logger="stageinteractor"):
+    with caplog.at_level(logging.WARNING, logger="detection_toolkit"):
         Predictor(cfg)
     assert "train.init_checkpoint" in caplog.text
 
@@ -142,13 +142,13 @@ def test_the_shipped_checkpoint_is_used_for_its_config_alone(
 
 
 def test_without_the_shipped_checkpoint_the_error_says_how_to_make_it(monkeypatch, tmp_path):
-    from stageinteractor.engine import shipped
+    from detection_toolkit.engine import shipped
 
-    package = tmp_path / "projects" / "stageinteractor" / "engine" / "shipped.py"
+    package = tmp_path / "projects" / "detection_toolkit" / "engine" / "shipped.py"
     monkeypatch.setattr(shipped, "__file__", str(package))
     with pytest.raises(FileNotFoundError, match="make shapes-checkpoint"):
         shipped.shipped_checkpoint()
-    for folder in ("checkpoints", "projects/stageinteractor/checkpoints"):  # checkout, wheel
+    for folder in ("checkpoints", "projects/detection_toolkit/checkpoints"):  # checkout, wheel
         file = tmp_path / folder / "shapes_tiny.pth"
         file.parent.mkdir(parents=True)
         file.write_bytes(b"weights")

@@ -10,8 +10,8 @@ import pytest
 import torch
 from detectron2.config import instantiate
 
-from stageinteractor.config import get_config
-from stageinteractor.engine.shipped import SHIPPED_CONFIG, shipped_checkpoint
+from detection_toolkit.config import get_config
+from detection_toolkit.engine.shipped import SHIPPED_CONFIG, shipped_checkpoint
 
 
 @pytest.fixture(scope="module")

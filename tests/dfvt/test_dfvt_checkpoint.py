@@ -12,15 +12,15 @@ import torch
 from detectron2.config import instantiate
 from dfvt_cases import DATA, MINI
 
+from detection_toolkit.checkpoint.checkpointer import Checkpointer
+from detection_toolkit.checkpoint.official import CheckpointMismatchError
+from detection_toolkit.config import apply_overrides, get_config
 from dfvt import VARIANTS, DFvTBackbone, DFvTClassifier
 from dfvt.checkpoint import (
     convert_official_state_dict,
     convert_to_official,
     is_official_state_dict,
 )
-from stageinteractor.checkpoint.checkpointer import Checkpointer
-from stageinteractor.checkpoint.official import CheckpointMismatchError
-from stageinteractor.config import apply_overrides, get_config
 
 
 def released(variant: str, part: str) -> dict[str, torch.Tensor]:

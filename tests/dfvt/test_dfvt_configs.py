@@ -15,11 +15,11 @@ from detectron2.structures import PolygonMasks
 from detectron2.structures.masks import polygons_to_bitmask
 from dfvt_cases import DATA
 
+from detection_toolkit.config import apply_overrides, get_config
+from detection_toolkit.engine import Trainer
 from dfvt import VARIANTS, DFvTBackbone, get_instance_segmentation_dataset
 from dfvt.checkpoint import convert_to_official
 from dfvt.data import PolygonCropTransform, RandomPolygonCrop
-from stageinteractor.config import apply_overrides, get_config
-from stageinteractor.engine import Trainer
 
 # Parameters of the detector; tensors and numbers in them that are not decayed. As published.
 SIZES = {

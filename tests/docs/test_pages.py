@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from stageinteractor.config import apply_overrides, find_config_file, get_config
+from detection_toolkit.config import apply_overrides, find_config_file, get_config
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md"])
@@ -22,7 +22,7 @@ ENTRY_POINTS = sorted(
     if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
 ) + [ROOT / "train_net.py"]
 
-SHARED_ARGUMENTS = ROOT / "projects" / "stageinteractor" / "engine" / "arguments.py"
+SHARED_ARGUMENTS = ROOT / "projects" / "detection_toolkit" / "engine" / "arguments.py"
 
 
 def how_it_is_called(path: Path) -> str:

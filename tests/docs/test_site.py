@@ -138,14 +138,14 @@ def test_equations_are_markup_and_none_is_left_as_text(site):
 def test_the_reference_holds_the_public_interface(site):
     anchors = read(site / "reference.html").anchors
     for name in (
-        "stageinteractor.config.get_config",
-        "stageinteractor.structures.StageOutput",
-        "stageinteractor.modeling.StageInteractor.forward",
-        "stageinteractor.training.CrossStageMatcher",
-        "stageinteractor.data.DetectionMapper",
-        "stageinteractor.engine.Predictor",
-        "stageinteractor.evaluation.evaluate_stages",
-        "stageinteractor.visualization.trace_stages",
+        "detection_toolkit.config.get_config",
+        "detection_toolkit.structures.StageOutput",
+        "detection_toolkit.modeling.QueryDetector.forward",
+        "stageinteractor.CrossStageMatcher",
+        "detection_toolkit.data.DetectionMapper",
+        "detection_toolkit.engine.Predictor",
+        "detection_toolkit.evaluation.evaluate_stages",
+        "detection_toolkit.visualization.trace_stages",
         "sqr.RecollectionDetector",
     ):
         assert name in anchors

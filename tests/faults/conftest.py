@@ -15,7 +15,7 @@ from fault_runs import run_forked, run_overrides  # noqa: E402
 @pytest.fixture(autouse=True)
 def no_handlers_left():
     """Command lines that a test calls write their log to what pytest closes afterwards."""
-    loggers = [logging.getLogger(n) for n in ("detectron2", "fvcore", "stageinteractor", "demo")]
+    loggers = [logging.getLogger(n) for n in ("detectron2", "fvcore", "detection_toolkit", "demo")]
     before = [(logger, list(logger.handlers), logger.propagate) for logger in loggers]
     yield
     for logger, handlers, propagate in before:

@@ -229,7 +229,7 @@ def dying_in_step(number: int) -> Callable[[], None]:
     """In the backward pass of the n-th step that this process takes."""
 
     def sabotage() -> None:
-        from stageinteractor.engine.train_loop import DetectionTrainLoop
+        from detection_toolkit.engine.train_loop import DetectionTrainLoop
 
         update, count = DetectionTrainLoop._update, iter(range(1, 10**6))
 

@@ -14,11 +14,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from hypothesis import strategies as st
 from picture_cases import encoded, rgb
 
-from stageinteractor.checkpoint.official_files import CheckpointFileError, read_checkpoint
-from stageinteractor.data import DetectionMapper, UnreadableImageError, get_detection_dataset
-from stageinteractor.data.images import read_image
-from stageinteractor.data.inspection import inspect_dataset
-from stageinteractor.engine.errors import is_user_error
+from detection_toolkit.checkpoint.official_files import CheckpointFileError, read_checkpoint
+from detection_toolkit.data import DetectionMapper, UnreadableImageError, get_detection_dataset
+from detection_toolkit.data.images import read_image
+from detection_toolkit.data.inspection import inspect_dataset
+from detection_toolkit.engine.errors import is_user_error
 
 NUMBERS = st.one_of(
     st.integers(-3, 120),

@@ -55,7 +55,7 @@ from fuzzing import (  # noqa: E402
 from hypothesis import HealthCheck, Phase, given, seed, settings  # noqa: E402
 from tabulate import tabulate  # noqa: E402
 
-from stageinteractor.engine.interruption import EXIT_INTERRUPTED  # noqa: E402
+from detection_toolkit.engine.interruption import EXIT_INTERRUPTED  # noqa: E402
 
 STEPS = 40
 KILLED = -9
@@ -468,7 +468,7 @@ def main() -> int:
     args = get_parser().parse_args()
     warnings.simplefilter("ignore")
     # What is said of ten thousand documents; runs have a log of their own.
-    logging.getLogger("stageinteractor.data").setLevel(logging.ERROR)
+    logging.getLogger("detection_toolkit.data").setLevel(logging.ERROR)
     logging.getLogger("detectron2.data").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     begin = time.monotonic()

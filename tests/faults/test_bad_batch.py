@@ -11,7 +11,7 @@ from detectron2.utils.events import EventStorage
 from fault_runs import load_tool, run_forked, run_overrides
 from small_runs import make_batch, make_detector
 
-from stageinteractor.engine.train_loop import DetectionTrainLoop
+from detection_toolkit.engine.train_loop import DetectionTrainLoop
 
 
 def weights_become_nan():

@@ -8,7 +8,7 @@ from fault_runs import load_tool
 from picture_cases import part_of, rotated
 from PIL import Image
 
-from stageinteractor.data.inspection import inspect_dataset
+from detection_toolkit.data.inspection import inspect_dataset
 
 tool = load_tool("check_dataset")
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from fault_runs import difference, run_forked, run_overrides
 
-from stageinteractor.checkpoint.checkpointer import Checkpointer
-from stageinteractor.checkpoint.durable import damage, write_durably
-from stageinteractor.checkpoint.official_files import CheckpointFileError
+from detection_toolkit.checkpoint.checkpointer import Checkpointer
+from detection_toolkit.checkpoint.durable import damage, write_durably
+from detection_toolkit.checkpoint.official_files import CheckpointFileError
 
 
 @contextlib.contextmanager

@@ -14,15 +14,15 @@ from fault_runs import ROOT, data_overrides, load_tool, run_forked, run_override
 from picture_cases import CASES, REFUSED, USED, gradient
 from PIL import Image
 
-from stageinteractor.data import (
+from detection_toolkit.data import (
     DetectionMapper,
     SkipUnreadable,
     UnreadableImageError,
     get_detection_dataset,
     read_image,
 )
-from stageinteractor.data.mapper import augment
-from stageinteractor.data.transforms import OpenCVResizeShortestEdge
+from detection_toolkit.data.mapper import augment
+from detection_toolkit.data.transforms import OpenCVResizeShortestEdge
 
 
 def ids(cases):
@@ -106,7 +106,7 @@ def test_threads_with_other_limits_do_not_move_each_others(tmp_path, monkeypatch
     def read(path):
         return read_image(path, max_pixels=limits[path]).shape
 
-    monkeypatch.setattr("stageinteractor.data.images._apply_exif_orientation", pause)
+    monkeypatch.setattr("detection_toolkit.data.images._apply_exif_orientation", pause)
     before = Image.MAX_IMAGE_PIXELS
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(read, str(tmp_path / "first.png"))

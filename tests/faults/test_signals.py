@@ -8,7 +8,7 @@ import pytest
 import torch
 from fault_runs import difference, fork_two, run_forked, run_overrides, start, wait
 
-from stageinteractor.engine.interruption import EXIT_INTERRUPTED
+from detection_toolkit.engine.interruption import EXIT_INTERRUPTED
 
 
 def wait_for(condition, process, seconds=120):
@@ -38,7 +38,7 @@ def test_a_signal_leads_to_a_checkpoint_and_its_own_exit_code(
     log = tmp_path / "console.txt"
 
     def signalled_in_step_7():
-        from stageinteractor.engine.train_loop import DetectionTrainLoop
+        from detection_toolkit.engine.train_loop import DetectionTrainLoop
 
         os.setsid()
         update = DetectionTrainLoop._update
@@ -71,7 +71,7 @@ def test_a_signal_before_training_has_the_same_exit_code_and_loses_nothing(
     before = [path.read_bytes() for path in paths]
 
     def signalled_when_it_resumes():
-        from stageinteractor.engine import Trainer
+        from detection_toolkit.engine import Trainer
 
         resume_or_load = Trainer.resume_or_load
 

@@ -11,10 +11,10 @@ from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
-from stageinteractor.checkpoint.checkpointer import Checkpointer
-from stageinteractor.checkpoint.official_files import CheckpointFileError
-from stageinteractor.config import apply_overrides, get_config
-from stageinteractor.data import get_detection_dataset, register_coco_json
+from detection_toolkit.checkpoint.checkpointer import Checkpointer
+from detection_toolkit.checkpoint.official_files import CheckpointFileError
+from detection_toolkit.config import apply_overrides, get_config
+from detection_toolkit.data import get_detection_dataset, register_coco_json
 
 
 def rename_first(folder, name):

@@ -66,14 +66,14 @@ def source(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(source) -> Path:
-    stale = source / "build" / "lib" / "stageinteractor" / "configs" / "removed_since.py"
+    stale = source / "build" / "lib" / "detection_toolkit" / "configs" / "removed_since.py"
     stale.parent.mkdir(parents=True)
     stale.touch()
     return build(source, source / "dist", "build_wheel")
 
 
 def test_the_wheel_carries_configs_and_checkpoints_and_nothing_left_from_before(wheel):
-    prefix = "stageinteractor/"
+    prefix = "detection_toolkit/"
     carried = {
         name[len(prefix) :]
         for name in names_in_wheel(wheel)
@@ -90,7 +90,7 @@ def test_the_wheel_carries_every_project_and_only_projects(wheel):
     }
     names = names_in_wheel(wheel)
     assert {f"{package}/__init__.py" for package in packages} <= names
-    assert "stageinteractor/web/page.css" in names
+    assert "detection_toolkit/web/page.css" in names
     top_level = {name.split("/")[0] for name in names if ".dist-info/" not in name}
     assert top_level == {package for package in packages if "/" not in package}
 
@@ -137,7 +137,7 @@ def test_an_installed_wheel_finds_its_configs_from_any_folder(wheel, tmp_path):
     )
     code = """
 import stageinteractor
-from stageinteractor.config import find_config_file
+from detection_toolkit.config import find_config_file
 from detectron2.config import instantiate
 print(stageinteractor.__file__)
 for name in ("stageinteractor/shapes_tiny.py", "stageinteractor/stageinteractor_r50_100q_1x.py"):
@@ -149,7 +149,7 @@ print(type(instantiate(cfg.model)).__module__)
     module, *configs, detector = output[-4:]
     assert module == str(site / "stageinteractor" / "__init__.py")
     assert configs == [
-        str(site / "stageinteractor" / "configs" / "stageinteractor" / name)
+        str(site / "detection_toolkit" / "configs" / "stageinteractor" / name)
         for name in ("shapes_tiny.py", "stageinteractor_r50_100q_1x.py")
     ]
-    assert detector == "stageinteractor.modeling.detector"
+    assert detector == "stageinteractor.detector"

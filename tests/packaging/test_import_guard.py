@@ -1,4 +1,4 @@
-"""``import stageinteractor`` with Detectron2 there, absent, and broken."""
+"""``import detection_toolkit`` with Detectron2 there, absent, and broken."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ def run_python(code: str, **kwargs) -> subprocess.CompletedProcess:
 
 
 def import_without(*names: str) -> str:
-    """Standard error of ``import stageinteractor`` where the named modules are missing."""
+    """Standard error of ``import detection_toolkit`` where the named modules are missing."""
     block = BLOCK.format(names=set(names), projects=str(PROJECTS))
-    result = run_python(block + "import stageinteractor")
+    result = run_python(block + "import detection_toolkit")
     assert result.returncode == 1
     return result.stderr
 
 
 def import_with_fake_detectron2(folder: Path, source: str) -> str:
-    """Standard error of ``import stageinteractor`` with a Detectron2 of this source."""
+    """Standard error of ``import detection_toolkit`` with a Detectron2 of this source."""
     package = folder / "detectron2"
     package.mkdir()
     (package / "__init__.py").write_text(source)
     paths = f"import sys; sys.path[:0] = [{str(folder)!r}, {str(PROJECTS)!r}]\n"
-    result = run_python(paths + "import stageinteractor")
+    result = run_python(paths + "import detection_toolkit")
     assert result.returncode == 1
     return result.stderr
 
@@ -50,7 +50,7 @@ def import_with_fake_detectron2(folder: Path, source: str) -> str:
 def test_without_detectron2_one_error_tells_every_way_to_install_it():
     stderr = import_without("detectron2")
     assert stderr.count("Traceback") == 1
-    assert "ImportError: stageinteractor needs Detectron2," in stderr
+    assert "ImportError: this project needs Detectron2," in stderr
     assert "git+https://github.com/facebookresearch/detectron2" in stderr
     assert "sal-detectron2" in stderr
     assert "--no-index" in stderr
@@ -62,7 +62,7 @@ def test_without_torch_the_error_names_it_too(tmp_path):
         tmp_path, "raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')"
     )
     assert stderr.count("Traceback") == 1
-    assert "ImportError: stageinteractor needs PyTorch and Detectron2," in stderr
+    assert "ImportError: this project needs PyTorch and Detectron2," in stderr
 
 
 @pytest.mark.parametrize(
@@ -87,16 +87,16 @@ def test_importing_the_package_imports_none_of_its_rooms(tmp_path):
     (tmp_path / "detectron2" / "__init__.py").touch()
     result = run_python(
         f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(PROJECTS)!r}]\n"
-        "import stageinteractor\n"
-        "print([name for name in sys.modules if name.startswith('stageinteractor')])"
+        "import detection_toolkit\n"
+        "print([name for name in sys.modules if name.startswith('detection_toolkit')])"
     )
-    assert result.stdout.strip() == "['stageinteractor']", result.stderr
+    assert result.stdout.strip() == "['detection_toolkit']", result.stderr
 
 
 def test_get_config_is_reachable_from_the_package():
-    import stageinteractor
-    from stageinteractor.config import get_config
+    import detection_toolkit
+    from detection_toolkit.config import get_config
 
-    assert stageinteractor.get_config is get_config
+    assert detection_toolkit.get_config is get_config
     with pytest.raises(AttributeError, match="no attribute 'get_confg'"):
-        stageinteractor.get_confg  # noqa: B018
+        detection_toolkit.get_confg  # noqa: B018

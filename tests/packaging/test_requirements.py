@@ -119,7 +119,7 @@ def test_detectron2_is_pinned_by_hash_and_the_error_message_names_the_same_versi
     text = (REQUIREMENTS / "detectron2.txt").read_text()
     assert len(re.findall(r"--hash=sha256:[0-9a-f]{64}\b", text)) == 1
     named = f"{requirement.name}{requirement.specifier}"
-    assert named in (ROOT / "projects" / "stageinteractor" / "__init__.py").read_text()
+    assert named in (ROOT / "projects" / "detection_toolkit" / "__init__.py").read_text()
 
 
 def test_the_documentation_has_the_pin_and_a_reason_for_every_direct_dependency():

@@ -7,6 +7,13 @@ import torch
 from small_runs import make_batch
 from sqr_models import NUM_STAGES, losses_and_gradients, make_plain, with_recollection
 
+from detection_toolkit.structures import GroundTruth, StageOutput, box_iou
+from detection_toolkit.training import (
+    Criterion,
+    HungarianMatcher,
+    NonFinitePredictionError,
+    StagewiseMatcher,
+)
 from random_cases import random_predictions, random_truth
 from sqr import (
     PathLabelAssigner,
@@ -15,14 +22,7 @@ from sqr import (
     plain_schedule,
     selective_schedule,
 )
-from stageinteractor.structures import GroundTruth, StageOutput, box_iou
-from stageinteractor.training import (
-    Criterion,
-    CrossStageMatcher,
-    HungarianMatcher,
-    NonFinitePredictionError,
-    StagewiseMatcher,
-)
+from stageinteractor import CrossStageMatcher
 
 NUM_CLASSES, NUM_QUERIES = 4, 6
 SCHEDULES = {

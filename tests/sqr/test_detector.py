@@ -12,11 +12,11 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from small_runs import make_batch, run_overrides
 from sqr_models import NUM_STAGES, SMALL, make_plain, with_recollection
 
+from detection_toolkit.checkpoint.checkpointer import Checkpointer
+from detection_toolkit.config import apply_overrides, get_config
+from detection_toolkit.engine import Trainer, prepare_config
 from sqr import RecollectionDetector, ScheduleError, dense_schedule, selective_schedule
-from stageinteractor.checkpoint.checkpointer import Checkpointer
-from stageinteractor.config import apply_overrides, get_config
-from stageinteractor.engine import Trainer, prepare_config
-from stageinteractor.modeling import StageInteractor
+from stageinteractor import StageInteractor
 
 CONFIGS = {
     "adamixer": "sqr/adamixer_sqr_shapes_tiny.py",

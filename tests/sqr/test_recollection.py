@@ -10,6 +10,7 @@ from small_runs import make_batch
 from sqr_models import NUM_STAGES, losses_and_gradients, make_plain, with_recollection
 from torch import nn
 
+from detection_toolkit.structures import StageOutput
 from sqr import (
     RecollectionSchedule,
     ScheduleError,
@@ -18,8 +19,7 @@ from sqr import (
     recollect,
     selective_schedule,
 )
-from stageinteractor.modeling import CascadeDecoder, DynamicFilters, FilterBank
-from stageinteractor.structures import StageOutput
+from stageinteractor import DynamicFilters, FilterBank, FilterBankDecoder
 
 SCHEDULES = {
     "plain": plain_schedule(NUM_STAGES),
@@ -78,7 +78,7 @@ def written_by_hand(schedule, image):
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_groups_carry_content_geometry_and_a_filter_of_every_stage(name, num_images, batched):
     schedule = SCHEDULES[name]
-    decoder = CascadeDecoder([Scribe(t + 1) for t in range(NUM_STAGES)], reuse_start=1)
+    decoder = FilterBankDecoder([Scribe(t + 1) for t in range(NUM_STAGES)], reuse_start=1)
     numbers = torch.arange(1.0, num_images + 1, dtype=torch.float64)
     queries = numbers[:, None, None].expand(-1, 2, 3)
     outputs = recollect(
@@ -102,7 +102,7 @@ def test_groups_carry_content_geometry_and_a_filter_of_every_stage(name, num_ima
 
 
 def test_the_bank_of_a_plain_cascade_is_the_decoders_own():
-    decoder = CascadeDecoder([Scribe(t + 1) for t in range(NUM_STAGES)], reuse_start=2)
+    decoder = FilterBankDecoder([Scribe(t + 1) for t in range(NUM_STAGES)], reuse_start=2)
     start = queries = torch.ones(1, 2, 3)
     xyzr, bank = torch.ones(1, 2, 4), FilterBank()
     for t in range(NUM_STAGES):
@@ -181,7 +181,7 @@ def test_groups_and_images_do_not_see_one_another(family, num_images):
         features = [x[b : b + 1] for x in plain.backbone(images.tensor).values()]
         queries, xyzr = plain.initial_queries(images.image_sizes[b : b + 1])
         # As (content, geometry, bank), where a stage leaves its filters with what it has read.
-        pool, group = [(queries, xyzr, FilterBank())], 0
+        pool, group = [(queries, xyzr, plain.decoder.initial_carry())], 0
         for t in range(NUM_STAGES):
             for position in schedule.inputs(t):
                 queries, xyzr, bank = pool[position]
@@ -238,7 +238,7 @@ def test_gradients_flow_through_the_content_of_a_state():
 
 
 def test_a_schedule_for_another_decoder_is_refused():
-    decoder = CascadeDecoder([Scribe(1), Scribe(2)])
+    decoder = FilterBankDecoder([Scribe(1), Scribe(2)], reuse_start=1)
     start = torch.ones(1, 2, 3)
     with pytest.raises(ScheduleError, match="stage 2"):
         recollect(decoder, selective_schedule(3), [], strides=[], queries=start, xyzr=start)

@@ -13,9 +13,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import DeformConv2d
 
-from stageinteractor.config import apply_overrides, find_config_file, get_config
-from stageinteractor.modeling import FilterBank
-from stageinteractor.modeling.mixing import CascadeDynamicMixing
+from detection_toolkit.config import apply_overrides, find_config_file, get_config
+from stageinteractor import FilterBank
+from stageinteractor.mixing import CascadeDynamicMixing
 
 # The command lines in tools/ are no package.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))

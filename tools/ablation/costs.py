@@ -21,8 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.steps import StepCost, call_in_process, cost_of_a_step  # noqa: E402
 
-from stageinteractor.config import apply_overrides, get_config  # noqa: E402
-from stageinteractor.engine import Trainer, prepare_config  # noqa: E402
+from detection_toolkit.config import apply_overrides, get_config  # noqa: E402
+from detection_toolkit.engine import Trainer, prepare_config  # noqa: E402
+from detection_toolkit.errors import UserError
 
 from .plan import Plan  # noqa: E402
 
@@ -70,7 +71,7 @@ def measure_variants(plan: Plan, *, threads: int) -> dict[str, dict[str, Any]]:
         try:
             cost, device = call_in_process(measure, *arguments, threads=threads)
         except (ValueError, KeyError) as error:
-            raise ValueError(f"variant {name!r}: {error.args[0]}") from error
+            raise UserError(f"variant {name!r}: {error.args[0]}") from error
         costs[name] = {
             "seconds": cost.seconds,
             "memory_mb": cost.memory,

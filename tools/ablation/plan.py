@@ -13,7 +13,8 @@ from typing import Any
 from detectron2.utils.registry import _convert_target_to_string
 from omegaconf import DictConfig, OmegaConf
 
-from stageinteractor.config import apply_overrides, find_config_file, get_config
+from detection_toolkit.config import apply_overrides, find_config_file, get_config
+from detection_toolkit.errors import UnknownNameError, UserError
 
 __all__ = ["ROOT", "Cell", "Plan", "load_plan"]
 
@@ -92,24 +93,24 @@ class Plan:
 
     def __post_init__(self) -> None:
         if not self.variants:
-            raise ValueError("the plan has no variants: nothing can be compared")
+            raise UserError("the plan has no variants: nothing can be compared")
         if not self.seeds:
-            raise ValueError("the plan has no seeds: give at least one, better three")
+            raise UserError("the plan has no seeds: give at least one, better three")
         twice = sorted({seed for seed in self.seeds if self.seeds.count(seed) > 1})
         if twice:
-            raise ValueError(f"the seed {twice[0]} stands twice in {list(self.seeds)}")
+            raise UserError(f"the seed {twice[0]} stands twice in {list(self.seeds)}")
         if min(self.seeds) < 0:
-            raise ValueError(
+            raise UserError(
                 f"the seed {min(self.seeds)} is negative, which means another one in every run"
             )
         for name, overrides in self.variants.items():
             if not _NAME.fullmatch(name):
-                raise ValueError(
+                raise UserError(
                     f"the variant {name!r} names a folder: use letters, digits and . _ + -"
                 )
             own = [o for o in (*self.overrides, *overrides) if o.lstrip("+").startswith(_OWN_KEYS)]
             if own:
-                raise ValueError(f"{own[0]!r}: each cell has its own {own[0].split('=')[0]}")
+                raise UserError(f"{own[0]!r}: each cell has its own {own[0].split('=')[0]}")
 
     def check(self) -> None:
         """Apply all overrides.
@@ -160,7 +161,7 @@ class Plan:
         """
         unknown = [name for name in names if name not in self.variants]
         if unknown:
-            raise KeyError(
+            raise UnknownNameError(
                 f"the plan has no variant {unknown[0]!r}; it has {', '.join(self.variants)}"
             )
         return replace(self, variants={n: o for n, o in self.variants.items() if n in names})
@@ -180,7 +181,7 @@ class Plan:
     def _max_iter(self, variant: str) -> int:
         value = self._config(self.variants[variant]).train.max_iter
         if not isinstance(value, int) or value < 1:
-            raise ValueError(
+            raise UserError(
                 f"variant {variant!r}: train.max_iter must be a positive whole number, "
                 f"not {value!r}"
             )
@@ -204,23 +205,23 @@ def load_plan(path: str) -> Plan:
     try:
         content = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
     except Exception as error:
-        raise ValueError(f"{file} cannot be read as YAML: {error}") from error
+        raise UserError(f"{file} cannot be read as YAML: {error}") from error
     known = {"config": str, "overrides": list, "variants": dict, "seeds": list, "test": list}
     if not isinstance(content, dict):
-        raise ValueError(f"{file} is no plan: it needs the keys {', '.join(known)}")
+        raise UserError(f"{file} is no plan: it needs the keys {', '.join(known)}")
     for key, value in content.items():
         if key not in known:
-            raise ValueError(f"{file}: unknown key {key!r}; a plan has {', '.join(known)}")
+            raise UserError(f"{file}: unknown key {key!r}; a plan has {', '.join(known)}")
         if not isinstance(value, known[key]):
-            raise ValueError(f"{file}: {key} must be a {known[key].__name__}, not {value!r}")
+            raise UserError(f"{file}: {key} must be a {known[key].__name__}, not {value!r}")
     missing = [key for key in ("config", "variants", "seeds") if key not in content]
     if missing:
-        raise ValueError(f"{file} has no key {missing[0]!r}")
+        raise UserError(f"{file} has no key {missing[0]!r}")
     for name, overrides in content["variants"].items():
         if overrides is not None and not isinstance(overrides, list):
-            raise ValueError(f"{file}: the overrides of {name!r} must be a list")
+            raise UserError(f"{file}: the overrides of {name!r} must be a list")
     if not all(isinstance(seed, int) for seed in content["seeds"]):
-        raise ValueError(f"{file}: seeds must be whole numbers, not {content['seeds']}")
+        raise UserError(f"{file}: seeds must be whole numbers, not {content['seeds']}")
     return Plan(
         config=content["config"],
         variants={str(n): tuple(map(str, o or ())) for n, o in content["variants"].items()},

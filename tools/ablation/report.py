@@ -8,6 +8,8 @@ from typing import Any
 
 from tabulate import tabulate
 
+from detection_toolkit.errors import UserError
+
 __all__ = ["insert", "render", "render_costs"]
 
 NOTHING = "–"
@@ -102,7 +104,7 @@ def insert(page: Path, name: str, text: str) -> None:
     before, found, rest = content.partition(begin)
     _, found_end, after = rest.partition(end)
     if not found or not found_end:
-        raise ValueError(f"{page} has no lines {begin!r} and {end!r} to put the tables between")
+        raise UserError(f"{page} has no lines {begin!r} and {end!r} to put the tables between")
     page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
 
 

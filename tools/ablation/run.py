@@ -20,7 +20,8 @@ import numpy as np
 import portalocker
 from tqdm import tqdm
 
-from stageinteractor.visualization import read_metrics
+from detection_toolkit.errors import UserError
+from detection_toolkit.visualization import read_metrics
 
 from .plan import ROOT, Cell
 
@@ -63,7 +64,7 @@ def split(cells: Sequence[Cell], part: str) -> list[Cell]:
     match = re.fullmatch(r"(\d+)/(\d+)", part)
     index, count = map(int, match.groups()) if match else (0, 0)
     if not 1 <= index <= count:
-        raise ValueError(f"--part {part}: write i/n with 1 <= i <= n, for example 2/4")
+        raise UserError(f"--part {part}: write i/n with 1 <= i <= n, for example 2/4")
     return list(cells[index - 1 :: count])
 
 
@@ -78,10 +79,10 @@ def read_record(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged ({error}): remove it to train the cell") from error
+        raise UserError(f"{path} is damaged ({error}): remove it to train the cell") from error
     keys = ("variant", "seed", "status", "config", "overrides")
     if not isinstance(record, dict) or not all(key in record for key in keys):
-        raise ValueError(
+        raise UserError(
             f"{path} is damaged (no record with {', '.join(keys)}): remove it to train the cell"
         )
     return record
@@ -108,7 +109,7 @@ def check_same_cell(cell: Cell, record: Mapping[str, Any], *, place: Path) -> No
     """
     ours = (cell.config, list(cell.overrides))
     if (record["config"], record["overrides"]) != ours:
-        raise ValueError(
+        raise UserError(
             f"{place} holds a cell of {record['config']} with the overrides "
             f"{record['overrides']}, not of {ours[0]} with {ours[1]}: choose another --output, "
             "or another name for the variant"
@@ -264,12 +265,12 @@ def evaluate_cell(cell: Cell, overrides: Sequence[str], *, threads: int) -> None
     """
     record = read_cell(cell)
     if record is None:
-        raise ValueError(f"{cell.name} is not finished: the test split is looked at afterwards")
+        raise UserError(f"{cell.name} is not finished: the test split is looked at afterwards")
     arguments = cell.test_arguments(overrides)
     folder = cell.folder / "test"
     with _locked(cell.folder) as lock:
         if lock is None:
-            raise ValueError(f"{cell.name}: another process is evaluating it")
+            raise UserError(f"{cell.name}: another process is evaluating it")
         shutil.rmtree(folder, ignore_errors=True)  # of other overrides
         folder.mkdir()
         with open(folder / LOG, "wb") as log:
@@ -282,7 +283,7 @@ def evaluate_cell(cell: Cell, overrides: Sequence[str], *, threads: int) -> None
             )
     files = sorted(folder.glob("inference/*/metrics.json"))
     if done.returncode or len(files) != 1:
-        raise ValueError(
+        raise UserError(
             f"{cell.name}: the evaluation on the test split has failed, see {folder / LOG}"
         )
     document = json.loads(files[0].read_text(encoding="utf-8"))
@@ -316,12 +317,12 @@ def _results(cell: Cell) -> dict[str, Any]:
     """
     files = sorted(cell.folder.glob("inference/*/metrics.json"))
     if len(files) != 1:
-        raise ValueError(f"{cell.folder} holds results of {len(files)} test sets, not of one")
+        raise UserError(f"{cell.folder} holds results of {len(files)} test sets, not of one")
     document = json.loads(files[0].read_text(encoding="utf-8"))
     series = read_metrics(cell.folder / "metrics.json")
     iterations, ap = series.get("bbox/AP", (np.zeros(0), np.zeros(0)))
     if not len(iterations) or iterations[-1] + 1 < cell.max_iter:
-        raise ValueError(f"{cell.folder / 'metrics.json'} ends before {cell.max_iter} iterations")
+        raise UserError(f"{cell.folder / 'metrics.json'} ends before {cell.max_iter} iterations")
     by_stage = files[0].with_name("stage_metrics.json")
     return {
         "dataset": document["dataset"],

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from adamixer import AdaMixerDecoder
-from stageinteractor.checkpoint.official_names import ADAMIXER
-from stageinteractor.training import StagewiseMatcher
+from detection_toolkit.checkpoint.official_names import ADAMIXER
+from detection_toolkit.training import StagewiseMatcher
 
 from .case import Case, CaseError, Settings
 from .compare import Measurement, exact, geometry, pixels, value
@@ -143,9 +143,7 @@ class AdaMixerCase(DecoderCase):
         yield self.measure_total(total)
         yield from self._measure_gradients(outcome)
 
-    def _measure_assignment(
-        self, t: int, ours: torch.Tensor, settings: Settings
-    ) -> Measurement:
+    def _measure_assignment(self, t: int, ours: torch.Tensor, settings: Settings) -> Measurement:
         name = f"stage{t}/assigned_gt"
         reference = self.case.array(name)
         verdicts = [

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import torch
 
-from stageinteractor.structures import GroundTruth, StageOutput
-from stageinteractor.training import Criterion, CrossStageMatcher, HungarianMatcher
+from detection_toolkit.structures import GroundTruth, StageOutput
+from detection_toolkit.training import Criterion, HungarianMatcher
+from stageinteractor import CrossStageMatcher
 
 from .case import Case, CaseError, Inputs, Settings
 from .compare import Measurement, exact, loss, value

@@ -10,12 +10,13 @@ from detectron2.modeling import Backbone
 from detectron2.modeling.backbone import BasicStem, BottleneckBlock, ResNet
 from torch import nn
 
-from stageinteractor.checkpoint.official import (
+from detection_toolkit.checkpoint.official import (
     CheckpointMismatchError,
     convert_official_state_dict,
 )
-from stageinteractor.modeling import FrozenStatsBatchNorm2d, SharedNormChannelMapper
-from stageinteractor.modeling.backbones import DeformBottleneckBlock, SwinBackbone
+from detection_toolkit.errors import UserError
+from detection_toolkit.modeling import FrozenStatsBatchNorm2d, SharedNormChannelMapper
+from detection_toolkit.modeling.backbones import DeformBottleneckBlock, SwinBackbone
 
 from .case import Case, CaseError, Inputs, Settings
 from .compare import Measurement, value
@@ -85,9 +86,9 @@ def build_backbone(config: Mapping[str, Any]) -> Backbone:
             patch_norm=config["patch_norm"],
         )
     if kind not in ("ResNet", "ResNeXt"):
-        raise ValueError(f"backbone type {kind!r} is none of ResNet, ResNeXt, SwinTransformer")
+        raise UserError(f"backbone type {kind!r} is none of ResNet, ResNeXt, SwinTransformer")
     if config["depth"] not in _BLOCKS_PER_STAGE:
-        raise ValueError(f"no ResNet of depth {config['depth']} is known")
+        raise UserError(f"no ResNet of depth {config['depth']} is known")
     base, groups = config["base_channels"], config.get("groups", 1)
     channels = config["stem_channels"]
     stem = BasicStem(in_channels=3, out_channels=channels, norm=FrozenStatsBatchNorm2d)

@@ -13,14 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stageinteractor.modeling import Execution
+from detection_toolkit.errors import UserError
+from detection_toolkit.modeling import Execution
 
 __all__ = ["Case", "CaseError", "Inputs", "Settings"]
 
 WEIGHT = "weight/"
 
 
-class CaseError(ValueError):
+class CaseError(UserError):
     """A case file is damaged, of an unknown layout, or lacks an array; the message says which."""
 
 

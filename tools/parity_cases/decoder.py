@@ -12,14 +12,15 @@ from detectron2.layers import ShapeSpec
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
-from stageinteractor.checkpoint.official import (
+from detection_toolkit.checkpoint.official import (
     CheckpointMismatchError,
     convert_official_state_dict,
 )
-from stageinteractor.checkpoint.official_names import OfficialFormat
-from stageinteractor.modeling import Execution, InitialQueries, StageInteractor
-from stageinteractor.structures import GroundTruth, StageOutput
-from stageinteractor.training import Criterion, HungarianMatcher
+from detection_toolkit.checkpoint.official_names import OfficialFormat
+from detection_toolkit.modeling import Execution
+from detection_toolkit.structures import GroundTruth, StageOutput
+from detection_toolkit.training import Criterion, HungarianMatcher
+from stageinteractor import InitialQueries, StageInteractor
 
 from .case import WEIGHT, Case, CaseError, Inputs, Settings
 from .compare import (

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from detection_toolkit.checkpoint.official import CheckpointMismatchError
 from dfvt import DFvTBackbone, DFvTClassifier
 from dfvt.checkpoint import convert_official_state_dict, convert_to_official
-from stageinteractor.checkpoint.official import CheckpointMismatchError
 
 from .case import Case, CaseError, Inputs, Settings
 from .compare import Limit, Measurement, value

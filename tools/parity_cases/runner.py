@@ -162,9 +162,7 @@ def _look_closer(kind: CaseKind, settings: Settings, rows: list[Row]) -> list[Ro
         failing = [i for i, row in enumerate(rows) if not row.ok and _may_be_rounding(row)]
         if not failing:
             return rows
-        nearby = _measure(
-            kind, replace(settings, dtype=torch.float32, last_bit_seed=seed)
-        )
+        nearby = _measure(kind, replace(settings, dtype=torch.float32, last_bit_seed=seed))
         for i in failing:
             other = nearby[i].row()
             if other.ok:

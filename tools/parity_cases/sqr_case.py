@@ -13,15 +13,16 @@ from torch import Tensor
 from torchvision.ops import box_convert
 
 from adamixer import AdaMixerDecoder
-from sqr import RecollectionDetector, RecollectionSchedule, ScheduleError
-from stageinteractor.checkpoint.official import (
+from detection_toolkit.checkpoint.official import (
     CheckpointMismatchError,
     convert_official_state_dict,
 )
-from stageinteractor.checkpoint.official_names import ADAMIXER
-from stageinteractor.modeling import InitialQueries, SharedNormChannelMapper
-from stageinteractor.structures import GroundTruth, StageOutput, box_to_xyzr
-from stageinteractor.training import Criterion, HungarianMatcher, StagewiseMatcher
+from detection_toolkit.checkpoint.official_names import ADAMIXER
+from detection_toolkit.modeling import SharedNormChannelMapper
+from detection_toolkit.structures import GroundTruth, StageOutput, box_to_xyzr
+from detection_toolkit.training import Criterion, HungarianMatcher, StagewiseMatcher
+from sqr import RecollectionDetector, RecollectionSchedule, ScheduleError
+from stageinteractor import InitialQueries
 
 from .case import Case, CaseError, Inputs, Settings
 from .compare import PIXELS, Limit, Measurement, exact, geometry, gradient, loss, pixels, value

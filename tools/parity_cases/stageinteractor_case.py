@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from stageinteractor.checkpoint.official_names import STAGEINTERACTOR
-from stageinteractor.modeling import StageInteractorDecoder
-from stageinteractor.training import CrossStageMatcher, StagewiseMatcher
+from detection_toolkit.checkpoint.official_names import STAGEINTERACTOR
+from detection_toolkit.training import StagewiseMatcher
+from stageinteractor import CrossStageMatcher, StageInteractorDecoder
 
 from .case import Case, CaseError, Settings
 from .compare import Measurement, exact, loss, pixels, value
@@ -183,9 +183,7 @@ class StageInteractorCase(DecoderCase):
                 yield self.measured(prefix + "cls_target", targets, exact())
                 # Every query weighs the same in our loss.
                 yield self.measured(prefix + "cls_weight", torch.ones(labels.shape), exact())
-                objects = truth.boxes.gather(
-                    1, index[t].clamp(min=0)[..., None].expand(-1, -1, 4)
-                )
+                objects = truth.boxes.gather(1, index[t].clamp(min=0)[..., None].expand(-1, -1, 4))
                 yield self.measured(prefix + "reg_pred_xyxy", output.boxes[matched[t]], pixels())
                 yield self.measured(prefix + "reg_target_xyxy", objects[matched[t]], pixels())
                 yield from self.measure_losses(

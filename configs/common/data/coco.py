@@ -5,7 +5,7 @@ from detectron2.data.transforms import RandomFlip, ResizeShortestEdge
 from detectron2.evaluation import COCOEvaluator
 from omegaconf import OmegaConf
 
-from stageinteractor.data import (
+from detection_toolkit.data import (
     DetectionMapper,
     build_test_loader,
     build_train_loader,

@@ -3,7 +3,7 @@
 from detectron2.config import LazyCall as L
 from detectron2.data.transforms import AugmentationList, RandomApply, RandomCrop, RandomFlip
 
-from stageinteractor.data.transforms import OpenCVResizeShortestEdge
+from detection_toolkit.data.transforms import OpenCVResizeShortestEdge
 
 from .coco_opencv import dataloader
 

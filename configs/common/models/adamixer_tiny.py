@@ -3,7 +3,7 @@
 from detectron2.config import LazyCall as L
 
 from adamixer import AdaMixerDecoder
-from stageinteractor.training import StagewiseMatcher
+from detection_toolkit.training import StagewiseMatcher
 
 from .stageinteractor_tiny import model
 

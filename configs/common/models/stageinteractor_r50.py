@@ -3,15 +3,14 @@
 from detectron2.config import LazyCall as L
 from detectron2.modeling.backbone import BasicStem, ResNet
 
-from stageinteractor.modeling import (
-    Execution,
-    FrozenStatsBatchNorm2d,
+from detection_toolkit.modeling import Execution, FrozenStatsBatchNorm2d, SharedNormChannelMapper
+from detection_toolkit.training import Criterion, HungarianMatcher
+from stageinteractor import (
+    CrossStageMatcher,
     InitialQueries,
-    SharedNormChannelMapper,
     StageInteractor,
     StageInteractorDecoder,
 )
-from stageinteractor.training import Criterion, CrossStageMatcher, HungarianMatcher
 
 model = L(StageInteractor)(
     num_classes=80,

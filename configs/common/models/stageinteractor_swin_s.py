@@ -2,7 +2,7 @@
 
 from detectron2.config import LazyCall as L
 
-from stageinteractor.modeling.backbones import SwinBackbone
+from detection_toolkit.modeling.backbones import SwinBackbone
 
 from .stageinteractor_r50 import model
 

@@ -2,7 +2,7 @@
 
 from detectron2.config import LazyCall as L
 
-from stageinteractor.modeling import PlainConvNet
+from detection_toolkit.modeling import PlainConvNet
 
 from .stageinteractor_r50 import model
 

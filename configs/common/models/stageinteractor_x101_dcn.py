@@ -3,8 +3,8 @@
 from detectron2.config import LazyCall as L
 from detectron2.modeling.backbone.resnet import BottleneckBlock, ResNet
 
-from stageinteractor.modeling import FrozenStatsBatchNorm2d
-from stageinteractor.modeling.backbones import DeformBottleneckBlock
+from detection_toolkit.modeling import FrozenStatsBatchNorm2d
+from detection_toolkit.modeling.backbones import DeformBottleneckBlock
 
 from .stageinteractor_r50 import model
 

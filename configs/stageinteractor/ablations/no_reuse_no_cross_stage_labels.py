@@ -2,7 +2,7 @@
 
 from detectron2.config import LazyCall as L
 
-from stageinteractor.training import StagewiseMatcher
+from detection_toolkit.training import StagewiseMatcher
 
 from ..stageinteractor_r50_100q_1x import dataloader, lr_multiplier, model, optimizer, train  # noqa: F401
 

@@ -1,0 +1,349 @@
+"""Loading and saving, on Detectron2's checkpointer."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
+from tabulate import tabulate
+
+from ..errors import UserError
+from .durable import damage, remove_partial_files, write_durably
+from .official import CheckpointMismatchError, adapt_checkpoint, check_weights
+from .official_files import CheckpointFileError, read_checkpoint
+
+__all__ = ["BEST_CHECKPOINT", "Checkpointer", "ResumeError", "inference_weights"]
+
+logger = logging.getLogger(__name__)
+
+BEST_CHECKPOINT = "model_best"
+_LAST = "last_checkpoint"
+_FINAL = "model_final.pth"
+_PERIODIC = re.compile(r"model_(\d+)\.pth")
+
+
+class ResumeError(UserError):
+    """A checkpoint does not belong to the model that was to be resumed."""
+
+
+class Checkpointer(DetectionCheckpointer):
+    """Detectron2's ``DetectionCheckpointer``, which says what it could not load.
+
+    As an initialisation, a checkpoint whose classes or queries differ from the config's is loaded
+    as far as it fits, and one table lists the tensors left out. As the state to resume from, it
+    is refused.
+
+    Files are read with ``weights_only=True``. A pickle (``.pkl``, as in Detectron2's model zoo, or
+    ``.pyth``) may run any code when it is opened: it is read, as Detectron2 reads it, only from
+    Detectron2's own storage (``detectron2://``), or where ``allow_pickle`` is set. Checkpoints of
+    the authors' code, and ImageNet weights of torchvision and timm, are recognised and converted.
+    A checkpoint with averaged (EMA) weights initialises a model with the plain ones, unless
+    ``prefer_ema`` is set.
+
+    A checkpoint is written beside its place, flushed to the disk, read back and compared with its
+    checksums, and renamed; ``last_checkpoint`` follows. One that is damaged all the same is set
+    aside when a run is resumed, and the one before it is used.
+
+    Attributes:
+        loaded_ema: whether the weights in the model are the averaged ones of a checkpoint.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        save_dir: str = "",
+        *,
+        save_to_disk: bool | None = None,
+        prefer_ema: bool = False,
+        allow_pickle: bool = False,
+        init_prefix: str = "",
+        **checkpointables: Any,
+    ):
+        """
+        Args:
+            model, save_dir, save_to_disk, checkpointables: see ``DetectionCheckpointer``.
+            prefer_ema: load averaged weights into the model where the file has them.
+            allow_pickle: open pickles of any origin, and run what they ask for.
+            init_prefix: initialise only the tensors whose names begin so, as
+                ``backbone.bottom_up.``; a run is resumed whole.
+        """
+        super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
+        self.prefer_ema = prefer_ema
+        self.allow_pickle = allow_pickle
+        self.init_prefix = init_prefix
+        self.loaded_ema = False
+        self._resuming = False
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """As Detectron2's, in a way that a run can be killed at any moment, and a disk be full.
+
+        Raises:
+            OSError: the file cannot be written. The checkpoints before it are as they were.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        if "://" in self.save_dir:  # not a file system
+            super().save(name, **kwargs)
+            return
+        data = {"model": self.model.state_dict()}
+        data.update({key: value.state_dict() for key, value in self.checkpointables.items()})
+        data.update(kwargs)
+        path = Path(self.save_dir, f"{name}.pth")
+        logger.info("saving checkpoint %s", path)
+        try:
+            write_durably(path, lambda file: torch.save(data, file), check=damage)
+            self.tag_last_checkpoint(path.name)
+        except (OSError, RuntimeError, pickle.PicklingError) as error:
+            # PyTorch's archive writer wraps what the system says; the system's error is its cause.
+            reason: BaseException = error
+            while not isinstance(reason, OSError) and reason.__context__ is not None:
+                reason = reason.__context__
+            if not isinstance(reason, OSError):
+                raise
+            good = self.get_checkpoint_file() if self.has_checkpoint() else ""
+            raise OSError(
+                reason.errno or 0,
+                f"checkpoint {path} cannot be written ({reason.strerror or reason}). "
+                + (f"{good} is intact: mend this, and go on with --resume" if good else ""),
+            ) from error
+
+    def prune(self, keep: int, iteration: int) -> None:
+        """Remove all but the newest ``keep`` of the periodic checkpoints up to an iteration.
+
+        Those of later iterations are of another run, and left alone; so is what
+        ``last_checkpoint`` names.
+        """
+        if not self.save_to_disk or "://" in self.save_dir:
+            return
+        found = []
+        for path in Path(self.save_dir).iterdir():
+            match = _PERIODIC.fullmatch(path.name)
+            if match and int(match.group(1)) <= iteration:
+                found.append((int(match.group(1)), path))
+        last = Path(self.get_checkpoint_file()).name if self.has_checkpoint() else ""
+        for _, path in sorted(found)[:-keep]:
+            if path.name != last:
+                path.unlink()
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """
+        Raises:
+            FileNotFoundError: there is no such file.
+            CheckpointFileError: it is damaged, or opening it would run code.
+            CheckpointMismatchError: it is an official checkpoint, or ImageNet weights, of another
+                network, or has a backbone of another size that a project checks.
+            ResumeError: see :meth:`resume_or_load`.
+        """
+        if path and "://" not in path and not Path(path.split("?")[0]).is_file():
+            raise FileNotFoundError(
+                f"checkpoint {path} does not exist"
+                + (
+                    f", although {Path(self.save_dir, _LAST)} names it, and there is no other: put "
+                    "it back, or remove that file to begin anew"
+                    if self._resuming
+                    else ": set train.init_checkpoint to a file, to detectron2://..., or to "
+                    '"" to start from random weights'
+                )
+            )
+        try:
+            return super().load(path, *args, **kwargs)
+        finally:
+            self._parsed_url_during_load = None
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """As Detectron2's; a checkpoint to resume from must fit the model exactly.
+
+        A damaged one is renamed to ``<name>.damaged``, with a warning, and the one before it is
+        taken. So it is where ``last_checkpoint`` is missing beside checkpoints, or names none.
+
+        Raises:
+            ResumeError: it does not fit; the message lists the tensors.
+            FileNotFoundError: there is no such file, and no other to resume from.
+            CheckpointFileError: all checkpoints of the run are damaged.
+        """
+        if resume:
+            self._choose_checkpoint()
+        self._resuming = resume and self.has_checkpoint()
+        try:
+            return super().resume_or_load(path, resume=resume)
+        finally:
+            self._resuming = False
+
+    def _choose_checkpoint(self) -> None:
+        """Let ``last_checkpoint`` name a file that is not damaged; the main process does it."""
+        failure: str | None = None
+        if comm.is_main_process() and self.save_dir and "://" not in self.save_dir:
+            if self.save_to_disk:
+                remove_partial_files(self.save_dir)
+            failure = self._set_damaged_aside()
+        if comm.get_world_size() > 1:
+            failure = comm.all_gather(failure)[0]
+        if failure is not None:
+            raise CheckpointFileError(failure)
+
+    def _set_damaged_aside(self) -> str | None:
+        """Returns what to say when no checkpoint is left; None otherwise."""
+        last = Path(self.save_dir, _LAST)
+        named = ""
+        if last.is_file():
+            named = last.read_text(encoding="utf-8", errors="replace").strip("\0 \n")
+        path = Path(self.save_dir, named)
+        others = [
+            p
+            for p in Path(self.save_dir).glob("model_*.pth")
+            if p != path and (_PERIODIC.fullmatch(p.name) or p.name == _FINAL) and p.is_file()
+        ]
+        candidates = sorted(others, key=lambda p: (p.stat().st_mtime_ns, p.name), reverse=True)
+        problem = None
+        if named and path.is_file():
+            candidates.insert(0, path)
+        elif named:
+            problem = f"{last} names {named}, which does not exist"
+        elif last.is_file():
+            problem = f"{last} is empty"
+        elif candidates:
+            problem = f"{last} is missing"
+        if not candidates:
+            return None  # nothing to resume, or loading it says what to do
+        damaged: list[Path] = []
+        for candidate in candidates:
+            reason = damage(candidate)
+            if reason is None:
+                if problem:
+                    logger.warning(
+                        "%s: going on from %s, the newest that is sound", problem, candidate
+                    )
+                if candidate.name != named:
+                    # First, as this may end at any moment, too.
+                    self.tag_last_checkpoint(candidate.name)
+                self._rename_damaged(damaged)
+                return None
+            logger.warning("checkpoint %s is damaged: %s", candidate, reason)
+            damaged.append(candidate)
+        with contextlib.suppress(FileNotFoundError):
+            last.unlink()
+        self._rename_damaged(damaged)
+        return (
+            f"none of the {len(damaged)} checkpoints in {self.save_dir} can be read; they are kept "
+            "as *.damaged. With --resume once more the run begins anew"
+        )
+
+    def _rename_damaged(self, damaged: list[Path]) -> None:
+        for path in damaged:
+            aside = path.with_name(f"{path.name}.damaged")
+            os.replace(path, aside)
+            logger.warning("%s is set aside as %s", path, aside)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        # The best checkpoint lacks nothing, but resuming must go on from the newest one.
+        if last_filename_basename.startswith(BEST_CHECKPOINT):
+            return
+        if "://" in self.save_dir:
+            super().tag_last_checkpoint(last_filename_basename)
+            return
+        write_durably(
+            Path(self.save_dir, _LAST), lambda file: file.write(last_filename_basename.encode())
+        )
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        if filename.endswith((".pkl", ".pyth")) and not self.allow_pickle:
+            parsed = self._parsed_url_during_load
+            if parsed is None or parsed.scheme != "detectron2":
+                raise CheckpointFileError(
+                    f"{filename} is a pickle, and opening it may run any code. If you trust its "
+                    "source, set train.allow_pickle=true"
+                )
+        return super()._load_file(filename)
+
+    def _torch_load(self, f: str) -> Any:
+        return adapt_checkpoint(read_checkpoint(f), self.model, f)
+
+    def _load_model(self, checkpoint: Any):
+        self.loaded_ema = self.prefer_ema and "ema" in checkpoint
+        if self.loaded_ema:
+            logger.info("using the averaged (EMA) weights of the checkpoint")
+            checkpoint["model"] = inference_weights(checkpoint)
+        elif "ema" in checkpoint and not self._resuming:
+            logger.info(
+                "using the plain weights of the checkpoint, not the averaged (EMA) ones that it "
+                "holds too; train.ema.enabled=true with --eval-only evaluates those"
+            )
+        if self.init_prefix and not self._resuming:
+            checkpoint["model"] = self._begins_with_prefix(checkpoint["model"])
+        if not self._resuming:  # otherwise all of it must fit, see _log_incompatible_keys
+            check_weights(checkpoint["model"], self.model)
+        return super()._load_model(checkpoint)
+
+    def _begins_with_prefix(self, weights: dict[str, Any]) -> dict[str, Any]:
+        """
+        Raises:
+            CheckpointMismatchError: no tensor of the model begins so, or none of the file.
+        """
+        for where, names in (("model", self.model.state_dict()), ("checkpoint", weights)):
+            if not any(name.startswith(self.init_prefix) for name in names):
+                raise CheckpointMismatchError(
+                    f"no tensor of the {where} has a name that begins with {self.init_prefix!r}: "
+                    "correct train.init_prefix"
+                )
+        kept = {k: v for k, v in weights.items() if k.startswith(self.init_prefix)}
+        logger.info(
+            "initialising from the checkpoint only the %d of its %d tensors that begin with %r",
+            len(kept),
+            len(weights),
+            self.init_prefix,
+        )
+        return kept
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        rows = [
+            (key, _shape(in_checkpoint), _shape(in_model))
+            for key, in_checkpoint, in_model in incompatible.incorrect_shapes
+        ]
+        table = tabulate(rows, headers=["tensor", "in the checkpoint", "in the model"])
+        if self._resuming and (rows or incompatible.missing_keys or incompatible.unexpected_keys):
+            missing = ", ".join(incompatible.missing_keys[:5]) or "none"
+            surplus = ", ".join(incompatible.unexpected_keys[:5]) or "none"
+            raise ResumeError(
+                "the last checkpoint in the output directory belongs to another model and cannot "
+                "be resumed: use the config that it was made with, or another train.output_dir, "
+                "or name it as train.init_checkpoint without --resume.\n"
+                f"{table}\nmissing: {missing}\nsurplus: {surplus}"
+            )
+        if rows:
+            logger.warning(
+                "%d tensors of the checkpoint do not fit the model, as its number of classes or "
+                "queries differs. They are left as initialised; the rest is loaded.\n%s",
+                len(rows),
+                table,
+            )
+        left_out = {key for key, *_ in rows}
+        super()._log_incompatible_keys(
+            incompatible._replace(
+                incorrect_shapes=[],
+                missing_keys=[k for k in incompatible.missing_keys if k not in left_out],
+            )
+        )
+
+
+def inference_weights(checkpoint: dict[str, Any], *, prefer_ema: bool = True) -> dict[str, Any]:
+    """The model weights of a checkpoint: averaged ones if it has them and they are preferred."""
+    if prefer_ema and "ema" in checkpoint:
+        prefix = "module."
+        return {
+            key[len(prefix) :]: value
+            for key, value in checkpoint["ema"].items()
+            if key.startswith(prefix)
+        }
+    return checkpoint.get("model", checkpoint)
+
+
+def _shape(shape: Any) -> str:
+    return "x".join(map(str, shape)) or "scalar"

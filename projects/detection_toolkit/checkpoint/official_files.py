@@ -1,0 +1,254 @@
+"""Reading and writing checkpoint files of both kinds, safely.
+
+A ``.pth`` is a pickle, which may run any code when it is opened. So files are opened with PyTorch's
+``weights_only`` reader, which builds tensors and plain containers; of NumPy it may build scalars,
+as official checkpoints hold some among their notes.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import os
+import pickle
+import struct
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import MissingPackageError, UserError
+
+__all__ = [
+    "CheckpointFileError",
+    "EXTRAS",
+    "read_checkpoint",
+    "split_weights",
+    "write_checkpoint",
+    "write_official",
+]
+
+EXTRAS = "official_extras"
+_SAFETENSORS = ".safetensors"
+_TORCH = (".pth", ".pt")
+
+
+class CheckpointFileError(UserError):
+    """A checkpoint file is damaged, unsafe, or holds something else; the message says which."""
+
+
+def read_checkpoint(path: str | Path, *, allow_pickle: bool = False) -> dict[str, Any]:
+    """Everything that a checkpoint file holds.
+
+    Args:
+        path: a ``.safetensors`` that :func:`write_checkpoint` wrote, or any file of PyTorch.
+        allow_pickle: run the code of a pickle that holds more than tensors and plain values. Only
+            for files from a trusted source.
+
+    Raises:
+        FileNotFoundError: no such file.
+        CheckpointFileError: it is damaged, is no checkpoint, or needs ``allow_pickle``.
+        ImportError: it is a ``.safetensors`` and that package is not installed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no such checkpoint: {path}")
+    if path.suffix == _SAFETENSORS:
+        return _read_safetensors(path)
+    with path.open("rb"):
+        pass  # what the system refuses to open is not damaged, and its own error says why
+    try:
+        with _numpy_scalars_allowed():
+            checkpoint = torch.load(path, map_location="cpu", weights_only=not allow_pickle)
+    except pickle.UnpicklingError as error:
+        refused = _refused_part(str(error))
+        if refused and not allow_pickle:
+            raise CheckpointFileError(
+                f"{path} holds more than tensors and plain values, and opening it would run code. "
+                "If you trust its source, convert it with tools/convert_checkpoint.py "
+                "--allow-pickle. "
+                f"PyTorch says: {refused}"
+            ) from error
+        # PyTorch's message is advice on opening the file unsafely.
+        raise _damaged(path, "not a pickle of tensors") from error
+    except (
+        # What torch.load meets in truncated or foreign files.
+        AttributeError,
+        EOFError,
+        ImportError,
+        IndexError,
+        KeyError,
+        OSError,
+        RuntimeError,
+        TypeError,
+        UnicodeDecodeError,
+        ValueError,
+        struct.error,
+    ) as error:
+        raise _damaged(path, f"{type(error).__name__} {error}".strip()) from error
+    if not isinstance(checkpoint, Mapping):
+        raise CheckpointFileError(f"{path} holds a {type(checkpoint).__name__}, no checkpoint")
+    return dict(checkpoint)
+
+
+def split_weights(
+    checkpoint: Mapping[str, Any], path: str | Path
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The weights of a checkpoint, and the tensors that a conversion set aside.
+
+    Args:
+        checkpoint: as :func:`read_checkpoint` returns it; the weights are in ``state_dict`` (the
+            authors' code), ``model`` (Detectron2), or are all there is.
+        path: of the file, for messages.
+
+    Raises:
+        CheckpointFileError: there are no weights.
+    """
+    weights = checkpoint
+    for key in ("state_dict", "model"):
+        if isinstance(checkpoint.get(key), Mapping):
+            weights = checkpoint[key]
+            break
+    tensors = {}
+    for name, value in weights.items():
+        if isinstance(value, np.ndarray):
+            value = torch.from_numpy(value)
+        if not isinstance(value, Tensor):
+            raise CheckpointFileError(
+                f"{path} holds no weights: {name!r} is a {type(value).__name__}, not a tensor"
+            )
+        tensors[name] = value
+    if not tensors:
+        raise CheckpointFileError(f"{path} holds no weights")
+    prefix = "module."  # of DistributedDataParallel
+    if all(name.startswith(prefix) for name in tensors):
+        tensors = {name[len(prefix) :]: value for name, value in tensors.items()}
+    return tensors, dict(checkpoint.get(EXTRAS) or {})
+
+
+def write_checkpoint(
+    path: str | Path, weights: Mapping[str, Tensor], extras: Mapping[str, Tensor]
+) -> None:
+    """Write converted weights so that Detectron2's ``DetectionCheckpointer`` reads them.
+
+    The file appears under its name only when it is complete.
+
+    Args:
+        path: ending in ``.pth``, ``.pt`` or ``.safetensors``.
+        weights: under our names.
+        extras: tensors that the way back needs; kept apart from the weights.
+
+    Raises:
+        CheckpointFileError: another ending.
+        ImportError: ``.safetensors`` without that package.
+    """
+    path = Path(path)
+    if path.suffix == _SAFETENSORS:
+        safetensors = _import_safetensors()
+        tensors = {name: value.contiguous() for name, value in weights.items()}
+        tensors.update({f"{EXTRAS}.{k}": value.contiguous() for k, value in extras.items()})
+        # Tensors that share memory cannot be written.
+        tensors = {name: value.clone() for name, value in tensors.items()}
+        _write_beside(path, lambda file: safetensors.save_file(tensors, file))
+        return
+    _need_torch_suffix(path)
+    checkpoint = {"model": dict(weights), EXTRAS: dict(extras)}
+    _write_beside(path, lambda file: torch.save(checkpoint, file))
+
+
+def write_official(path: str | Path, state_dict: Mapping[str, Tensor]) -> None:
+    """Write weights under their official names as the authors' code reads them.
+
+    Raises:
+        CheckpointFileError: the path does not end in ``.pth`` or ``.pt``.
+    """
+    path = Path(path)
+    _need_torch_suffix(path)
+    checkpoint = {"meta": {}, "state_dict": dict(state_dict)}
+    _write_beside(path, lambda file: torch.save(checkpoint, file))
+
+
+def _damaged(path: Path, reason: str) -> CheckpointFileError:
+    return CheckpointFileError(
+        f"{path} cannot be read: it is damaged or no checkpoint ({reason.splitlines()[0]})"
+    )
+
+
+def _need_torch_suffix(path: Path) -> None:
+    if path.suffix not in _TORCH:
+        raise CheckpointFileError(f"{path} must end in {' or '.join(_TORCH)}")
+
+
+def _write_beside(path: Path, write: Callable[[str], Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        write(temporary)
+        # mkstemp's files are private; a checkpoint gets the rights that any new file gets.
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def _import_safetensors():
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise MissingPackageError(
+            'files ending in .safetensors need an optional package: pip install "safetensors"; '
+            "or use the ending .pth"
+        ) from error
+    return safetensors.torch
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    safetensors = _import_safetensors()
+    try:
+        tensors = safetensors.load_file(str(path))
+    except Exception as error:  # the package's own error derives from Exception alone
+        raise _damaged(path, str(error)) from error
+    prefix = f"{EXTRAS}."
+    return {
+        "model": {name: value for name, value in tensors.items() if not name.startswith(prefix)},
+        EXTRAS: {
+            name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)
+        },
+    }
+
+
+@contextlib.contextmanager
+def _numpy_scalars_allowed() -> Iterator[None]:
+    safe_globals = getattr(torch.serialization, "safe_globals", None)
+    if safe_globals is None:  # PyTorch before 2.5 has no such list
+        yield
+        return
+    rebuild = np.float64(0).__reduce__()[0]  # its module has another name since NumPy 2
+    kinds = {type(np.dtype(code)) for code in "?bBhHiIlLqQefdFDSU"}
+    with safe_globals(
+        [
+            (rebuild, "numpy.core.multiarray.scalar"),
+            (rebuild, "numpy._core.multiarray.scalar"),
+            np.dtype,
+            codecs.encode,
+            *kinds,
+        ]
+    ):
+        yield
+
+
+def _refused_part(message: str) -> str:
+    """The line in which PyTorch names what it would not build; empty if that is not the matter."""
+    for line in message.splitlines():
+        if "Unsupported global" in line or "Unsupported class" in line:
+            return line.strip()
+    return ""

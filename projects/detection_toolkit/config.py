@@ -1,0 +1,196 @@
+"""Finding, loading and overriding LazyConfigs."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import LazyConfig
+from detectron2.utils.registry import locate
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import OverrideType
+from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from .errors import UnknownNameError, UserError
+
+__all__ = ["apply_overrides", "arguments_of_target", "find_config_file", "get_config"]
+
+
+def _config_folders() -> list[Path]:
+    package = Path(__file__).resolve().parent
+    # In an installed wheel; in a checkout, <checkout>/projects/stageinteractor/config.py.
+    folders = [package / "configs", package.parents[1] / "configs"]
+    return [folder for folder in folders if folder.is_dir()]
+
+
+def find_config_file(path: str) -> str:
+    """Resolve a config file.
+
+    Args:
+        path: a file, or a name relative to the configs that come with the project, with or
+            without a leading ``configs/``: ``stageinteractor/shapes_tiny.py``.
+
+    Raises:
+        FileNotFoundError: neither exists; names configs that are spelled alike.
+    """
+    if Path(path).is_file():
+        return str(path)
+    name = Path(path)
+    if name.parts[:1] == ("configs",):
+        name = Path(*name.parts[1:])
+    known = []
+    for folder in _config_folders():
+        if not name.is_absolute() and (folder / name).is_file():
+            return str(folder / name)
+        known += [
+            str(file.relative_to(folder))
+            for file in sorted(folder.rglob("*.py"))
+            if file.relative_to(folder).parts[0] != "common"
+        ]
+    near = difflib.get_close_matches(str(name), known, n=4, cutoff=0.4)
+    hint = f" Did you mean {', '.join(near)}?" if near else ""
+    raise FileNotFoundError(f"config file {path} does not exist.{hint}")
+
+
+def get_config(path: str) -> DictConfig:
+    """Load a config file; see :func:`find_config_file` for what ``path`` may be."""
+    return LazyConfig.load(find_config_file(path))
+
+
+def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """Set keys of a config from ``key=value`` texts, in Hydra's syntax.
+
+    Unlike Detectron2's ``LazyConfig.apply_overrides``, a key must exist, or be an argument of the
+    callable that its node stands for. ``+key=value`` adds a new one. Groups are merged, but a value
+    with a ``_target_`` replaces the whole node, as it calls something else, with arguments of its
+    own: ``model.criterion.label_assigner={_target_:detection_toolkit.training.StagewiseMatcher}``.
+
+    Args:
+        cfg: changed in place and returned.
+        overrides: e.g. ``["train.max_iter=100", "optimizer.lr=1e-4"]``.
+
+    Raises:
+        ValueError: a text is not ``key=value``, or would put a plain value in the place of a group
+            of keys.
+        KeyError: there is no such key; names the nearest ones.
+    """
+    parser = OverridesParser.create()
+    for text in overrides:
+        if text.startswith("-"):
+            raise UserError(f"{text!r}: options stand before the first key=value")
+        if "=" not in text:
+            raise UserError(
+                f"{text!r} does not set anything: write overrides as key=value, "
+                "for example train.max_iter=100"
+            )
+        key, value, adds = _parse(parser, text)
+        if not adds:
+            _check_override(cfg, key, value)
+        try:
+            replaces = isinstance(value, dict) and "_target_" in value
+            OmegaConf.update(cfg, key, value, merge=not replaces, force_add=True)
+        except Exception as error:
+            raise UserError(f"the override {text!r} cannot be applied: {error}") from error
+    return cfg
+
+
+def _parse(parser: OverridesParser, text: str) -> tuple[str, Any, bool]:
+    """Key, value, and whether the key is to be added."""
+    key, value = text.split("=", 1)
+    try:
+        override = parser.parse_override(text)
+    except HydraException as error:
+        # Hydra's grammar knows ASCII only; a path or a name is taken as it stands.
+        if any(c in value for c in "[]{}(),'\"") or not key:
+            raise UserError(
+                f"the override {text!r} cannot be understood: {error}. Quote values with special "
+                "characters, for example key=\"'a, b'\""
+            ) from error
+        return key.lstrip("+"), value, key.startswith("+")
+    if override.type not in (OverrideType.CHANGE, OverrideType.ADD):
+        raise UserError(f"only key=value and +key=value are supported, not {text!r}")
+    return override.key_or_group, override.value(), override.type is OverrideType.ADD
+
+
+def _check_override(cfg: DictConfig, key: str, value: Any) -> None:
+    node = _find_node(cfg, key)
+    if not isinstance(node, DictConfig) or node._is_none() or node._is_interpolation():
+        return
+    if isinstance(value, dict):
+        if "_target_" not in value:  # which calls something else, with arguments of its own
+            for name, item in value.items():
+                _check_override(cfg, f"{key}.{name}", item)
+    elif value is not None and not str(value).startswith("${"):
+        names = ", ".join(str(name) for name in node if name != "_target_")
+        raise UserError(
+            f"{key} is a group of keys ({names}), which {value!r} cannot replace: set one of them"
+        )
+
+
+def _find_node(cfg: DictConfig, key: str) -> object:
+    """The node of a key; None for an argument that the config leaves at its default.
+
+    Raises:
+        KeyError: there is neither.
+    """
+    node = cfg
+    parts = key.replace("[", ".").replace("]", "").split(".")
+    for depth, part in enumerate(parts):
+        if isinstance(node, ListConfig):
+            if part.lstrip("-").isdigit() and -len(node) <= int(part) < len(node):
+                node = node._get_node(int(part))
+                continue
+        elif isinstance(node, DictConfig):
+            if node._is_none():
+                pass
+            elif part in node or node._get_node(part) is not None:
+                node = node._get_node(part)
+                if isinstance(node, DictConfig) and node._is_interpolation():
+                    node = node._dereference_node()
+                continue
+            elif depth == len(parts) - 1 and part in arguments_of_target(node):
+                return None
+        raise UnknownNameError(_no_such_key(cfg, key, node, ".".join(parts[:depth])))
+    return node
+
+
+def arguments_of_target(node: DictConfig) -> set[str]:
+    """Names of the keyword arguments of what an ``L(...)`` node calls."""
+    target = node.get("_target_")
+    if target is None:
+        return set()
+    target = locate(target) if isinstance(target, str) else target
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except (TypeError, ValueError):
+        return set()
+    return {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+
+
+def _flat_keys(node: DictConfig | ListConfig, prefix: str = "") -> list[str]:
+    keys = []
+    items = node.items_ex(resolve=False) if isinstance(node, DictConfig) else enumerate(node)
+    for name, child in items:
+        if name == "_target_":
+            continue
+        key = f"{prefix}{name}"
+        keys.append(key)
+        if isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation():
+            keys += _flat_keys(child, f"{key}.")
+    return keys
+
+
+def _no_such_key(cfg: DictConfig, key: str, node: object, found: str) -> str:
+    candidates = set(_flat_keys(cfg))
+    if isinstance(node, DictConfig) and not node._is_none():
+        prefix = f"{found}." if found else ""
+        candidates |= {prefix + argument for argument in arguments_of_target(node)}
+    near = difflib.get_close_matches(key, candidates, n=4, cutoff=0.5)
+    last = key.rsplit(".", 1)[-1]
+    near += [c for c in sorted(candidates) if c.rsplit(".", 1)[-1] == last and c not in near][:3]
+    hint = f"the nearest keys are {', '.join(near)}" if near else "no key is spelled alike"
+    return f"the config has no key {key!r}; {hint}. +{key}=... would add it"

@@ -1,0 +1,174 @@
+"""Reading images as they come: any mode, any content, of any origin."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from detectron2.data.detection_utils import (
+    _EXIF_ORIENT as EXIF_ORIENTATION,
+)
+from detectron2.data.detection_utils import _apply_exif_orientation, convert_PIL_to_numpy
+from detectron2.utils.file_io import PathManager
+from PIL import Image
+
+from ..errors import UserError
+
+__all__ = [
+    "EXIF_ORIENTATION",
+    "MAX_PIXELS",
+    "PICTURE_SUFFIXES",
+    "UnreadableImageError",
+    "check_picture",
+    "read_image",
+    "shown_name",
+    "shown_size",
+]
+
+# Of the files in a folder that are taken for pictures.
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".gif")
+# Where Pillow itself refuses to go on; about 540 MB as RGB.
+MAX_PIXELS = 178_956_970
+# What says nothing about the file: the machine has run short of something.
+_SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
+class UnreadableImageError(OSError):
+    """An image file that is missing, cannot be decoded, or is of no use for a detector."""
+
+
+def read_image(
+    file_name: str | Path, image_format: str = "RGB", *, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
+    """Detectron2's ``read_image``, with an outcome for every file.
+
+    The orientation in EXIF data is applied. Grey, palette and CMYK images are converted,
+    transparency is dropped, and of an animation the first picture is taken. Images of 16 bits a
+    channel are scaled to 8. The content says what a file is, not the ending of its name.
+
+    Args:
+        file_name: path, or an address that Detectron2's ``PathManager`` knows.
+        image_format: "RGB" or "BGR".
+        max_pixels: larger images are refused before they are decoded.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        UnreadableImageError: the file is missing, damaged, too large, or its numbers have no known
+            range (32-bit integers, floating point); names the file.
+        OSError: the machine is short of memory or of file handles.
+        MemoryError: likewise.
+    """
+    try:
+        with PathManager.open(str(file_name), "rb") as file, _pillow_limit.at_least(max_pixels):
+            image = Image.open(file)
+            width, height = image.size
+            if width * height > max_pixels:
+                raise Image.DecompressionBombError(
+                    f"{width}x{height} pixels are more than the limit of {max_pixels}"
+                )
+            image = _apply_exif_orientation(image)
+            if image.mode.startswith(("I", "F")):
+                image = _to_8_bits(image)
+            return convert_PIL_to_numpy(image, image_format)
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders of damaged files raise nearly everything
+        if isinstance(error, OSError) and error.errno in _SHORTAGES:
+            raise
+        raise UnreadableImageError(
+            f"image {shown_name(file_name)} cannot be read ({type(error).__name__}: {error})"
+        ) from error
+
+
+def check_picture(picture: np.ndarray) -> None:
+    """
+    Raises:
+        ValueError: it is no (H, W, 3) array with something in it.
+    """
+    shape = np.shape(picture)
+    if len(shape) != 3 or shape[2] != 3 or 0 in shape:
+        raise UserError(
+            "expected a BGR picture, an array of shape (height, width, 3); got "
+            f"{type(picture).__name__} of shape {shape} "
+            "(cv2.imread returns None for a file that it cannot decode)"
+        )
+
+
+def shown_size(file_name: str | Path) -> tuple[int, int] | None:
+    """(height, width) as an image is shown, from its header; None where that cannot be read."""
+    try:
+        with PathManager.open(str(file_name), "rb") as file:
+            image = Image.open(file)
+            width, height = image.size
+            turned = image.getexif().get(EXIF_ORIENTATION) in (5, 6, 7, 8)
+    except Exception:  # whoever reads the image will say what is wrong with it
+        return None
+    return (width, height) if turned else (height, width)
+
+
+def shown_name(file_name: str | Path) -> str:
+    """A file name for a message of one line: as it is, or quoted where it has strange letters."""
+    text = str(file_name)
+    return text if text.isprintable() else ascii(text)
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits. Pillow's own conversion would cut off everything above 255."""
+    values = np.asarray(image)
+    if values.dtype.kind not in "iu" or values.min() < 0 or values.max() > 65535:
+        raise UserError(
+            f"its values (mode {image.mode}, {values.min()} to {values.max()}) have no known "
+            "range; save it with 8 or 16 bits a channel"
+        )
+    return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
+
+
+class _PillowLimit:
+    """Pillow's one limit for all threads, at which it warns; it refuses at twice as much.
+
+    While images are read, it is the largest that one of them may have; each reader looks at its
+    own besides. Then it is again what it was.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._readers: list[int] = []
+        self._before: int | None = None
+
+    @contextlib.contextmanager
+    def at_least(self, max_pixels: int) -> Iterator[None]:
+        """While this lasts, Pillow takes images of so many pixels."""
+        with self._lock:
+            if not self._readers:
+                self._before = Image.MAX_IMAGE_PIXELS
+            self._readers.append(max_pixels)
+            self._apply()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._readers.remove(max_pixels)
+                self._apply()
+
+    def _apply(self) -> None:
+        Image.MAX_IMAGE_PIXELS = max(self._readers) if self._readers else self._before
+
+    def forget_readers(self) -> None:
+        """In a forked process, where the other threads, and what they hold, are gone."""
+        self._lock = threading.Lock()
+        if self._readers:
+            self._readers.clear()
+            self._apply()
+
+
+# One for the process, as Pillow's limit is.
+_pillow_limit = _PillowLimit()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pillow_limit.forget_readers)

@@ -1,0 +1,19 @@
+"""Training, evaluation and prediction; thin, as Detectron2 does the work."""
+
+from .errors import user_errors
+from .interruption import ended_by_signals
+from .launch import launch
+from .predictor import Predictor
+from .setup import prepare_config
+from .shipped import shipped_checkpoint
+from .trainer import Trainer
+
+__all__ = [
+    "Predictor",
+    "Trainer",
+    "ended_by_signals",
+    "launch",
+    "prepare_config",
+    "shipped_checkpoint",
+    "user_errors",
+]

@@ -1,0 +1,60 @@
+"""What a user reads when something is wrong that the user can fix."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+import torch.distributed
+from detectron2.utils import comm
+
+from ..errors import UserError
+
+__all__ = ["is_user_error", "user_errors"]
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn errors that a user can fix into one line, and exit code 1.
+
+    Everything else keeps its traceback: it is a mistake in a program.
+
+    Raises:
+        SystemExit: with the line as its code.
+    """
+    try:
+        yield
+    except Exception as error:
+        process = f" in process {comm.get_rank()}" if comm.get_world_size() > 1 else ""
+        if process and _has_lost_another(error):
+            sys.exit(
+                f"error{process}: the connection to another process is lost. It has ended, and its "
+                "own message, before or after this one, says why"
+            )
+        if not is_user_error(error):
+            raise
+        sys.exit(f"error{process}: {_message(error)}")
+
+
+def is_user_error(error: BaseException) -> bool:
+    """Whether a check of the project, or a missing file, a full disk or the like is the reason."""
+    return isinstance(error, (UserError, OSError))
+
+
+def _has_lost_another(error: BaseException) -> bool:
+    """Whether a collective operation failed as another process of the job is gone."""
+    kinds = tuple(
+        getattr(torch.distributed, name)
+        for name in ("DistBackendError", "DistNetworkError", "DistStoreError")
+        if hasattr(torch.distributed, name)
+    )
+    # Gloo raises a plain RuntimeError that names its source file.
+    return isinstance(error, kinds) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+def _message(error: BaseException) -> str:
+    text = str(error)
+    if text.startswith("Caught ") and "Original Traceback" in text:  # from a loader process
+        text = text.rsplit(f"{type(error).__name__}: ", 1)[-1].strip()
+    return text or type(error).__name__

@@ -1,0 +1,253 @@
+"""Starting processes: Detectron2's ``launch``, torchrun, SLURM."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from types import FrameType
+from typing import Any, NoReturn
+
+import torch
+import torch.distributed as dist
+from detectron2.engine import launch as detectron2_launch
+from detectron2.utils import comm
+from torch.multiprocessing import ProcessExitedException
+
+from ..errors import UserError
+from .interruption import InterruptedRun, handled_by
+
+__all__ = ["ProcessEnvironment", "launch", "read_process_environment"]
+
+# SLURM gives no port. Jobs on one machine differ in their job id.
+_SLURM_BASE_PORT = 20000
+
+
+@dataclass(frozen=True)
+class ProcessEnvironment:
+    """Place of this process among those that something else has started."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    init_method: str
+
+    def __post_init__(self):
+        # What Detectron2's local process groups take for granted.
+        if self.world_size % self.local_world_size or (
+            self.rank % self.local_world_size != self.local_rank
+        ):
+            raise UserError(
+                f"process {self.rank} of {self.world_size} is number {self.local_rank} of "
+                f"{self.local_world_size} on its machine: give every machine the same number of "
+                "processes, and number them machine by machine (SLURM: --ntasks-per-node, "
+                "--distribution=block)"
+            )
+
+
+def read_process_environment(environ: Mapping[str, str]) -> ProcessEnvironment | None:
+    """What torchrun or SLURM's ``srun`` say; None when neither has started this process.
+
+    Args:
+        environ: ``os.environ``.
+
+    Raises:
+        ValueError: SLURM's variables are incomplete, or the processes are not spread evenly.
+    """
+    return _started_by_torchrun(environ) or _started_by_srun(environ)
+
+
+def _started_by_torchrun(environ: Mapping[str, str]) -> ProcessEnvironment | None:
+    if not all(k in environ for k in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")):
+        return None
+    world_size = int(environ["WORLD_SIZE"])
+    return ProcessEnvironment(
+        rank=int(environ["RANK"]),
+        world_size=world_size,
+        local_rank=int(environ["LOCAL_RANK"]),
+        local_world_size=int(environ.get("LOCAL_WORLD_SIZE", world_size)),
+        init_method="env://",
+    )
+
+
+def _started_by_srun(environ: Mapping[str, str]) -> ProcessEnvironment | None:
+    world_size = int(environ.get("SLURM_STEP_NUM_TASKS") or environ.get("SLURM_NTASKS") or 1)
+    # The batch script itself, and an interactive allocation, have SLURM_NTASKS too; only what srun
+    # started belongs to a step. With a single task there is nothing to join.
+    if "SLURM_STEP_ID" not in environ or world_size == 1:
+        return None
+    try:
+        rank, local_rank = int(environ["SLURM_PROCID"]), int(environ["SLURM_LOCALID"])
+        hosts = environ.get("SLURM_STEP_NODELIST") or environ["SLURM_NODELIST"]
+    except KeyError as error:
+        raise UserError(
+            f"SLURM has started this process without {error.args[0]}: start it with srun"
+        ) from error
+    # "8(x2)", "4", or "3,1" for machines with different numbers.
+    tasks = environ.get("SLURM_STEP_TASKS_PER_NODE") or environ.get("SLURM_TASKS_PER_NODE")
+    counts = {int(n) for n in re.findall(r"(?:^|,)(\d+)", tasks)} if tasks else {world_size}
+    if len(counts) > 1:
+        raise UserError(
+            f"SLURM has spread the processes unevenly over the machines ({tasks}): give every "
+            "machine the same number, with --ntasks-per-node"
+        )
+    address = environ.get("MASTER_ADDR") or _first_host(hosts)
+    port = environ.get("MASTER_PORT") or str(
+        _SLURM_BASE_PORT + int(environ.get("SLURM_JOB_ID", "0")) % 20000
+    )
+    return ProcessEnvironment(rank, world_size, local_rank, counts.pop(), f"tcp://{address}:{port}")
+
+
+def launch(
+    main: Callable[..., Any],
+    args: Any,
+    *,
+    device: str = "cuda",
+    timeout: timedelta = timedelta(minutes=30),
+) -> Any:
+    """Run ``main(args)`` in every process of a job.
+
+    Under torchrun or srun this process is one of them already; otherwise Detectron2's ``launch``
+    starts ``args.num_gpus`` processes. Processes on CPUs talk through Gloo. One srun task a
+    machine that itself starts a process for each GPU works, too: it names ``--num-gpus`` and
+    ``--num-machines``.
+
+    Args:
+        main: called as ``main(args)``; a module's function, as other processes import it.
+        args: from Detectron2's ``default_argument_parser``.
+        device: what the processes compute on, ``train.device``.
+        timeout: of the process group.
+
+    Raises:
+        ValueError: more processes are asked for than there are GPUs, or the environment
+            contradicts itself.
+        SystemExit: a process that was started here has ended with an exit code, after saying why,
+            or was killed.
+    """
+    environment = _started_by_torchrun(os.environ)
+    if environment is None and args.num_gpus * args.num_machines == 1:
+        environment = _started_by_srun(os.environ)
+    on_gpu = torch.cuda.is_available() and torch.device(device).type == "cuda"
+    if environment is not None:
+        return _join(environment, main, args, on_gpu=on_gpu, timeout=timeout)
+
+    if args.num_gpus < 1 or args.num_machines < 1:
+        raise UserError("--num-gpus and --num-machines must be at least 1")
+    if on_gpu and args.num_gpus > torch.cuda.device_count():
+        raise UserError(
+            f"--num-gpus {args.num_gpus}, but PyTorch sees {torch.cuda.device_count()} GPUs here"
+        )
+    if args.num_gpus * args.num_machines > 1 and not on_gpu:
+        # Detectron2 takes NCCL where there is a GPU, which cannot exchange a CPU's tensors.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    starts_processes = args.num_gpus * args.num_machines > 1
+    passed: list[str] = []
+    try:
+        with _signals_passed_on(passed) if starts_processes else contextlib.nullcontext():
+            return detectron2_launch(
+                _main_with_share_of_cores,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(main, args, 1 if on_gpu else args.num_gpus),
+                timeout=timeout,
+            )
+    except ProcessExitedException as error:
+        if error.signal_name in passed:  # which came before it could handle signals
+            _end_before_training(error.signal_name)
+        if error.signal_name is not None:  # nothing has been said yet
+            sys.exit(
+                f"error: process {error.error_index} was ended from outside by "
+                f"{error.signal_name} (SIGKILL: often the system, short of memory), and the "
+                "others with it. The checkpoints are intact: go on with --resume"
+            )
+        sys.exit(error.exit_code)
+
+
+@contextlib.contextmanager
+def _signals_passed_on(passed: list[str]) -> Iterator[None]:
+    """What asks this process to end is for those that it has started, which write a checkpoint.
+
+    Args:
+        passed: names of the signals that have come are appended.
+    """
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        passed.append(signal.Signals(number).name)
+        processes = multiprocessing.active_children()
+        if not processes:  # none is there yet to be told
+            _end_before_training(passed[-1])
+        for process in processes:
+            if process.pid is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, number)
+
+    with handled_by(pass_on):
+        yield
+
+
+def _end_before_training(signal_name: str) -> NoReturn:
+    print(
+        f"{signal_name}, before training: the processes end, nothing is lost. The same command "
+        "starts them again",
+        file=sys.stderr,
+    )
+    raise InterruptedRun
+
+
+def _join(
+    environment: ProcessEnvironment,
+    main: Callable[..., Any],
+    args: Any,
+    *,
+    on_gpu: bool,
+    timeout: timedelta,
+) -> Any:
+    """Take this process's place in the group, and run."""
+    if on_gpu:
+        # With --gpus-per-task a process sees only its own GPU, as number 0.
+        torch.cuda.set_device(environment.local_rank % torch.cuda.device_count())
+    if environment.rank == 0:
+        print(
+            f"waiting for {environment.world_size} processes at {environment.init_method}",
+            flush=True,
+        )
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        init_method=environment.init_method,
+        rank=environment.rank,
+        world_size=environment.world_size,
+        timeout=timeout,
+    )
+    comm.create_local_process_group(environment.local_world_size)
+    comm.synchronize()
+    sharing = 1 if on_gpu else environment.local_world_size
+    result = _main_with_share_of_cores(main, args, sharing)
+    # Only after success: a group whose other members are gone may wait for them here.
+    dist.destroy_process_group()
+    return result
+
+
+def _main_with_share_of_cores(main: Callable[..., Any], args: Any, sharing: int) -> Any:
+    # Several processes on the cores of one machine would each start a thread for every core.
+    if sharing > 1 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // sharing))
+    return main(args)
+
+
+def _first_host(hosts: str) -> str:
+    """First name of a SLURM node list: "node[03-05,9]-ib,x1" -> "node03-ib"."""
+    # The first entry ends at a comma outside of brackets.
+    entry = re.match(r"(?:\[[^\]]*\]|[^,\[])*", hosts).group()
+    host = re.sub(r"\[(\w+)[^\]]*\]", r"\1", entry)
+    if not host:
+        raise UserError(f"SLURM's node list {hosts!r} names no host")
+    return host

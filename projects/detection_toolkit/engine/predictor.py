@@ -1,0 +1,169 @@
+"""From one picture to its detections, as with Detectron2's ``DefaultPredictor``."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import instantiate
+from detectron2.data import Metadata, MetadataCatalog
+from detectron2.data import transforms as T
+from detectron2.structures import Instances
+from omegaconf import DictConfig
+
+from ..checkpoint.checkpointer import Checkpointer
+from ..config import apply_overrides, get_config
+from ..data import dataset_names
+from ..data.images import check_picture
+from ..data.mapper import augment
+from ..errors import UserError
+from .setup import prepare_config
+from .shipped import is_shipped_config, shipped_checkpoint
+
+__all__ = ["Predictor", "predictor_config"]
+
+logger = logging.getLogger(__name__)
+
+
+def predictor_config(
+    config_file: str, overrides: Sequence[str] = (), *, weights: str | None = None
+) -> DictConfig:
+    """The config of a predictor; see :meth:`Predictor.from_config`."""
+    cfg = apply_overrides(get_config(config_file), list(overrides))
+    if weights is not None:
+        cfg.train.init_checkpoint = weights
+    if not cfg.train.init_checkpoint and is_shipped_config(config_file):
+        cfg.train.init_checkpoint = shipped_checkpoint()
+    return cfg
+
+
+class Predictor:
+    """Detector for single pictures, built from a LazyConfig and its weights.
+
+    The call is that of :class:`detectron2.engine.DefaultPredictor`: weights from
+    ``train.init_checkpoint``, the test resizing and the channel order of
+    ``dataloader.test.mapper``, the device of ``train.device``.
+
+    Attributes:
+        cfg: the config, a copy of the one given.
+        model: the detector, in evaluation mode.
+        metadata: of the first test data set (``thing_classes`` holds the class names).
+
+    Example::
+
+        predictor = Predictor.from_config("stageinteractor/shapes_tiny.py")
+        instances = predictor(cv2.imread("input.jpg"))["instances"]
+    """
+
+    def __init__(self, cfg: DictConfig):
+        """
+        Args:
+            cfg: a config whose ``train.init_checkpoint`` names the weights (the averaged ones
+                of the file where ``train.ema`` is enabled); empty leaves the model as it was
+                initialised, with a warning. ``model.num_classes`` follows the test data set.
+
+        Raises:
+            ValueError: the mapper's image format is neither RGB nor BGR.
+            FileNotFoundError: the weights do not exist.
+        """
+        self.cfg = copy.deepcopy(cfg)
+        self.metadata = _follow_test_set(self.cfg)
+        mapper = self.cfg.dataloader.test.mapper
+        self.input_format = mapper.get("image_format", "RGB")
+        if self.input_format not in ("RGB", "BGR"):
+            raise UserError(
+                "dataloader.test.mapper.image_format must be RGB or BGR, "
+                f"it is {self.input_format!r}"
+            )
+        self.aug = T.AugmentationList([instantiate(a) for a in mapper.augmentations])
+        self.model = instantiate(self.cfg.model).to(self.cfg.train.device)
+        self.model.eval()
+        self.load_weights()
+
+    @classmethod
+    def from_config(
+        cls, config_file: str, weights: str | None = None, overrides: Sequence[str] = ()
+    ) -> Predictor:
+        """Build a predictor from a config file.
+
+        Args:
+            config_file: path of a config, or its name among the packaged ones.
+            weights: checkpoint; takes the place of the config's ``train.init_checkpoint``. When
+                neither names one, ``stageinteractor/shapes_tiny.py`` uses the shipped checkpoint.
+            overrides: ``key=value``, as on the command line of training.
+
+        Raises:
+            FileNotFoundError: no such config or weights.
+            KeyError: an override of a key that does not exist.
+        """
+        return cls(predictor_config(config_file, overrides, weights=weights))
+
+    @torch.no_grad()
+    def __call__(self, original_image: np.ndarray) -> dict[str, Instances]:
+        """
+        Args:
+            original_image: (H, W, 3) picture in BGR order, of 0..255, as OpenCV reads it.
+
+        Returns:
+            {"instances": Instances}, with ``pred_boxes`` in pixels of the given picture,
+            ``scores`` and ``pred_classes``, best first.
+
+        Raises:
+            ValueError: not a picture of three channels.
+            UnreadableImageError: the picture is too thin to be resized.
+        """
+        check_picture(original_image)
+        return self.model([self.preprocess(original_image)])[0]
+
+    def preprocess(self, original_image: np.ndarray) -> dict[str, Any]:
+        """The model's input for one BGR picture: resized "image", original "height" and "width".
+
+        Raises:
+            UnreadableImageError: the picture is too thin to be resized.
+        """
+        height, width = original_image.shape[:2]
+        if self.input_format == "RGB":
+            original_image = original_image[:, :, ::-1]
+        augmented = T.AugInput(np.ascontiguousarray(original_image))
+        augment(self.aug, augmented)
+        image = augmented.image.astype("float32").transpose(2, 0, 1)
+        return {"image": torch.as_tensor(image.copy()), "height": height, "width": width}
+
+    def load_weights(self) -> None:
+        """Load ``train.init_checkpoint``, and warn of what does not fit.
+
+        Raises:
+            FileNotFoundError: the weights do not exist.
+        """
+        train = self.cfg.train
+        if not train.init_checkpoint:
+            logger.warning(
+                "No weights: the detector is as it was initialised and finds nothing of use. "
+                "Name a checkpoint with train.init_checkpoint=FILE"
+            )
+            return
+        checkpointer = Checkpointer(
+            self.model,
+            prefer_ema=train.ema.enabled,
+            allow_pickle=train.get("allow_pickle", False),
+        )
+        checkpointer.load(train.init_checkpoint)
+
+
+def _follow_test_set(cfg: DictConfig) -> Metadata:
+    """Metadata of the first test set, after which the config's number of classes is set.
+
+    Detection needs no data set: the files of a registered one are not looked for, and one that
+    cannot be registered costs only the class names.
+    """
+    try:
+        prepare_config(cfg, training=False, with_files=False)
+        return MetadataCatalog.get(dataset_names(cfg.dataloader.test.dataset, with_files=False)[0])
+    except (FileNotFoundError, KeyError) as error:
+        message = error.args[0] if isinstance(error, KeyError) else error
+        logger.warning("detections will have no class names: %s", message)
+        return Metadata()

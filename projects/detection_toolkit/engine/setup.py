@@ -1,0 +1,70 @@
+"""What a config needs to know from its data sets before anything is built."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from detectron2.data import MetadataCatalog
+from omegaconf import DictConfig, OmegaConf
+
+from ..data import dataset_names, dataset_num_classes
+from ..errors import UserError
+
+__all__ = ["prepare_config"]
+
+logger = logging.getLogger(__name__)
+
+# Of this project's detectors, and of Detectron2's two-stage ones, which have one class number.
+_CLASS_KEYS = ("num_classes", "roi_heads.num_classes")
+
+
+def prepare_config(
+    cfg: DictConfig,
+    overrides: Sequence[str] = (),
+    *,
+    training: bool = True,
+    with_files: bool = True,
+) -> DictConfig:
+    """Register the data sets of a config, check them, and let the number of classes follow.
+
+    That is ``model.num_classes``, or ``model.roi_heads.num_classes`` of Detectron2's two-stage
+    detectors. It stays as it is where no data set has class names.
+
+    Args:
+        cfg: changed in place and returned.
+        overrides: the command line's; a number of classes among them must agree with the data.
+        training: also look at the training set.
+        with_files: the data sets' files are needed, too; see ``dataset_names``.
+
+    Raises:
+        ValueError: the data sets differ in their classes, or the given number of classes is not the
+            data set's.
+        FileNotFoundError, KeyError: a data set is missing.
+    """
+    names = dataset_names(cfg.dataloader.test.dataset, with_files=with_files)
+    if training:
+        names = [*dataset_names(cfg.dataloader.train.dataset, with_files=with_files), *names]
+    num_classes = dataset_num_classes(names)
+    keys = [k for k in _CLASS_KEYS if OmegaConf.select(cfg.model, k) is not None]
+    if num_classes is None or not keys:
+        return cfg
+    key = f"model.{keys[0]}"
+    current = OmegaConf.select(cfg, key)
+    if current == num_classes:
+        return cfg
+    source = next(n for n in names if MetadataCatalog.get(n).get("thing_classes") is not None)
+    if any(text.split("=")[0].lstrip("+") == key for text in overrides):
+        raise UserError(
+            f"{key}={current}, but {source} has {num_classes} classes: leave {key} out, it "
+            "follows the data set"
+        )
+    logger.info(
+        "%s is set to %d, the number of classes of %s (the config has %d)",
+        key,
+        num_classes,
+        source,
+        current,
+    )
+    OmegaConf.update(cfg, key, num_classes)
+    return cfg

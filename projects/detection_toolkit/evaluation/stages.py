@@ -1,0 +1,489 @@
+"""Evaluation of every stage in one pass over a data set."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import (
+    COCOEvaluator,
+    DatasetEvaluator,
+    DatasetEvaluators,
+    inference_on_dataset,
+)
+from detectron2.layers import batched_nms
+from detectron2.structures import BoxMode, Instances
+from detectron2.utils import comm
+from tabulate import tabulate
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from stageinteractor import CrossStageMatcher
+
+from ..data import get_detection_dataset
+from ..errors import UserError
+from ..structures import GroundTruth
+from ..training import HungarianMatcher, StagewiseMatcher
+from .diagnosis import (
+    count_label_changes,
+    count_score_changes,
+    find_duplicates,
+    match_detections,
+)
+
+__all__ = ["AllStages", "StageEvaluator", "check_stage_evaluation", "evaluate_stages"]
+
+logger = logging.getLogger(__name__)
+
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+
+
+class AllStages(nn.Module):
+    """A detector whose answer also holds what its earlier stages would have answered.
+
+    Usable with Detectron2's ``inference_on_dataset`` and its evaluators, which see the last
+    stage's detections as always.
+    """
+
+    def __init__(self, detector: nn.Module):
+        """
+        Raises:
+            ValueError: the detector has no stages that could answer.
+        """
+        super().__init__()
+        if not callable(getattr(detector, "inference_stages", None)):
+            raise UserError(
+                f"{type(detector).__name__} offers no inference_stages: evaluation by stage "
+                "(train.stage_evaluation) needs a detector with a cascade of stages"
+            )
+        self.detector = detector
+        # Whoever switches the mode of this module back must not switch the detector's.
+        self.training = detector.training
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """
+        Returns:
+            for each image "instances" of the last stage, "stages" (Instances of each of the S
+            stages), "logits" (S, N, K), and "boxes" (S, N, 4) in pixels of the resized image.
+        """
+        outputs, detections = self.detector.inference_stages(batched_inputs)
+        logits = torch.stack([output.logits for output in outputs], dim=1)
+        boxes = torch.stack([output.boxes for output in outputs], dim=1)
+        return [
+            {"instances": stages[-1], "stages": list(stages), "logits": logits_, "boxes": boxes_}
+            for stages, logits_, boxes_ in zip(zip(*detections), logits, boxes)
+        ]
+
+
+class StageEvaluator(DatasetEvaluator):
+    """AP after each stage, fading true and growing false positives, duplicates, label changes.
+
+    To be used with :class:`AllStages`. What fades and grows is defined in
+    :func:`~detection_toolkit.evaluation.count_score_changes`, a label's change in
+    :func:`~detection_toolkit.evaluation.count_label_changes`. Labels are assigned to the model's
+    predictions on the test images as a training step would, once by the stage's own match alone
+    and once with the cross-stage matcher, whatever the model was trained with.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        num_stages: int,
+        *,
+        num_classes: int,
+        matcher: nn.Module | None = None,
+        cross_stage_matcher: nn.Module | None = None,
+        iou_thresholds: Sequence[float] = (0.5, 0.75),
+        duplicate_iou: float = 0.7,
+        score_threshold: float = 0.1,
+        max_dets_per_image: int | None = None,
+        output_file: str | Path | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ):
+        """
+        Args:
+            dataset_name: in Detectron2's catalogues.
+            num_stages: S.
+            num_classes: K.
+            matcher: one-to-one matcher; default :class:`HungarianMatcher` as released.
+            cross_stage_matcher: default :class:`CrossStageMatcher` as released.
+            iou_thresholds: IoUs from which on a detection is a true positive.
+            duplicate_iou: two detections of a class that overlap more are duplicates; also the
+                threshold of the NMS that AP is computed with once more.
+            score_threshold: detections that score less are not looked at for duplicates.
+            max_dets_per_image: see Detectron2's ``COCOEvaluator``.
+            output_file: JSON to write; None: none.
+            facts: further entries at the top of the JSON.
+
+        Raises:
+            ValueError: the data set has no annotations.
+        """
+        records = _annotated_records(dataset_name)
+        self.dataset_name = dataset_name
+        self.num_stages = num_stages
+        self.num_classes = num_classes
+        self.matcher = HungarianMatcher() if matcher is None else matcher
+        self.label_assigners = {
+            "own_match": StagewiseMatcher(),
+            "cross_stage": CrossStageMatcher()
+            if cross_stage_matcher is None
+            else cross_stage_matcher,
+        }
+        self.iou_thresholds = tuple(iou_thresholds)
+        self.duplicate_iou = duplicate_iou
+        self.score_threshold = score_threshold
+        self.output_file = None if output_file is None else Path(output_file)
+        self.facts = dict(facts or {})
+        self._truth = {record["image_id"]: _objects(record) for record in records}
+        with _quiet():
+            # One evaluator a stage, and one for the last stage after NMS.
+            self._coco = [
+                COCOEvaluator(dataset_name, ("bbox",), max_dets_per_image=max_dets_per_image)
+                for _ in range(num_stages + 1)
+            ]
+        self.reset()
+
+    def reset(self) -> None:
+        for evaluator in self._coco:
+            evaluator.reset()
+        self._images = 0
+        self._counts: dict[tuple, Tensor] = {}
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """
+        Args:
+            inputs: of the model.
+            outputs: of :class:`AllStages`.
+        """
+        for evaluator, stage in zip(self._coco, range(self.num_stages)):
+            evaluator.process(inputs, [{"instances": x["stages"][stage]} for x in outputs])
+        kept = [{"instances": self._suppress(x["stages"][-1])} for x in outputs]
+        self._coco[-1].process(inputs, kept)
+
+        predictions = [
+            (x["logits"].float().cpu(), x["boxes"].float().cpu(), x["instances"].to("cpu"))
+            for x in outputs
+        ]
+        truth = [self._truth_as_seen(x) for x in inputs]
+        for (logits, boxes, last), objects, x in zip(predictions, truth, inputs):
+            self._count_score_changes(logits.sigmoid(), boxes, last, objects, x["image"].shape[-2:])
+        for x, after_nms in zip(outputs, kept):
+            all_stages = [*x["stages"], after_nms["instances"]]
+            self._count_duplicates([instances.to("cpu") for instances in all_stages])
+        self._count_label_changes(
+            torch.stack([logits for logits, _, _ in predictions], 1),
+            torch.stack([boxes for _, boxes, _ in predictions], 1),
+            GroundTruth.collate(
+                [boxes[~crowd] for boxes, _, crowd in truth],
+                [labels[~crowd] for _, labels, crowd in truth],
+                [tuple(x["image"].shape[-2:]) for x in inputs],
+            ),
+        )
+        self._images += len(inputs)
+
+    def evaluate(self) -> dict[str, Any] | None:
+        """The metrics, also written to ``output_file``; None in all but the main process."""
+        stages = range(1, self.num_stages + 1)
+        titles = [*(f"stage {t}" for t in stages), f"stage {self.num_stages} after NMS"]
+        results = []
+        for evaluator in self._progress(self._coco, titles):
+            with _quiet():
+                results.append(evaluator.evaluate())
+        gathered = comm.gather((self._images, self._counts))
+        if not comm.is_main_process():
+            return None
+        counts: dict[tuple, Tensor] = {}
+        for _, part in gathered:
+            for key, value in part.items():
+                counts[key] = counts.get(key, 0) + value
+        metrics = self._summarise(results, sum(images for images, _ in gathered), counts)
+        logger.info("%s by stage:\n%s", self.dataset_name, _table(metrics))
+        if self.output_file is not None:
+            self.output_file.parent.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(metrics, indent=2)
+            self.output_file.write_text(text + "\n", encoding="utf-8")
+        return metrics
+
+    def _suppress(self, instances: Instances) -> Instances:
+        boxes, classes = instances.pred_boxes.tensor, instances.pred_classes
+        return instances[batched_nms(boxes, instances.scores, classes, self.duplicate_iou)]
+
+    def _truth_as_seen(self, x: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        """Boxes in pixels of the resized image, classes, and which of them are crowds."""
+        boxes, classes, crowd = self._truth[x["image_id"]]
+        height, width = x["image"].shape[-2:]
+        scale = boxes.new_tensor([width / x["width"], height / x["height"]]).repeat(2)
+        return boxes * scale, classes, crowd
+
+    def _count_score_changes(
+        self,
+        scores: Tensor,
+        boxes: Tensor,
+        last: Instances,
+        objects: tuple[Tensor, Tensor, Tensor],
+        size: tuple[int, int],
+    ) -> None:
+        truth_boxes, truth_classes, crowd = objects
+        # As detections are before they count: clipped to the image.
+        limit = boxes.new_tensor([size[1], size[0]]).repeat(2)
+        boxes = boxes.clamp(min=0).minimum(limit)
+        for threshold in self.iou_thresholds:
+            found = match_detections(
+                boxes[-1, last.query_index],
+                last.pred_classes,
+                truth_boxes,
+                truth_classes,
+                iou_threshold=threshold,
+                crowd=crowd,
+            )
+            changes = count_score_changes(
+                scores,
+                boxes,
+                queries=last.query_index,
+                classes=last.pred_classes,
+                found=found,
+                truth_boxes=truth_boxes,
+            )
+            for name, value in changes._asdict().items():
+                self._add(("score_changes", threshold, name), value)
+
+    def _count_duplicates(self, stages: list[Instances]) -> None:
+        duplicates, detections = [], []
+        for instances in stages:
+            kept = instances[instances.scores >= self.score_threshold]
+            found = find_duplicates(
+                kept.pred_boxes.tensor, kept.pred_classes, iou_threshold=self.duplicate_iou
+            )
+            duplicates.append(found.sum())
+            detections.append(len(kept))
+        self._add(("duplicates",), torch.stack(duplicates))
+        self._add(("detections",), torch.tensor(detections))
+
+    def _count_label_changes(self, logits: Tensor, boxes: Tensor, truth: GroundTruth) -> None:
+        assignment = self.matcher(logits, boxes, truth)
+        for name, assigner in self.label_assigners.items():
+            targets = assigner(assignment, boxes, truth, num_classes=self.num_classes)
+            for key, value in count_label_changes(targets)._asdict().items():
+                self._add(("label_changes", name, key), value)
+
+    def _add(self, key: tuple, value: Tensor) -> None:
+        self._counts[key] = self._counts[key] + value if key in self._counts else value
+
+    def _progress(self, items: Iterable, titles: Sequence[str]) -> Iterator:
+        shown = comm.is_main_process()
+        with tqdm(total=len(titles), unit=" stages", disable=None if shown else True) as bar:
+            for item, title in zip(items, titles):
+                bar.set_description(f"AP of {title}")
+                yield item
+                bar.update()
+
+    def _summarise(
+        self, results: list[dict[str, Any]], num_images: int, counts: Mapping[tuple, Tensor]
+    ) -> dict[str, Any]:
+        def average_precision(result: dict[str, Any]) -> dict[str, float | None]:
+            values = result.get("bbox", {})
+            return {name: _finite(values.get(name, math.nan)) for name in METRICS}
+
+        duplicates, detections = counts[("duplicates",)], counts[("detections",)]
+        # The last one is the last stage after NMS.
+        *stages, after_nms = (
+            {
+                **average_precision(result),
+                "detections": int(number),
+                "duplicates": _share(duplicate, number),
+            }
+            for result, number, duplicate in zip(results, detections, duplicates)
+        )
+        stages = [{"stage": t, **stage} for t, stage in enumerate(stages, start=1)]
+        score_changes = []
+        for threshold in self.iou_thresholds:
+            c = {
+                name: counts[("score_changes", threshold, name)]
+                for name in ("true_positives", "faded", "false_positives", "grown")
+            }
+            true, false = c["true_positives"], c["false_positives"]
+            score_changes.append(
+                {
+                    "iou_threshold": threshold,
+                    "true_positives": int(true),
+                    "faded": _share(c["faded"][-1], true),
+                    "faded_from_stage": [_share(n, true) for n in c["faded"][:-1]],
+                    "false_positives": int(false),
+                    "grown": _share(c["grown"][-1], false),
+                    "grown_from_stage": [_share(n, false) for n in c["grown"][:-1]],
+                }
+            )
+        label_changes = {}
+        for name in self.label_assigners:
+            changed, labelled, queries = (
+                counts[("label_changes", name, key)] for key in ("changed", "labelled", "queries")
+            )
+            label_changes[name] = {
+                "share_of_queries": _share(changed.sum(), queries * len(changed)),
+                "share_of_queries_by_step": [_share(n, queries) for n in changed],
+                "share_of_labelled": _share(changed.sum(), labelled.sum()),
+                "share_of_labelled_by_step": [_share(n, m) for n, m in zip(changed, labelled)],
+            }
+        return {
+            "dataset": self.dataset_name,
+            "classes": MetadataCatalog.get(self.dataset_name).get("thing_classes"),
+            **self.facts,
+            "num_images": num_images,
+            "num_stages": self.num_stages,
+            "duplicate_iou": self.duplicate_iou,
+            "duplicate_score_threshold": self.score_threshold,
+            "stages": stages,
+            "last_stage_after_nms": after_nms,
+            "score_changes": score_changes,
+            "label_changes": label_changes,
+        }
+
+
+def evaluate_stages(
+    model: nn.Module,
+    data_loader: Iterable[list[dict[str, Any]]],
+    evaluator: DatasetEvaluator | None = None,
+    *,
+    dataset_name: str,
+    max_dets_per_image: int | None = None,
+    output_file: str | Path | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Detectron2's ``inference_on_dataset``, with the metrics of every stage from the same pass.
+
+    Args:
+        model: a detector with ``inference_stages``, also inside of a DistributedDataParallel.
+            Its criterion's matcher and, where it has one, its cross-stage matcher are used to
+            count label changes.
+        data_loader: as ``build_test_loader`` makes it.
+        evaluator: of the last stage's detections.
+        dataset_name, max_dets_per_image, output_file, facts: see :class:`StageEvaluator`.
+
+    Returns:
+        the evaluator's results, and the metrics by stage; both empty but in the main process.
+
+    Raises:
+        ValueError: the model has no stages, or the data set no annotations.
+    """
+    detector = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    all_stages = AllStages(detector)
+    criterion = getattr(detector, "criterion", None)
+    assigner = getattr(criterion, "label_assigner", None)
+    stage_evaluator = StageEvaluator(
+        dataset_name,
+        detector.decoder.num_stages,
+        num_classes=detector.num_classes,
+        matcher=getattr(criterion, "matcher", None),
+        cross_stage_matcher=assigner if isinstance(assigner, CrossStageMatcher) else None,
+        max_dets_per_image=max_dets_per_image,
+        output_file=output_file,
+        facts=facts,
+    )
+    shown = comm.is_main_process()
+    loader = tqdm(data_loader, "all stages", unit=" batches", disable=None if shown else True)
+    both = _Both(evaluator, stage_evaluator)
+    results = inference_on_dataset(all_stages, loader, both) or {}
+    return results, both.stage_metrics
+
+
+class _Both(DatasetEvaluators):
+    """Both evaluators in one pass; the metrics by stage are kept apart."""
+
+    def __init__(self, evaluator: DatasetEvaluator | None, stage_evaluator: StageEvaluator):
+        super().__init__([x for x in (evaluator, stage_evaluator) if x is not None])
+        self.evaluator = evaluator
+        self.stage_evaluator = stage_evaluator
+        self.stage_metrics: dict[str, Any] = {}
+
+    def evaluate(self) -> dict[str, Any]:
+        results = self.evaluator.evaluate() if self.evaluator is not None else {}
+        self.stage_metrics = self.stage_evaluator.evaluate() or {}
+        return results
+
+
+def check_stage_evaluation(model: nn.Module, dataset_names: Iterable[str]) -> None:
+    """Tell before a training what would stop the evaluation after it.
+
+    Raises:
+        ValueError: the model has no stages, or a data set no annotations.
+    """
+    AllStages(model)
+    for name in dataset_names:
+        _annotated_records(name)
+
+
+def _annotated_records(dataset_name: str) -> list[dict[str, Any]]:
+    # Wherever its images lie: none is opened here.
+    records = get_detection_dataset(dataset_name, allow_outside=True, filter_empty=False)
+    # A test set may still be listed with empty annotations; without any object nothing counts.
+    if not any(record.get("annotations") for record in records):
+        raise UserError(
+            f"data set {dataset_name} has no annotated objects: evaluation by stage "
+            "(train.stage_evaluation) needs some"
+        )
+    return records
+
+
+def _objects(record: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """(M, 4) ``xyxy`` boxes in pixels of the original image, (M,) classes, (M,) crowds."""
+    annotations = record.get("annotations", [])
+    boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
+    return (
+        torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        torch.tensor([a["category_id"] for a in annotations], dtype=torch.long),
+        torch.tensor([bool(a.get("iscrowd", 0)) for a in annotations], dtype=torch.bool),
+    )
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None  # JSON has no NaN
+
+
+def _share(part: Tensor, whole: Tensor) -> float | None:
+    return float(part) / float(whole) if whole else None
+
+
+def _table(metrics: Mapping[str, Any]) -> str:
+    names = ("AP", "AP50", "AP75", "duplicates")
+    rows = [[s["stage"], *(s[name] for name in names)] for s in metrics["stages"]]
+    after_nms = metrics["last_stage_after_nms"]
+    rows.append([f"{rows[-1][0]} + NMS", *(after_nms[name] for name in names)])
+    text = tabulate(rows, ["stage", *names], "pipe", floatfmt=".3f", missingval="-")
+    lines = [text]
+    for changes in metrics["score_changes"]:
+        lines.append(
+            f"IoU {changes['iou_threshold']}: of {changes['true_positives']} true positives "
+            f"{_percent(changes['faded'])} fade, of {changes['false_positives']} false positives "
+            f"{_percent(changes['grown'])} grow"
+        )
+    for name, changes in metrics["label_changes"].items():
+        lines.append(
+            f"labels by {name}: {_percent(changes['share_of_labelled'])} of the labelled queries "
+            "change from a stage to the next"
+        )
+    return "\n".join(lines)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the tables that each COCOEvaluator prints: there is one of them for every stage."""
+    coco_logger = logging.getLogger("detectron2.evaluation.coco_evaluation")
+    level = coco_logger.level
+    coco_logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        coco_logger.setLevel(level)

@@ -1,0 +1,102 @@
+"""What an exported file says about itself, so that pictures can be given to it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from detectron2.data import transforms as T
+
+from ..data.transforms import OpenCVResizeShortestEdge
+from ..errors import UserError
+
+__all__ = ["METADATA_KEY", "Description"]
+
+METADATA_KEY = "stageinteractor"
+_VERSION = 1
+_RESIZING = {"pillow": T.ResizeShortestEdge, "opencv": OpenCVResizeShortestEdge}
+
+
+@dataclass(frozen=True)
+class Description:
+    """How pictures become input, and what the labels mean."""
+
+    class_names: tuple[str, ...] | None
+    """Names of the labels 0, 1, ...; None where the data set has none."""
+
+    image_format: str = "RGB"
+    """Order of the three channels of the input."""
+
+    resizing: str | None = None
+    """What resizes pictures: "pillow" or "opencv", bilinear both; None for not at all."""
+
+    short_side: int = 0
+    """Pixels that the shorter side gets."""
+
+    max_side: int = 0
+    """Pixels that the longer side never exceeds."""
+
+    @classmethod
+    def from_test_augmentations(
+        cls,
+        augmentations: Sequence[T.Augmentation],
+        *,
+        class_names: Sequence[str] | None,
+        image_format: str,
+    ) -> Description:
+        """Describe the test-time treatment of a config.
+
+        Args:
+            augmentations: of ``dataloader.test.mapper``, built.
+            class_names: of the data set.
+            image_format: "RGB" or "BGR".
+
+        Raises:
+            ValueError: something else than one resizing to a fixed shorter side.
+        """
+        names = None if class_names is None else tuple(class_names)
+        if not augmentations:
+            return cls(names, image_format)
+        first = augmentations[0]
+        kinds = {kind: name for name, kind in _RESIZING.items()}
+        lengths = set(getattr(first, "short_edge_length", ()))
+        if len(augmentations) > 1 or type(first) not in kinds or len(lengths) != 1:
+            shown = ", ".join(type(a).__name__ for a in augmentations)
+            raise UserError(
+                "an exported file can say no more than to resize pictures to one shorter side: "
+                f"dataloader.test.mapper.augmentations has {shown}"
+            )
+        return cls(names, image_format, kinds[type(first)], lengths.pop(), first.max_size)
+
+    def augmentations(self) -> T.AugmentationList:
+        """The test-time treatment that is described."""
+        if self.resizing is None:
+            return T.AugmentationList([])
+        return T.AugmentationList([_RESIZING[self.resizing](self.short_side, self.max_side)])
+
+    def to_json(self) -> str:
+        return json.dumps({"version": _VERSION, **asdict(self)}, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Description:
+        """
+        Raises:
+            ValueError: the text was not written by :meth:`to_json`, or by a newer version of it.
+        """
+        try:
+            values = json.loads(text)
+            version = values.pop("version")
+            if version != _VERSION:
+                raise UserError(
+                    f"the description has version {version}, and this program reads {_VERSION}"
+                )
+            names = values.pop("class_names")
+            description = cls(None if names is None else tuple(names), **values)
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"the description of the model cannot be read ({error})") from error
+        if description.resizing not in (None, *_RESIZING):
+            raise UserError(f"the description asks for unknown resizing {description.resizing!r}")
+        if description.image_format not in ("RGB", "BGR"):
+            raise UserError(f"the description has channel order {description.image_format!r}")
+        return description

@@ -1,0 +1,76 @@
+"""From one picture to its detections, by an exported detector."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.data import Metadata
+from detectron2.data import transforms as T
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import Boxes, Instances
+
+from ..data.images import check_picture
+from ..data.mapper import augment
+from .runtime import open_onnx, run_session
+
+__all__ = ["OnnxPredictor"]
+
+
+class OnnxPredictor:
+    """Called as :class:`~detection_toolkit.engine.Predictor`, without config, weights and model.
+
+    Attributes:
+        description: what the file says about itself.
+        metadata: with ``thing_classes``, where the file has class names.
+    """
+
+    def __init__(self, path: str | Path, *, threads: int = 0):
+        """
+        Args:
+            path: a file that ``tools/export.py --format onnx`` has written.
+            threads: of ONNX Runtime; 0 leaves the number to it.
+
+        Raises:
+            ImportError: ONNX Runtime is missing.
+            FileNotFoundError: no such file.
+            ValueError: it is not such a file.
+        """
+        self.session, self.description = open_onnx(path, threads=threads)
+        self.metadata = Metadata()
+        if self.description.class_names is not None:
+            self.metadata.thing_classes = list(self.description.class_names)
+        self._augmentations = self.description.augmentations()
+
+    def __call__(self, original_image: np.ndarray) -> dict[str, Instances]:
+        """
+        Args:
+            original_image: (H, W, 3) uint8 picture in BGR order, as OpenCV reads it.
+
+        Returns:
+            {"instances": Instances}, with ``pred_boxes`` in pixels of the given picture,
+            ``scores`` and ``pred_classes``, best first.
+
+        Raises:
+            ValueError: not a picture of three channels.
+            UnreadableImageError: the picture is too thin to be resized.
+        """
+        check_picture(original_image)
+        image = original_image
+        if self.description.image_format == "RGB":
+            image = image[:, :, ::-1]
+        augmented = T.AugInput(np.ascontiguousarray(image))
+        augment(self._augmentations, augmented)
+        resized = augmented.image
+        size = resized.shape[:2]
+        boxes, scores, labels = run_session(
+            self.session, resized.transpose(2, 0, 1)[None], np.array([size])
+        )
+        instances = Instances(
+            size,
+            pred_boxes=Boxes(torch.from_numpy(boxes[0])),
+            scores=torch.from_numpy(scores[0]),
+            pred_classes=torch.from_numpy(labels[0]),
+        )
+        return {"instances": detector_postprocess(instances, *original_image.shape[:2])}

@@ -1,0 +1,98 @@
+"""ONNX Runtime, with errors that say what is wrong with a file."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import MissingPackageError, UserError
+from .description import METADATA_KEY, Description
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+__all__ = ["open_onnx", "require", "run_session"]
+
+_NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
+
+
+def require(name: str, what: str) -> ModuleType:
+    """Import an optional package.
+
+    Args:
+        name: of the package.
+        what: needs it.
+
+    Raises:
+        ImportError: it is missing; says how to install it.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise MissingPackageError(
+            f'{what} needs the package {name}: pip install "stageinteractor[onnx]" ({error})'
+        ) from error
+
+
+def open_onnx(
+    model: str | Path | bytes, *, threads: int = 0
+) -> tuple[InferenceSession, Description]:
+    """Open an exported detector on the CPU.
+
+    Args:
+        model: the file, or its content.
+        threads: of ONNX Runtime; 0 leaves the number to it.
+
+    Raises:
+        ImportError: ONNX Runtime is missing.
+        FileNotFoundError: no such file.
+        ValueError: the file is no ONNX model, or not one that was exported here.
+    """
+    runtime = require("onnxruntime", "an ONNX model")
+    shown = "the model" if isinstance(model, bytes) else str(model)
+    if not isinstance(model, bytes) and not Path(model).is_file():
+        raise FileNotFoundError(f"no such ONNX model: {shown}")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors only
+    source = model if isinstance(model, bytes) else str(model)
+    try:
+        session = runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's own classes have no common base
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{shown} cannot be opened as an ONNX model: {reason}") from error
+    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    if text is None:
+        raise UserError(
+            f"{shown} is an ONNX model, but not one that tools/export.py has written: it does not "
+            "say how pictures become its input"
+        )
+    try:
+        return session, Description.from_json(text)
+    except ValueError as error:
+        raise UserError(f"{shown}: {error}") from error
+
+
+def run_session(
+    session: InferenceSession, images: np.ndarray, image_sizes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes (B, D, 4), scores (B, D) and labels (B, D) of a batch.
+
+    Args:
+        session: of :func:`open_onnx`.
+        images: (B, 3, H, W) of 0..255; converted to the type that the graph takes.
+        image_sizes: (B, 2) height and width of each image within the batch.
+    """
+    kind = _NUMPY_TYPES[session.get_inputs()[0].type]
+    boxes, scores, labels = session.run(
+        ["boxes", "scores", "labels"],
+        {
+            "images": np.ascontiguousarray(images, dtype=kind),
+            "image_sizes": np.asarray(image_sizes, dtype=np.int64),
+        },
+    )
+    return boxes, scores, labels

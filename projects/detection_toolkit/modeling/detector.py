@@ -1,0 +1,238 @@
+"""The base of all meta-architectures: images -> features -> queries -> Instances or losses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.utils.events import get_event_storage, has_event_storage
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..structures import GroundTruth, StageOutput
+from .execution import Execution
+
+__all__ = ["QueryDetector"]
+
+
+class QueryDetector(nn.Module):
+    """A query-based detector: backbone, initial queries, stages in cascade.
+
+    Backbone with neck, initial queries and query head are parts; the criterion is injected, and
+    needed for training only. Input and output follow Detectron2's models.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        initial_queries: nn.Module,
+        decoder: nn.Module,
+        criterion: nn.Module | None,
+        num_classes: int,
+        pixel_mean: Sequence[float] = (123.675, 116.28, 103.53),
+        pixel_std: Sequence[float] = (58.395, 57.12, 57.375),
+        size_divisibility: int = 32,
+        max_detections: int = 100,
+        execution: Execution | None = None,
+    ):
+        """
+        Args:
+            backbone: image batch -> {name: map (B, C, H_l, W_l)}, finest first, with the neck
+                that brings every map to C channels (:class:`SharedNormChannelMapper`).
+            initial_queries: image sizes -> (content, xyzr).
+            decoder: a query head (see ``QUERY_HEADS``).
+            criterion: outputs of all stages and ground truth -> losses; None for inference only.
+            num_classes: K.
+            pixel_mean, pixel_std: three numbers each, RGB, of values 0..255.
+            size_divisibility: batches are padded at the bottom and right to a multiple of it,
+                after normalisation.
+            max_detections: best (query, class) pairs that an image keeps at test time.
+            execution: how to compute; the decoder has its own reference to it.
+        """
+        super().__init__()
+        self.execution = execution or Execution()
+        if self.execution.channels_last:
+            backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.backbone = backbone
+        self.strides = tuple(shape.stride for shape in backbone.output_shape().values())
+        self.initial_queries = initial_queries
+        self.decoder = decoder
+        self.criterion = criterion
+        self.num_classes = num_classes
+        self.size_divisibility = size_divisibility
+        self.max_detections = max_detections
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.pixel_mean.device
+
+    @property
+    def num_queries(self) -> int:
+        """N."""
+        return self.initial_queries.num_queries
+
+    def forward(
+        self, batched_inputs: list[dict[str, Any]], *, target_counts: Tensor | None = None
+    ) -> dict[str, Tensor] | list[dict[str, Instances]]:
+        """
+        Args:
+            batched_inputs: dicts in Detectron2's format: "image" (3, H, W) RGB of 0..255;
+                "instances" with ``gt_boxes`` and ``gt_classes`` for training; "height" and
+                "width", the size that detections are scaled to at test time.
+            target_counts: (S, 2), see :meth:`count_targets`; only for accumulated gradients.
+
+        Returns:
+            training: scalar losses ``loss_{cls,bbox,giou}_stage{t}``, whose sum is the loss.
+            otherwise: for each image {"instances": Instances} with ``pred_boxes``, ``scores``
+            and ``pred_classes``, best first.
+
+        Raises:
+            ValueError: training without ground truth, or a class outside [0, K).
+        """
+        images = self.preprocess_image(batched_inputs)
+        if not self.training:
+            last = self.predict_stages(images)[-1]
+            return [
+                {"instances": self._postprocess(instances, batched_input)}
+                for instances, batched_input in zip(
+                    self.inference(last, images.image_sizes), batched_inputs
+                )
+            ]
+        truth = self.prepare_ground_truth(batched_inputs, images.image_sizes)
+        result = self.criterion(self.predict_stages(images), truth, target_counts=target_counts)
+        if has_event_storage():
+            storage = get_event_storage()
+            for t, accuracy in enumerate(result.matched_accuracy.tolist()):
+                storage.put_scalar(f"stage{t}/matched_accuracy", accuracy)
+        return result.as_dict()
+
+    @torch.no_grad()
+    def count_targets(self, batched_inputs: list[dict[str, Any]]) -> Tensor:
+        """(S, 2) matched queries and ones in the class targets of every stage in this batch.
+
+        When gradients are accumulated, the sum over the micro-batches of a step is what each of
+        their losses is normalised with, so that they add up to the loss of the whole batch.
+        """
+        images = self.preprocess_image(batched_inputs)
+        truth = self.prepare_ground_truth(batched_inputs, images.image_sizes)
+        return self.criterion.count_targets(self.predict_stages(images), truth)
+
+    def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        """Normalise, pad and batch the images."""
+        images = [x["image"].to(self.device, non_blocking=True) for x in batched_inputs]
+        images = [(x - self.pixel_mean) / self.pixel_std for x in images]
+        return ImageList.from_tensors(images, self.size_divisibility)
+
+    def extract_features(self, images: ImageList) -> list[Tensor]:
+        """L maps (B, C, H_l, W_l) of a normalised batch, finest first."""
+        batch = images.tensor
+        if self.execution.channels_last:
+            batch = batch.contiguous(memory_format=torch.channels_last)
+        return list(self.backbone(batch).values())
+
+    def predict_stages(self, images: ImageList) -> list[StageOutput]:
+        """Predictions of all stages for a normalised batch."""
+        features = self.extract_features(images)
+        queries, xyzr = self.initial_queries(images.image_sizes)
+        return self.decoder(features, self.strides, queries, xyzr)
+
+    def prepare_ground_truth(
+        self, batched_inputs: list[dict[str, Any]], image_sizes: Sequence[tuple[int, int]]
+    ) -> GroundTruth:
+        """Collect the objects of a training batch on the model's device."""
+        boxes, labels = [], []
+        for x in batched_inputs:
+            if "instances" not in x:
+                raise UserError(
+                    f"{x.get('file_name', 'an image')} has no ground truth: training needs "
+                    '"instances" with gt_boxes and gt_classes'
+                )
+            classes = x["instances"].gt_classes
+            if (
+                len(classes)
+                and not 0 <= int(classes.min()) <= int(classes.max()) < self.num_classes
+            ):
+                raise UserError(
+                    f"{x.get('file_name', 'an image')} has class {int(classes.max())} (smallest "
+                    f"{int(classes.min())}), but the model has {self.num_classes} classes: set "
+                    "model.num_classes"
+                )
+            boxes.append(x["instances"].gt_boxes.tensor)
+            labels.append(classes)
+        return GroundTruth.collate(boxes, labels, image_sizes, device=self.device)
+
+    @torch.no_grad()
+    def inference_stages(
+        self, batched_inputs: list[dict[str, Any]]
+    ) -> tuple[list[StageOutput], list[list[Instances]]]:
+        """What every stage would answer if it were the last, in one forward pass.
+
+        Args:
+            batched_inputs: as for :meth:`forward` at test time.
+
+        Returns:
+            the predictions of the S stages, in pixels of the resized images, and for each stage
+            each image's detections, as :meth:`forward` returns them for the last stage.
+        """
+        images = self.preprocess_image(batched_inputs)
+        outputs = self.predict_stages(images)
+        detections = [
+            [
+                self._postprocess(instances, batched_input)
+                for instances, batched_input in zip(
+                    self.inference(output, images.image_sizes), batched_inputs
+                )
+            ]
+            for output in outputs
+        ]
+        return outputs, detections
+
+    def select_detections(self, output: StageOutput) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The best (query, class) pairs of a batch, as tensors.
+
+        Args:
+            output: predictions of one stage.
+
+        Returns:
+            of D = min(max_detections, N K) pairs, best first: boxes (B, D, 4) in pixels of the
+            resized image, scores (B, D), classes (B, D) and the queries (B, D) they came from.
+        """
+        scores = output.logits.float().sigmoid().flatten(1)  # (B, N K)
+        scores, index = scores.topk(min(self.max_detections, scores.shape[1]), dim=1)
+        query = torch.div(index, self.num_classes, rounding_mode="floor")
+        boxes = output.boxes.gather(1, query[..., None].expand(-1, -1, 4))
+        classes = index % self.num_classes
+        return boxes, scores, classes, query
+
+    @torch.no_grad()
+    def inference(
+        self, output: StageOutput, image_sizes: Sequence[tuple[int, int]]
+    ) -> list[Instances]:
+        """The best (query, class) pairs of each image, in pixels of the resized image.
+
+        Args:
+            output: predictions of one stage, usually the last.
+            image_sizes: (height, width) of each unpadded image.
+
+        Returns:
+            for each image ``pred_boxes``, ``scores`` and ``pred_classes``, best first, with the
+            ``query_index`` that each came from.
+        """
+        boxes, scores, classes, query = self.select_detections(output)
+        return [
+            Instances(size, pred_boxes=Boxes(b), scores=s, pred_classes=c, query_index=q)
+            for size, b, s, c, q in zip(image_sizes, boxes, scores, classes, query)
+        ]
+
+    @staticmethod
+    def _postprocess(instances: Instances, batched_input: dict[str, Any]) -> Instances:
+        height = batched_input.get("height", instances.image_size[0])
+        width = batched_input.get("width", instances.image_size[1])
+        return detector_postprocess(instances, height, width)

@@ -1,0 +1,35 @@
+"""The packages beside this one: whoever adds a detector adds a package, and it is found."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+
+__all__ = ["GROUP", "import_projects", "project_names"]
+
+GROUP = "detection_toolkit.projects"
+"""Entry points of installed packages that register detectors; ``setup.py`` writes them."""
+
+_HERE = Path(__file__).resolve().parent
+
+
+def project_names() -> list[str]:
+    """Names of the packages that build on this one.
+
+    Installed ones say so by an entry point of :data:`GROUP`. In a checkout, where nothing need be
+    installed, they are the folders beside this one.
+    """
+    points = entry_points()
+    # Python 3.9 returns a dictionary of lists.
+    found = points.select(group=GROUP) if hasattr(points, "select") else points.get(GROUP, [])
+    names = {point.value for point in found}
+    if (_HERE.parents[1] / "setup.py").is_file():
+        names |= {path.parent.name for path in _HERE.parent.glob("*/__init__.py")}
+    return sorted(names - {_HERE.name})
+
+
+def import_projects() -> None:
+    """Import all of them, so that what each registers is there, whichever a config uses."""
+    for name in project_names():
+        import_module(name)

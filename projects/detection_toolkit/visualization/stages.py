@@ -1,0 +1,453 @@
+"""One figure a picture: what every stage of the decoder found, looked at and reused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from detectron2.data import Metadata
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from ..errors import UserError
+from .paper import TEXT_WIDTH, draw_box, new_figure, prepare_picture
+from .pictures import _class_color as class_color
+from .pictures import _class_name as class_name
+from .stage_traces import StageTrace
+
+__all__ = [
+    "choose_queries",
+    "draw_followed_query",
+    "draw_query_stages",
+    "draw_stages",
+    "level_colors",
+    "stage_colors",
+]
+
+# Told apart by readers who cannot see red or green, too (Okabe and Ito).
+_QUERY_COLORS = ("#E69F00", "#56B4E9", "#CC79A7", "#009E73", "#F0E442", "#D55E00")
+_LEVELS = LinearSegmentedColormap.from_list("levels", ["#0b3c8c", "#1b9e9e", "#e08214", "#b2182b"])
+_LABEL = 5.6
+_BOX = dict(boxstyle="square,pad=0.15", lw=0)
+
+
+def choose_queries(traces: Sequence[StageTrace], count: int, *, threshold: float) -> list[int]:
+    """The queries of the best detections of the last stage, each once, best first.
+
+    Raises:
+        ValueError: nothing reaches the threshold.
+    """
+    last = traces[-1].detections
+    queries = list(dict.fromkeys(last.query_index[last.scores >= threshold].tolist()))
+    if not queries:
+        best = f"{float(last.scores.max()):.3f}" if len(last) else "none at all"
+        raise UserError(
+            f"no detection reaches the score {threshold:g} (the best one: {best}): lower "
+            "--confidence-threshold"
+        )
+    return queries[:count]
+
+
+def draw_stages(
+    image: np.ndarray,
+    traces: Sequence[StageTrace],
+    metadata: Metadata | None = None,
+    *,
+    threshold: float = 0.3,
+    num_queries: int = 2,
+    strides: Sequence[int] = (4, 8, 16, 32),
+) -> Figure:
+    """Detections, sampling points, trajectories, scores and reused filters of all stages.
+
+    The (up to six) best queries have one colour each in all panels; other detections are white.
+
+    Args:
+        image: (H, W, 3) RGB, the picture that the traces are of.
+        traces: of the S stages, by :func:`~detection_toolkit.visualization.trace_stages`.
+        metadata: its ``thing_classes`` name the classes.
+        threshold: lowest score of a detection that is drawn.
+        num_queries: of so many of the best queries, 1 to 6, the sampling points are drawn.
+        strides: of the L feature levels, for the legend.
+
+    Raises:
+        ValueError: nothing reaches the threshold in the last stage, or too many queries.
+    """
+    if not 1 <= num_queries <= len(_QUERY_COLORS):
+        raise UserError(f"1 to {len(_QUERY_COLORS)} queries can be drawn, not {num_queries}")
+    colors = dict(
+        zip(choose_queries(traces, len(_QUERY_COLORS), threshold=threshold), _QUERY_COLORS)
+    )
+    classes = {q: int(traces[-1].scores[q].argmax()) for q in colors}
+    sampled = list(colors)[:num_queries] if traces[0].points is not None else []
+
+    aspect = min(max(image.shape[0] / image.shape[1], 0.4), 1.5)
+    row = 0.94 * TEXT_WIDTH / len(traces) * aspect + 0.17
+    heights = [row + 0.08, *[0.97 * row] * len(sampled), 1.75]
+    figure = new_figure(sum(heights) + 0.05)
+    parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+
+    _detections_row(parts[0], image, traces, metadata, colors, threshold)
+    for part, query in zip(parts[1:], sampled):
+        _points_row(
+            part,
+            image,
+            traces,
+            query,
+            color=colors[query],
+            name=class_name(metadata, classes[query]),
+            aspect=aspect,
+            strides=strides,
+        )
+    best = next(iter(colors))
+    axes = parts[-1].subplots(1, 4, width_ratios=[1, 1, 1.25, 1.3])
+    _trajectories(axes[0], image, traces, colors)
+    _refinement(axes[1], image, traces, best, colors[best])
+    _scores(axes[2], traces, metadata, colors, classes)
+    _reuse(axes[3], traces)
+    return figure
+
+
+def draw_query_stages(
+    image: np.ndarray,
+    traces: Sequence[StageTrace],
+    query: int,
+    metadata: Metadata | None = None,
+    *,
+    strides: Sequence[int] = (4, 8, 16, 32),
+) -> Figure:
+    """Sampling points of one query at every stage, its way, its boxes and its scores.
+
+    Args:
+        image, traces, metadata, strides: see :func:`draw_stages`.
+        query: counted from 0.
+    """
+    color = _QUERY_COLORS[0]
+    classes = {query: int(traces[-1].scores[query].argmax())}
+    aspect = min(max(image.shape[0] / image.shape[1], 0.4), 1.5)
+    heights = [1.75]
+    if traces[0].points is not None:
+        heights.insert(0, 0.91 * TEXT_WIDTH / len(traces) * aspect + 0.17)
+    figure = new_figure(sum(heights) + 0.05)
+    parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    if traces[0].points is not None:
+        _points_row(
+            parts[0],
+            image,
+            traces,
+            query,
+            color=color,
+            name=class_name(metadata, classes[query]),
+            aspect=aspect,
+            strides=strides,
+        )
+    axes = parts[-1].subplots(1, 3, width_ratios=[1.2, 1, 1.6])
+    _trajectories(axes[0], image, traces, {query: color})
+    _refinement(axes[1], image, traces, query, color)
+    _scores(axes[2], traces, metadata, {query: color}, classes)
+    return figure
+
+
+def draw_followed_query(
+    image: np.ndarray,
+    traces: Sequence[StageTrace],
+    query: int,
+    metadata: Metadata | None = None,
+    *,
+    stage: int,
+    threshold: float = 0.3,
+) -> np.ndarray:
+    """One stage on the picture as a whole: a query's way up to it, over all detections.
+
+    Args:
+        image, traces, metadata, threshold: see :func:`draw_stages`; detections are those of the
+            stage.
+        query: counted from 0.
+        stage: counted from 0. Boxes after it and the stages before have the colours of
+            :func:`stage_colors`, the box that it starts from is dashed, and its sampling points
+            have the colours of :func:`level_colors`, mixed by their level weights.
+
+    Returns:
+        (H, W, 3) RGB uint8, of the size of ``image``.
+    """
+    height, width = image.shape[:2]
+    dpi = 100
+    # Half a pixel more than needed, which is cut off below: the canvas rounds down.
+    figure = Figure(figsize=((width + 0.5) / dpi, (height + 0.5) / dpi), dpi=dpi)
+    canvas = FigureCanvasAgg(figure)
+    axis = figure.add_axes((0, 0, 1, 1))
+    prepare_picture(axis, image, pale=True)
+    axis.set_axis_off()
+    unit = max(1.0, (height * width) ** 0.5 / 600)  # of line widths and type
+
+    trace = traces[stage]
+    found = trace.detections[trace.detections.scores >= threshold]
+    for box, label, other in zip(
+        found.pred_boxes.tensor.tolist(), found.pred_classes.tolist(), found.query_index.tolist()
+    ):
+        if other != query:
+            draw_box(axis, box, class_color(metadata, label), width=1.1 * unit)
+    if trace.points is not None:
+        _scatter_points(axis, trace, query, size=16 * unit**2, width=0.5 * unit)
+    draw_box(axis, trace.boxes_before[query], "black", width=1.3 * unit, ls=(0, (4, 2)))
+    shades = stage_colors(len(traces))
+    for index in range(stage + 1):
+        line = (1.3 if index < stage else 2.4) * unit
+        draw_box(axis, traces[index].boxes[query], shades[index], width=line, outline="white")
+    boxes = torch.stack([traces[0].boxes_before[query], *(t.boxes[query] for t in traces)])
+    centers = ((boxes[:, :2] + boxes[:, 2:]) / 2)[: stage + 2]
+    axis.plot(*centers.T, color="white", lw=2.6 * unit, zorder=4)
+    axis.plot(*centers.T, color="black", lw=1.2 * unit, zorder=4)
+    axis.scatter(
+        *centers[1:].T, c=shades[: stage + 1], s=34 * unit**2, lw=unit, ec="white", zorder=5
+    )
+    label = int(trace.scores[query].argmax())
+    text = f"query {query}: {class_name(metadata, label)} {float(trace.scores[query, label]):.2f}"
+    _label(axis, trace.boxes[query], text, _QUERY_COLORS[0], image.shape, size=9.5 * unit, zorder=6)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[:height, :width, :3].copy()
+
+
+def level_colors(count: int) -> list:
+    """RGBA colours of the feature levels, finest first."""
+    return [_LEVELS(level / max(1, count - 1)) for level in range(count)]
+
+
+def stage_colors(count: int) -> list:
+    """RGBA colours of the stages."""
+    return [colormaps["viridis"](0.95 - 0.9 * t / max(1, count - 1)) for t in range(count)]
+
+
+def _detections_row(part, image, traces, metadata, colors, threshold) -> None:
+    axes = part.subplots(1, len(traces), squeeze=False)[0]
+    for number, (axis, trace) in enumerate(zip(axes, traces), start=1):
+        found = trace.detections
+        found = found[found.scores >= threshold]
+        prepare_picture(axis, image, f"stage {number}: {_count(len(found), 'detection')}")
+        # Followed queries on top of the others, the best one on top of all.
+        order = sorted(
+            range(len(found)),
+            key=lambda i: (int(found.query_index[i]) in colors, float(found.scores[i])),
+        )
+        for i in order:
+            query = int(found.query_index[i])
+            color = colors.get(query, "white")
+            box = found.pred_boxes.tensor[i].tolist()
+            draw_box(axis, box, color, width=1.1, outline="black")
+            label = f"{class_name(metadata, int(found.pred_classes[i]))} {found.scores[i]:.2f}"
+            _label(axis, box, label, color, image.shape)
+    axes[0].set_ylabel("detections", fontsize=7)
+
+
+def _label(axis, box, text, color, shape, *, size: float = _LABEL, zorder: float = 3) -> None:
+    height, width = shape[:2]
+    box = [float(v) for v in box]
+    above = box[1] > 0.09 * height
+    right = box[0] > 0.6 * width
+    axis.text(
+        min(box[2], width) if right else max(box[0], 0),
+        box[1] if above else min(box[3], height),
+        text,
+        fontsize=size,
+        color="black",
+        zorder=zorder,
+        ha="right" if right else "left",
+        va="bottom" if above or box[3] > 0.93 * height else "top",
+        bbox=dict(_BOX, fc=color, alpha=0.85),
+        clip_on=True,
+    )
+
+
+def _points_row(part, image, traces, query, *, color, name, aspect, strides) -> None:
+    axes = part.subplots(1, len(traces), squeeze=False)[0]
+    num_levels = traces[0].level_weights.shape[-1]
+    norm = Normalize(0, num_levels - 1)
+    for number, (axis, trace) in enumerate(zip(axes, traces), start=1):
+        prepare_picture(axis, image, f"points of stage {number}", pale=True)
+        before, after = trace.boxes_before[query], trace.boxes[query]
+        _scatter_points(axis, trace, query, size=5, width=0.2)
+        draw_box(axis, before, "black", width=0.9, ls=(0, (4, 2)))
+        draw_box(axis, after, color, width=1.3)
+        x0, x1, y0, y1 = _view(torch.stack([before, after]), aspect, image.shape)
+        axis.set_xlim(x0, x1)
+        axis.set_ylim(y1, y0)
+        axis.set_facecolor("white")
+    axes[0].set_ylabel(f"query {query}\n{name}", fontsize=7, color="black")
+    axes[0].yaxis.label.set_bbox(dict(_BOX, fc=color, alpha=0.85))
+    bar = part.colorbar(ScalarMappable(norm, _LEVELS), ax=axes, fraction=0.02, pad=0.008, aspect=22)
+    bar.set_ticks(range(num_levels), labels=[str(s) for s in strides[:num_levels]])
+    bar.ax.tick_params(labelsize=_LABEL, length=2, pad=1)
+    bar.set_label("weighted stride", fontsize=_LABEL)
+
+
+def _scatter_points(axis, trace: StageTrace, query: int, *, size: float, width: float) -> None:
+    weights = trace.level_weights[query]
+    mean_level = (weights * torch.arange(weights.shape[-1], dtype=torch.float32)).sum(-1)
+    norm = Normalize(0, weights.shape[-1] - 1)
+    axis.scatter(
+        *trace.points[query].T,
+        c=mean_level,
+        cmap=_LEVELS,
+        norm=norm,
+        s=size,
+        lw=width,
+        ec="white",
+        zorder=3,
+    )
+
+
+def _view(
+    boxes: Tensor, aspect: float, shape, *, margin: float = 1.6
+) -> tuple[float, float, float, float]:
+    """Limits (x0, x1, y0, y1) around boxes, of the given aspect ratio (height over width)."""
+    height, width = shape[:2]
+    x0, y0 = boxes[:, :2].amin(0).tolist()
+    x1, y1 = boxes[:, 2:].amax(0).tolist()
+    w = margin * max(x1 - x0, (y1 - y0) / aspect, width / 12)
+    if w >= width * 1.1:
+        w = width * 1.1  # the picture as a whole, with the points just outside of it
+        x, y = width / 2, height / 2
+    else:
+        x, y = (x0 + x1) / 2, (y0 + y1) / 2
+    return x - w / 2, x + w / 2, y - w * aspect / 2, y + w * aspect / 2
+
+
+def _trajectories(axis, image, traces, colors) -> None:
+    prepare_picture(axis, image, pale=True)
+    axis.set_title("box of each query, by stage", fontsize=7, pad=2.5)
+    for query, color in reversed(colors.items()):
+        for number, trace in enumerate(traces, start=1):
+            share = number / len(traces)
+            draw_box(axis, trace.boxes[query], color, width=0.3 + 1.2 * share, alpha=share)
+        # All queries begin with the picture as a whole.
+        boxes = torch.stack([traces[0].boxes_before[query], *(t.boxes[query] for t in traces)])
+        centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+        axis.plot(*centers.T, color="black", lw=1.3, zorder=3)
+        axis.plot(*centers.T, color=color, lw=0.8, zorder=3)
+        axis.scatter(*centers[1:].T, color=color, s=7, zorder=4, lw=0.4, ec="black")
+    axis.scatter(*centers[0], color="black", marker="s", s=9, zorder=5)
+    axis.set_xlabel("■ start: the whole picture\n● centre after each stage", fontsize=_LABEL)
+
+
+def _refinement(axis, image, traces, query, color) -> None:
+    prepare_picture(axis, image, pale=True)
+    axis.set_title(f"boxes of query {query}", fontsize=7, pad=2.5).set_bbox(
+        dict(_BOX, fc=color, alpha=0.85)
+    )
+    boxes = torch.stack([trace.boxes[query] for trace in traces])
+    shades = stage_colors(len(traces))
+    for index, (box, shade) in enumerate(zip(boxes, shades)):
+        draw_box(axis, box, shade, width=0.8 + 0.9 * index / len(traces))
+    # In a square of its own, whatever the picture's sides.
+    x0, x1, y0, y1 = _view(boxes, 1.0, image.shape, margin=1.25)
+    axis.set_xlim(x0, x1)
+    axis.set_ylim(y1, y0)
+    axis.legend(
+        [Line2D([], [], color=shade, lw=1.6) for shade in shades],
+        [str(t) for t in range(1, len(traces) + 1)],
+        title="after stage",
+        fontsize=_LABEL,
+        title_fontsize=_LABEL,
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0.0),
+        ncols=len(traces),
+        frameon=False,
+        handlelength=0.8,
+        columnspacing=0.7,
+        handletextpad=0.3,
+        borderpad=0.1,
+    )
+
+
+def _scores(axis, traces, metadata, colors, classes) -> None:
+    stages = range(1, len(traces) + 1)
+    for query, color in colors.items():
+        scores = [float(t.scores[query, classes[query]]) for t in traces]
+        name = class_name(metadata, classes[query])
+        axis.plot(stages, scores, "o-", color=color, ms=3.2, lw=1.4, label=f"{query}: {name}")
+        # Where another class leads, it is named.
+        for stage, trace in zip(stages, traces):
+            leading = int(trace.scores[query].argmax())
+            if leading != classes[query]:
+                value = float(trace.scores[query, leading])
+                axis.plot(stage, value, "x", color=color, ms=4)
+                axis.annotate(
+                    class_name(metadata, leading),
+                    (stage, value),
+                    xytext=(2.5, 2.5),
+                    textcoords="offset points",
+                    fontsize=_LABEL,
+                )
+    axis.set_title("score by stage (× another class leads)", fontsize=7, pad=2.5)
+    axis.set_ylim(0, 1.03)
+    axis.set_xlabel("stage", fontsize=_LABEL + 0.6, labelpad=1)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.tick_params(labelsize=_LABEL, length=2, pad=1.5)
+    axis.grid(alpha=0.3, lw=0.4)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(
+        fontsize=_LABEL,
+        loc="best",
+        framealpha=0.6,
+        edgecolor="none",
+        title="query",
+        title_fontsize=_LABEL,
+        borderpad=0.1,
+        labelspacing=0.2,
+    )
+
+
+def _reuse(axis, traces) -> None:
+    """Cell (source, stage): share of the source's filter in the adapted one, over all queries."""
+    count = len(traces)
+    values = np.full((count, count), np.nan)  # rows: sources 1 to S - 1, then spatial
+    spread = np.full((count, count), np.nan)
+    for stage, trace in enumerate(traces):
+        for column, source in enumerate(trace.channel_sources):
+            shares = trace.channel_shares[:, column]
+            values[source, stage] = shares.mean()
+            spread[source, stage] = shares.std(correction=0)
+        if trace.spatial_shares is not None:
+            values[count - 1, stage] = trace.spatial_shares.mean()
+            spread[count - 1, stage] = trace.spatial_shares.std(correction=0)
+    axis.set_title("share of reused filters", fontsize=7, pad=2.5)
+    top = max(0.5, np.nanmax(values)) if np.isfinite(values).any() else 1.0
+    axis.imshow(values, cmap="YlGnBu", vmin=0, vmax=top, aspect="auto")
+    for (y, x), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            color = "white" if value > 0.6 * top else "black"
+            axis.text(
+                x,
+                y,
+                f"{value:.2f}\n±{spread[y, x]:.2f}",
+                ha="center",
+                va="center",
+                fontsize=_LABEL - (0.8 if count > 5 else 0),
+                color=color,
+                linespacing=0.95,
+            )
+        else:
+            axis.text(x, y, "·", ha="center", va="center", fontsize=_LABEL, color="0.6")
+    names = [f"channel, {t}" for t in range(1, count)] + ["spatial,\nstage before"]
+    axis.set_yticks(range(count), labels=names)
+    axis.set_xticks(range(count), labels=range(1, count + 1))
+    axis.axhline(count - 1.5, color="black", lw=0.6)
+    axis.set_xlabel("stage that reuses", fontsize=_LABEL + 0.6, labelpad=1)
+    axis.set_ylabel("filters, from stage", fontsize=_LABEL + 0.6, labelpad=1)
+    axis.tick_params(labelsize=_LABEL, length=0, pad=1.5)
+    for spine in axis.spines.values():
+        spine.set_linewidth(0.4)
+    if not np.isfinite(values).any():
+        axis.text(
+            0.5, 0.5, "no stage reuses filters", ha="center", fontsize=7, transform=axis.transAxes
+        )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")

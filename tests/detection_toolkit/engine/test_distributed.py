@@ -1,0 +1,293 @@
+"""Several processes must compute what one computes with the whole batch."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from detectron2.engine import create_ddp_model, default_argument_parser
+from detectron2.utils.events import EventStorage
+from small_runs import make_batch, make_detector, run_overrides
+from torch.multiprocessing import ProcessExitedException
+
+import detection_toolkit.engine.launch  # noqa: F401  (its name is also that of the function)
+from detection_toolkit.engine.interruption import EXIT_INTERRUPTED
+from detection_toolkit.engine.launch import read_process_environment
+from detection_toolkit.engine.train_loop import DetectionTrainLoop
+
+launch_module = sys.modules["detection_toolkit.engine.launch"]
+ROOT = Path(__file__).resolve().parents[3]
+
+# Objects of the images of process 0, then of process 1.
+CASES = [((2, 1), (3, 2)), ((2, 3), (0, 0)), ((0, 0), (0, 0)), ((1, 0), (0, 0)), ((9, 0), (1, 1))]
+ACCUMULATED = ((3, 0), (1, 2))
+
+
+def losses_and_gradients(model, batch):
+    model.zero_grad()
+    losses = model(batch)
+    sum(losses.values()).backward()
+    gradients = {
+        name.removeprefix("module."): p.grad.clone()
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    }
+    return {k: v.detach() for k, v in losses.items()}, gradients
+
+
+def split(case):
+    images = make_batch(case[0] + case[1])
+    return images[: len(case[0])], images[len(case[0]) :]
+
+
+def one_step(model, batches, folder):
+    """Scalars of a step that changes no weight, as its gradients are to be compared."""
+    loop = DetectionTrainLoop(
+        model,
+        batches,
+        torch.optim.SGD(model.parameters(), lr=0.0),
+        device="cpu",
+        accumulation_steps=len(batches),
+        output_dir=str(folder),
+    )
+    with EventStorage() as storage:
+        loop.run_step()
+    return {k: v[0] for k, v in storage.latest().items()}
+
+
+def run_rank(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    # As the trainer builds it: no search for unused parameters.
+    model = create_ddp_model(
+        make_detector(), device_ids=None, broadcast_buffers=False, find_unused_parameters=False
+    )
+    results = [losses_and_gradients(model, split(case)[rank]) for case in CASES]
+    torch.save(results, f"{folder}/rank{rank}.pt")
+
+    # Each process takes one step over its two images, one after the other.
+    batches = [[image] for image in split(ACCUMULATED)[rank]]
+    scalars = one_step(model, batches, folder)
+    gradients = {n.removeprefix("module."): p.grad for n, p in model.named_parameters()}
+    torch.save((scalars, gradients), f"{folder}/accumulated{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(run_rank, args=(str(folder),), nprocs=2)
+    return folder
+
+
+@pytest.mark.parametrize("case", range(len(CASES)), ids=[str(c) for c in CASES])
+def test_two_processes_equal_one_with_the_whole_batch(two_processes, case):
+    first, second = split(CASES[case])
+    expected_losses, expected_gradients = losses_and_gradients(make_detector(), first + second)
+    results = [torch.load(two_processes / f"rank{rank}.pt")[case] for rank in range(2)]
+    (losses0, gradients0), (losses1, gradients1) = results
+    assert losses0.keys() == losses1.keys() == expected_losses.keys()
+    for name, expected in expected_losses.items():
+        torch.testing.assert_close((losses0[name] + losses1[name]) / 2, expected)
+    assert gradients0.keys() == gradients1.keys() == expected_gradients.keys()
+    for name, expected in expected_gradients.items():
+        torch.testing.assert_close(gradients0[name], gradients1[name], rtol=0, atol=0)
+        torch.testing.assert_close(gradients0[name], expected, rtol=1e-6, atol=1e-9)
+
+
+def test_two_processes_that_accumulate_equal_one_with_the_whole_batch(two_processes, tmp_path):
+    model = make_detector()
+    first, second = split(ACCUMULATED)
+    expected = one_step(model, [first + second], tmp_path)
+    results = [torch.load(two_processes / f"accumulated{rank}.pt") for rank in range(2)]
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            for _, gradients in results:
+                torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-6, atol=1e-9)
+    scalars = results[0][0]  # of the main process, which logs the means over all
+    for name in ("total_loss", "loss_cls", "stage0/cls", "stage2/giou", "grad_norm"):
+        assert scalars[name] == pytest.approx(expected[name], rel=1e-6), name
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def test_two_machines_on_the_loopback_address(tmp_path):
+    overrides = [*run_overrides(tmp_path), "train.max_iter=2"]
+    command = [
+        *(sys.executable, str(ROOT / "train_net.py")),
+        *("--config-file", "stageinteractor/shapes_tiny.py"),
+        *("--num-gpus", "1", "--num-machines", "2", "--dist-url", f"tcp://127.0.0.1:{free_port()}"),
+    ]
+    # A GPU of the machine that runs the tests would be shared by both processes.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    processes = [
+        subprocess.Popen(
+            [*command, "--machine-rank", str(rank), *overrides],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    logs = [process.communicate(timeout=240)[0] for process in processes]
+    assert [p.returncode for p in processes] == [0, 0], "\n".join(logs)
+    assert "2 a step over 2 processes" in logs[0]
+    assert (tmp_path / "output" / "model_final.pth").is_file()
+
+
+def test_torchrun_is_recognised():
+    environ = {
+        "RANK": "5",
+        "WORLD_SIZE": "8",
+        "LOCAL_RANK": "1",
+        "LOCAL_WORLD_SIZE": "4",
+        "MASTER_ADDR": "host",
+        "MASTER_PORT": "1234",
+    }
+    found = read_process_environment(environ)
+    assert (found.rank, found.world_size, found.local_rank, found.local_world_size) == (5, 8, 1, 4)
+    assert found.init_method == "env://"
+
+
+SLURM = {
+    "SLURM_STEP_ID": "0",
+    "SLURM_JOB_ID": "4321",
+    "SLURM_NTASKS": "16",
+    "SLURM_PROCID": "9",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_NODELIST": "gpu[007-008]",
+    "SLURM_STEP_TASKS_PER_NODE": "8(x2)",
+}
+
+
+def test_slurm_is_recognised():
+    found = read_process_environment(SLURM)
+    assert (found.rank, found.world_size, found.local_rank, found.local_world_size) == (9, 16, 1, 8)
+    assert found.init_method == "tcp://gpu007:24321"
+    assert read_process_environment({**SLURM, "MASTER_PORT": "7"}).init_method == "tcp://gpu007:7"
+
+
+def test_a_plain_shell_or_a_lone_slurm_task_starts_processes_itself():
+    assert read_process_environment({}) is None
+    assert read_process_environment({**SLURM, "SLURM_NTASKS": "1"}) is None
+    # An interactive allocation without srun.
+    assert read_process_environment({"SLURM_NTASKS": "8", "SLURM_JOB_ID": "1"}) is None
+
+
+def test_a_step_smaller_than_its_allocation_counts_its_own_tasks():
+    step = {**SLURM, "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2"}
+    found = read_process_environment({**step, "SLURM_PROCID": "1"})
+    assert (found.rank, found.world_size, found.local_world_size) == (1, 2, 2)
+
+
+@pytest.mark.parametrize(
+    "hosts, first",
+    [
+        ("gpu3", "gpu3"),
+        ("a,b", "a"),
+        ("node[03-05,9],x1", "node03"),
+        ("node[7,9]-ib", "node7-ib"),
+        ("r[1-2]n[01-04]", "r1n01"),
+    ],
+)
+def test_the_first_host_of_a_node_list_is_where_processes_meet(hosts, first):
+    found = read_process_environment({**SLURM, "SLURM_STEP_NODELIST": hosts})
+    assert found.init_method == f"tcp://{first}:24321"
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"SLURM_LOCALID": None}, "SLURM_LOCALID: start it with srun"),
+        ({"SLURM_STEP_TASKS_PER_NODE": "9,7"}, "unevenly over the machines"),
+        ({"SLURM_LOCALID": "4"}, "distribution=block"),
+    ],
+)
+def test_slurm_variables_that_do_not_do_are_named(change, message):
+    environ = {k: v for k, v in {**SLURM, **change}.items() if v is not None}
+    with pytest.raises(ValueError, match=message):
+        read_process_environment(environ)
+
+
+def arguments(**changes):
+    args = default_argument_parser().parse_args([])
+    vars(args).update(changes)
+    return args
+
+
+def test_processes_that_are_asked_for_are_started_also_within_a_slurm_task(monkeypatch):
+    # One task a machine, which starts a process for each GPU.
+    for key, value in SLURM.items():
+        monkeypatch.setenv(key, value)
+    calls = []
+    monkeypatch.setattr(launch_module, "detectron2_launch", lambda *a, **k: calls.append((a, k)))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    launch_module.launch(print, arguments(num_gpus=8, num_machines=2), device="cpu")
+    ((_, num_gpus), options) = calls[0]
+    assert (num_gpus, options["num_machines"]) == (8, 2)
+
+
+def test_a_process_that_has_said_why_it_ends_is_not_followed_by_a_traceback(monkeypatch):
+    def fail(*args, **kwargs):
+        raise ProcessExitedException("ended", 0, 1, exit_code=1)
+
+    monkeypatch.setattr(launch_module, "detectron2_launch", fail)
+    with pytest.raises(SystemExit) as error:
+        launch_module.launch(print, arguments(), device="cpu")
+    assert error.value.code == 1
+
+
+def test_a_process_that_was_killed_is_named(monkeypatch):
+    def fail(*args, **kwargs):
+        raise ProcessExitedException("", 1, 1, exit_code=-9, signal_name="SIGKILL")
+
+    monkeypatch.setattr(launch_module, "detectron2_launch", fail)
+    with pytest.raises(SystemExit, match="process 1 was ended from outside by SIGKILL"):
+        launch_module.launch(print, arguments(num_gpus=2), device="cpu")
+
+
+@pytest.mark.parametrize("has_begun", [False, True])
+def test_a_signal_before_training_ends_the_launcher_with_its_own_code(
+    monkeypatch, capsys, has_begun
+):
+    """Before there is a process to be told, and before a process knows of signals."""
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(20,))
+    child.start()
+
+    def signalled(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        child.join(20)
+        raise ProcessExitedException(
+            "", 0, child.pid, exit_code=child.exitcode, signal_name="SIGTERM"
+        )
+
+    monkeypatch.setattr(launch_module, "detectron2_launch", signalled)
+    monkeypatch.setattr(
+        launch_module.multiprocessing, "active_children", lambda: [child] * has_begun
+    )
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as error:
+        launch_module.launch(print, arguments(num_gpus=2), device="cpu")
+    assert error.value.code == EXIT_INTERRUPTED
+    assert "SIGTERM, before training: the processes end, nothing is lost" in capsys.readouterr().err
+    assert child.exitcode == (-signal.SIGTERM if has_begun else None)
+    child.kill()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_number_of_processes_below_one_is_refused():
+    with pytest.raises(ValueError, match="must be at least 1"):
+        launch_module.launch(print, arguments(num_gpus=0), device="cpu")

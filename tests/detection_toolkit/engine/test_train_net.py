@@ -1,0 +1,169 @@
+"""The command line, as a user calls it."""
+
+import importlib.util
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import LazyConfig
+from detectron2.engine import default_argument_parser
+from small_runs import run_overrides
+
+from detection_toolkit.config import apply_overrides, get_config
+from detection_toolkit.data import UnreadableImageError
+from detection_toolkit.engine import user_errors
+from detection_toolkit.engine.errors import is_user_error
+
+ROOT = Path(__file__).resolve().parents[3]
+CONFIG = "stageinteractor/shapes_tiny.py"
+
+
+@pytest.fixture
+def run():
+    """Calls ``main`` of train_net.py in this process, and takes its log handlers away again."""
+    spec = importlib.util.spec_from_file_location("train_net", ROOT / "train_net.py")
+    train_net = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(train_net)
+    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "detection_toolkit")]
+    before = [(logger, list(logger.handlers), logger.propagate) for logger in loggers]
+
+    def call(*arguments, config=CONFIG):
+        args = ["--config-file", config, *arguments]
+        train_net.main(default_argument_parser().parse_args(args))
+
+    yield call
+    for logger, handlers, propagate in before:
+        logger.handlers, logger.propagate = handlers, propagate
+
+
+def test_train_resume_and_evaluate(run, tmp_path):
+    overrides = run_overrides(tmp_path)
+    run(*overrides, "train.max_iter=2")
+    run("--resume", *overrides, "train.max_iter=3")
+    output = tmp_path / "output"
+    lines = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+    assert [line["iteration"] for line in lines if "total_loss" in line] == [0, 1, 2]
+    assert LazyConfig.load(str(output / "config.yaml")).model.num_classes == 3  # the data set's
+    assert "effective batch: 2 images" in (output / "log.txt").read_text()
+    assert "resumed: 2 of 3 iterations are done" in (output / "log.txt").read_text()
+
+    run("--eval-only", *overrides, f"train.init_checkpoint='{output / 'model_final.pth'}'")
+    (metrics,) = output.glob("inference/*/metrics.json")
+    assert "AP" in json.loads(metrics.read_text())["results"]["bbox"]
+
+
+def test_evaluation_uses_averaged_weights_where_they_are_enabled(run, tmp_path):
+    overrides = run_overrides(tmp_path)
+    run(*overrides, "train.max_iter=1", "train.ema.enabled=true")
+    output = tmp_path / "output"
+    (path,) = output.glob("inference/*/metrics.json")
+    weights = f"train.init_checkpoint='{output / 'model_final.pth'}'"
+    for enabled, expected in (("true", "averaged"), ("false", "plain")):
+        run("--eval-only", *overrides, weights, f"train.ema.enabled={enabled}")
+        assert json.loads(path.read_text())["weights"] == expected
+    log = (output / "log.txt").read_text()
+    assert log.count("using the averaged (EMA) weights of the checkpoint") == 1
+    assert log.count("using the plain weights of the checkpoint, not the averaged") == 1
+    # Without averaged weights in the file, what is evaluated are the plain ones, and it is said.
+    run(*overrides, "train.max_iter=1")
+    run("--eval-only", *overrides, weights, "train.ema.enabled=true")
+    assert json.loads(path.read_text())["weights"] == "plain"
+
+
+def refuse(run, *arguments, config=CONFIG):
+    """What a refused call says; it must be a line for the user, with exit code 1."""
+    with pytest.raises(SystemExit) as error:
+        run(*arguments, config=config)
+    message = str(error.value)
+    assert message.startswith("error: ")  # sys.exit with a text exits with code 1
+    return message
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["train.max_itr=2"], "no key 'train.max_itr'; the nearest keys are train.max_iter"),
+        (["train.init_checkpoint=/no/such.pth"], "checkpoint /no/such.pth does not exist"),
+        (["dataloader.train.dataset.json_file=/no/such.json"], "/no/such.json"),
+        (["dataloader.train.dataset.image_root=/no/such/folder"], "/no/such/folder"),
+        (["dataloader.train.total_batch_size=0"], "total_batch_size=0"),
+        (["train.amp.enabled=true"], "float16 needs a GPU"),
+        (["model.num_classes=4"], "model.num_classes=4"),
+        (
+            [
+                *("optimizer.lr=1e30", "train.clip_grad.enabled=false"),
+                "train.max_skipped_steps=0",
+            ],
+            "bad_batch",
+        ),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line(run, tmp_path, overrides, message):
+    assert message in refuse(run, *run_overrides(tmp_path), *overrides)
+
+
+def test_a_schedule_of_recollection_that_does_not_fit_is_one_line(run, tmp_path):
+    overrides = ["train.max_iter=1", "+model.schedule.late_start=3"]
+    overrides += [x for x in run_overrides(tmp_path) if not x.startswith("model.")]
+    message = refuse(run, *overrides, config="sqr/stageinteractor_sqr_shapes_tiny.py")
+    assert "with late_start=3 recollection begins at stage 4, but the last stage is 3" in message
+
+
+def test_a_missing_config_is_one_line(run):
+    message = refuse(run, config="stageinteractor/no_such.py")
+    assert "config file stageinteractor/no_such.py does not exist" in message
+
+
+def test_evaluating_weights_of_another_model_is_one_line(run, tmp_path):
+    overrides = run_overrides(tmp_path)
+    run(*overrides, "train.max_iter=1")
+    other = [*overrides, "model.initial_queries.num_queries=9"]
+    message = refuse(run, "--eval-only", "--resume", *other)
+    assert "initial_queries.content.weight" in message
+
+
+def test_the_script_itself_ends_with_one_line_and_code_1():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train_net.py"), "--num-gpus", "2", "--config-file", "no.py"],
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if "Warning" not in line]
+    assert line.startswith("error: config file no.py does not exist")
+
+
+def raise_in(function):
+    try:
+        function()
+    except Exception as error:
+        return error
+    raise AssertionError("nothing was raised")
+
+
+def test_mistakes_of_a_program_keep_their_traceback():
+    assert is_user_error(raise_in(lambda: open("/no/such/file")))
+    assert is_user_error(raise_in(lambda: get_config("no.py")))
+    assert is_user_error(raise_in(lambda: apply_overrides(get_config(CONFIG), ["a=1"])))
+    for mistake in (
+        lambda: int("x"),
+        lambda: {}["x"],
+        lambda: torch.ones(2).expand(3),
+        lambda: 1 / 0,
+    ):
+        assert not is_user_error(raise_in(mistake))
+
+
+def test_what_a_loader_process_raises_is_shortened():
+    original = UnreadableImageError("x.png cannot be decoded")
+    text = f"Caught UnreadableImageError in process 0.\nOriginal Traceback:\n  ...\n{original!r}"
+    text = text.replace(
+        repr(original), f"detection_toolkit.data.mapper.UnreadableImageError: {original}"
+    )
+    with pytest.raises(SystemExit, match=r"^error: x\.png cannot be decoded$"), user_errors():
+        raise UnreadableImageError(text)

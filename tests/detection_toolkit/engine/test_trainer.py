@@ -1,0 +1,405 @@
+import json
+import logging
+
+import pytest
+import torch
+from coco_files import make_document, write_dataset
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from small_runs import data_overrides, make_config, run_overrides
+
+from detection_toolkit.checkpoint.checkpointer import Checkpointer, ResumeError, inference_weights
+from detection_toolkit.config import apply_overrides, get_config
+from detection_toolkit.data import dataset_names
+from detection_toolkit.engine import Trainer, prepare_config
+from detection_toolkit.engine.hooks import BestCheckpointer
+
+
+def train(cfg, resume=False):
+    prepare_config(cfg)
+    torch.manual_seed(0)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    trainer.train()
+    return trainer
+
+
+def test_a_run_writes_what_detectron2_runs_write(tmp_path):
+    cfg = make_config(tmp_path, "train.eval_period=2", "train.checkpointer.max_to_keep=1")
+    trainer = train(cfg)
+    output = tmp_path / "output"
+    names = {p.name for p in output.iterdir()}
+    assert {"metrics.json", "model_final.pth", "model_best.pth", "last_checkpoint"} <= names
+    assert any(n.startswith("events.out.tfevents") for n in names)
+    assert (output / "last_checkpoint").read_text() == "model_final.pth"
+    lines = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+    assert {"total_loss", "loss_cls", "stage0/cls", "lr", "grad_norm"} <= set(lines[0])
+    assert any("bbox/AP" in line for line in lines)
+    assert trainer.cfg.model.num_classes == 3  # follows the JSON
+    (metrics,) = output.glob("inference/*/metrics.json")
+    assert json.loads(metrics.read_text())["classes"] == ["cat", "dog", "bird"]
+
+
+def assert_same_state(first, second):
+    """Weights, averages and the optimiser's moments, to the last bit."""
+    for name in ("checkpointer", "ema"):
+        states = [
+            (getattr(t, name).model if name == "checkpointer" else getattr(t, name)).state_dict()
+            for t in (first, second)
+        ]
+        assert states[0].keys() == states[1].keys()
+        for key, value in states[0].items():
+            assert torch.equal(states[1][key], value), key
+    moments = [t.optimizer.state_dict()["state"] for t in (first, second)]
+    assert moments[0].keys() == moments[1].keys()
+    for key, state in moments[0].items():
+        for name, value in state.items():
+            assert torch.equal(moments[1][key][name], value), (key, name)
+
+
+def test_a_run_in_two_parts_equals_a_run_in_one(tmp_path):
+    options = [
+        *("train.ema.enabled=true", "train.ema.decay=0.5"),
+        # The schedule covers the whole run, of which the first part is cut short.
+        "train.max_iter=4",
+    ]
+
+    def run(folder, *, stop=4, resume=False):
+        trainer = Trainer(prepare_config(make_config(folder, *options, num_images=7)))
+        trainer.resume_or_load(resume=resume)
+        trainer.max_iter = stop
+        trainer.train()
+        return trainer
+
+    seed_all_rng(7)
+    whole = run(tmp_path / "whole")
+    seed_all_rng(7)
+    part = run(tmp_path / "parts", stop=2)
+    assert not torch.equal(
+        part.ema.module.initial_queries.content.weight,
+        whole.ema.module.initial_queries.content.weight,
+    )
+    seed_all_rng(8)
+    resumed = run(tmp_path / "parts", resume=True)
+    assert (resumed.start_iter, resumed.iter) == (2, 4)
+    assert resumed.scheduler.last_epoch == whole.scheduler.last_epoch == 4
+    assert resumed.optimizer.param_groups[0]["lr"] == whole.optimizer.param_groups[0]["lr"]
+    assert_same_state(whole, resumed)
+
+
+def test_nothing_to_resume_is_said(tmp_path, caplog):
+    trainer = Trainer(prepare_config(make_config(tmp_path)))
+    with caplog.at_level(logging.WARNING, logger="detection_toolkit"):
+        trainer.resume_or_load(resume=True)
+    assert "holds nothing to resume" in caplog.text
+    assert trainer.start_iter == 0
+
+
+def test_machines_that_see_different_checkpoints_are_refused(tmp_path, monkeypatch):
+    train(make_config(tmp_path, "train.max_iter=1"))
+    trainer = Trainer(prepare_config(make_config(tmp_path)))
+    monkeypatch.setattr(comm, "all_gather", lambda start: [start, 0])
+    with pytest.raises(ResumeError, match=r"\[1, 0\].*all machines must see the same files"):
+        trainer.resume_or_load(resume=True)
+
+
+def test_the_average_is_stored_and_evaluated(tmp_path, caplog):
+    cfg = make_config(tmp_path, "train.ema.enabled=true", "train.eval_period=4")
+    with caplog.at_level(logging.INFO, logger="detection_toolkit"):
+        train(cfg)
+    assert "evaluating the averaged (EMA) weights" in caplog.text
+    checkpoint = torch.load(tmp_path / "output" / "model_final.pth", weights_only=True)
+    averaged = inference_weights(checkpoint)
+    assert averaged.keys() == checkpoint["model"].keys()
+    assert not torch.equal(
+        averaged["decoder.stages.0.box_tower.out.weight"],
+        checkpoint["model"]["decoder.stages.0.box_tower.out.weight"],
+    )
+    assert inference_weights(checkpoint, prefer_ema=False) is checkpoint["model"]
+
+
+def test_results_of_plain_weights_do_not_overwrite_those_of_averaged_ones(tmp_path):
+    cfg = prepare_config(make_config(tmp_path, "train.ema.enabled=true"))
+    model = Trainer.build_model(cfg)
+    Trainer.test(cfg, model)
+    (path,) = (tmp_path / "output").glob("inference/*/metrics.json")
+    assert json.loads(path.read_text())["weights"] == "averaged"
+    cfg.train.ema.enabled = False
+    Trainer.test(cfg, model)
+    assert json.loads(path.read_text())["weights"] == "plain"
+    assert json.loads(path.with_name("metrics_averaged.json").read_text())["weights"] == "averaged"
+
+
+def test_a_decay_outside_of_zero_and_one_is_refused(tmp_path):
+    cfg = make_config(tmp_path, "train.ema.enabled=true", "train.ema.decay=1.5")
+    with pytest.raises(ValueError, match="train.ema.decay"):
+        Trainer(prepare_config(cfg))
+
+
+def scripted_evaluation(monkeypatch, values):
+    """The evaluations of a run have these APs, one after the other."""
+    values = iter(values)
+    results = classmethod(lambda cls, cfg, model, **_: {"bbox": {"AP": next(values)}})
+    monkeypatch.setattr(Trainer, "test", results)
+
+
+def test_the_best_checkpoint_is_kept_also_by_a_resumed_run(tmp_path, monkeypatch):
+    options = ["train.eval_period=1", "train.checkpointer.period=1"]
+    best = tmp_path / "output" / "model_best.pth"
+    scripted_evaluation(monkeypatch, [30.0, 20.0])
+    train(make_config(tmp_path, "train.max_iter=2", *options))
+    assert torch.load(best, weights_only=True)["iteration"] == 0
+    # As if the run had been killed right after its second step, before the evaluation of it.
+    scripted_evaluation(monkeypatch, [20.0, 25.0, 40.0])
+    train(make_config(tmp_path, "train.max_iter=4", *options), resume=True)
+    # What is evaluated after the last iteration counts, for Detectron2, as the one after it.
+    assert torch.load(best, weights_only=True)["iteration"] == 4
+    record = {"metric": "bbox/AP", "value": 40.0, "iteration": 4}
+    assert json.loads(best.with_suffix(".json").read_text()) == record
+    scripted_evaluation(monkeypatch, [40.0, 39.0])
+    train(make_config(tmp_path, "train.max_iter=5", *options), resume=True)
+    assert json.loads(best.with_suffix(".json").read_text()) == record
+    # Another run in the same folder has its own best.
+    scripted_evaluation(monkeypatch, [5.0])
+    train(make_config(tmp_path, "train.max_iter=1", *options))
+    assert json.loads(best.with_suffix(".json").read_text())["value"] == 5.0
+
+
+def test_with_several_test_sets_the_first_decides_on_the_best(tmp_path):
+    cfg = make_config(tmp_path / "a", "train.eval_period=2")
+    first = dataset_names(cfg.dataloader.test.dataset)[0]
+    second = dataset_names(make_config(tmp_path / "b").dataloader.test.dataset)[0]
+    cfg.dataloader.test.dataset.update(json_file=None, image_root=None, names=[first, second])
+    trainer = Trainer(prepare_config(cfg))
+    (hook,) = [h for h in trainer._hooks if isinstance(h, BestCheckpointer)]
+    assert hook._val_metric == f"{first}/bbox/AP"
+
+
+def test_weights_of_other_classes_load_as_far_as_they_fit(tmp_path, caplog):
+    train(make_config(tmp_path / "a"))
+    weights = tmp_path / "a" / "output" / "model_final.pth"
+    document = make_document()
+    document["categories"].append({"id": 91, "name": "fish"})
+    cfg = make_config(tmp_path / "b", f"train.init_checkpoint='{weights}'", document=document)
+    trainer = Trainer(prepare_config(cfg))
+    with caplog.at_level(logging.WARNING, logger="detection_toolkit"):
+        trainer.resume_or_load(resume=False)
+    (table,) = [r.getMessage() for r in caplog.records if "do not fit" in r.getMessage()]
+    assert table.startswith("6 tensors of the checkpoint")  # weight and bias of three stages
+    assert "decoder.stages.2.class_tower.out.weight" in table
+    assert "3x16" in table and "4x16" in table
+    loaded = torch.load(weights, weights_only=True)["model"]
+    ours = trainer.checkpointer.model.state_dict()
+    key = "decoder.stages.1.mixing.filter_generator.weight"
+    assert torch.equal(ours[key], loaded[key])
+
+
+def test_a_checkpoint_of_other_queries_is_refused_for_resuming(tmp_path):
+    train(make_config(tmp_path))
+    cfg = prepare_config(make_config(tmp_path, "model.initial_queries.num_queries=7"))
+    with pytest.raises(ResumeError, match="initial_queries.content.weight *6x16 *7x16"):
+        Trainer(cfg).resume_or_load(resume=True)
+
+
+def test_only_a_part_of_the_weights_is_taken_but_a_run_is_resumed_whole(tmp_path):
+    train(make_config(tmp_path / "a"))
+    weights = tmp_path / "a" / "output" / "model_final.pth"
+    prefix = "train.init_prefix=backbone.bottom_up."
+    cfg = prepare_config(make_config(tmp_path / "b", f"train.init_checkpoint='{weights}'", prefix))
+    torch.manual_seed(7)
+    trainer = Trainer(cfg)
+    before = {k: v.clone() for k, v in trainer.checkpointer.model.state_dict().items()}
+    trainer.resume_or_load(resume=False)
+    loaded = torch.load(weights, weights_only=True)["model"]
+    for key, ours in trainer.checkpointer.model.state_dict().items():
+        theirs = loaded if key.startswith("backbone.bottom_up.") else before
+        assert torch.equal(ours, theirs[key]), key
+    trainer.train()
+    again = Trainer(cfg)
+    again.resume_or_load(resume=True)
+    trained = trainer.checkpointer.model.state_dict()
+    for key, ours in again.checkpointer.model.state_dict().items():
+        assert torch.equal(ours, trained[key]), key
+
+    cfg.train.init_prefix = "neck."
+    with pytest.raises(ValueError, match="no tensor of the model .* 'neck.': .*train.init_prefix"):
+        Trainer(cfg).resume_or_load(resume=False)
+
+
+def test_missing_and_damaged_weights_are_named(tmp_path):
+    model = torch.nn.Linear(1, 1)
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pth does not exist"):
+        Checkpointer(model).load(str(tmp_path / "nowhere.pth"))
+    damaged = tmp_path / "damaged.pth"
+    damaged.write_bytes(b"no checkpoint")
+    with pytest.raises(ValueError, match=r"damaged\.pth cannot be read"):
+        Checkpointer(model).load(str(damaged))
+
+
+def test_a_number_of_classes_that_the_data_contradict_is_refused(tmp_path):
+    overrides = [*run_overrides(tmp_path), "model.num_classes=5"]
+    cfg = apply_overrides(get_config("stageinteractor/shapes_tiny.py"), overrides)
+    with pytest.raises(ValueError, match="model.num_classes=5, but .* has 3 classes"):
+        prepare_config(cfg, overrides)
+
+
+def test_the_number_of_classes_follows_the_set_that_has_names(tmp_path):
+    cfg = make_config(tmp_path)
+    DatasetCatalog.register("nameless", list)
+    try:
+        cfg.dataloader.train.dataset.update(json_file=None, image_root=None, names="nameless")
+        assert prepare_config(cfg).model.num_classes == 3
+        cfg.dataloader.test.dataset.update(json_file=None, image_root=None, names="nameless")
+        cfg.model.num_classes = 5
+        assert prepare_config(cfg).model.num_classes == 5
+    finally:
+        DatasetCatalog.remove("nameless")
+        MetadataCatalog.remove("nameless")
+
+
+def test_the_number_of_classes_of_detectron2s_two_stage_detectors_follows_too(tmp_path):
+    dataset = data_overrides(*write_dataset(tmp_path))
+    cfg = apply_overrides(get_config("dfvt/mask_rcnn_dfvt_tiny_1x.py"), dataset)
+    heads = prepare_config(cfg).model.roi_heads
+    assert (heads.num_classes, heads.box_predictor.num_classes) == (3, 3)
+    assert heads.mask_head.num_classes == 3
+    overrides = ["model.roi_heads.num_classes=4"]
+    with pytest.raises(ValueError, match=r"model\.roi_heads\.num_classes=4, but .* has 3 classes"):
+        prepare_config(apply_overrides(cfg, overrides), overrides)
+
+
+def test_test_classes_other_than_the_training_ones_are_refused(tmp_path):
+    document = make_document()
+    document["categories"][1]["name"] = "wolf"
+    cfg = make_config(tmp_path / "train")
+    other = make_config(tmp_path / "test", document=document)
+    cfg.dataloader.test.dataset = other.dataloader.test.dataset
+    with pytest.raises(ValueError, match="'dog'.*'wolf'"):
+        prepare_config(cfg)
+
+
+def test_test_sets_that_differ_among_themselves_are_refused(tmp_path):
+    document = make_document()
+    document["categories"][1]["name"] = "wolf"
+    cfg = make_config(tmp_path / "a")
+    other = make_config(tmp_path / "b", document=document)
+    names = [dataset_names(c.dataloader.test.dataset)[0] for c in (cfg, other)]
+    cfg.dataloader.test.dataset.update(json_file=None, image_root=None, names=names)
+    with pytest.raises(ValueError, match="'dog'.*'wolf'"):
+        prepare_config(cfg, training=False)
+
+
+def test_more_objects_than_queries_is_worth_a_warning_and_trains(tmp_path, caplog):
+    cfg = make_config(tmp_path, num_images=2, boxes_per_image=5)
+    cfg.model.initial_queries.num_queries = 4
+    with caplog.at_level(logging.WARNING, logger="detection_toolkit"):
+        train(cfg)
+    assert "2 of 2 training images have more objects (up to 5)" in caplog.text
+
+
+def multistep_schedule():
+    return get_config("stageinteractor/stageinteractor_r50_100q_1x.py").lr_multiplier
+
+
+def test_drops_as_a_share_of_the_run_are_left_as_they_are(tmp_path):
+    cfg = make_config(tmp_path, "train.reference_world_size=2")
+    cfg.lr_multiplier = multistep_schedule()
+    scaled = Trainer.auto_scale_workers(cfg, 4)
+    assert scaled.lr_multiplier == cfg.lr_multiplier
+
+
+def test_scaling_to_another_number_of_processes(tmp_path):
+    cfg = make_config(
+        tmp_path,
+        "train.reference_world_size=2",
+        "dataloader.train.total_batch_size=8",
+        "optimizer.lr=1e-3",
+        "train.max_iter=100",
+        "train.eval_period=10",
+    )
+    scaled = Trainer.auto_scale_workers(cfg, 4)
+    assert scaled.dataloader.train.total_batch_size == 16
+    assert scaled.optimizer.lr == pytest.approx(2e-3)
+    assert (scaled.train.max_iter, scaled.train.eval_period) == (50, 5)
+    assert cfg.train.max_iter == 100
+    assert Trainer.auto_scale_workers(cfg, 2) is cfg
+    # Drops that are counted in iterations of the run are scaled with it; a period never to zero.
+    cfg.lr_multiplier = multistep_schedule()
+    cfg.lr_multiplier.scheduler.update(milestones=[60, 90], num_updates="${train.max_iter}")
+    cfg.train.eval_period = 1
+    scaled = Trainer.auto_scale_workers(cfg, 4)
+    assert scaled.lr_multiplier.scheduler.milestones == [30, 45]
+    assert scaled.train.eval_period == 1
+    cfg.dataloader.train.total_batch_size = 7
+    with pytest.raises(ValueError, match="reference_world_size=2 does not divide"):
+        Trainer.auto_scale_workers(cfg, 4)
+
+
+def test_the_effective_batch_and_rate_are_logged(tmp_path, caplog):
+    cfg = make_config(tmp_path, "train.accumulation_steps=3", "optimizer.lr=1e-3")
+    with caplog.at_level(logging.INFO, logger="detection_toolkit"):
+        Trainer(prepare_config(cfg))
+    assert "effective batch: 6 images = 2 a step over 1 processes x 3 accumulated" in caplog.text
+    assert "learning rate 0.001" in caplog.text
+
+
+def test_decay_reaches_norms_and_biases(tmp_path):
+    cfg = make_config(tmp_path)
+    model = Trainer.build_model(cfg)
+    (group,) = Trainer.build_optimizer(cfg, model).param_groups
+    assert group["weight_decay"] == 1e-4
+    assert len(group["params"]) == len([p for p in model.parameters() if p.requires_grad])
+
+
+def test_a_test_set_without_annotations_yields_a_submission(tmp_path, caplog):
+    document = make_document(num_images=2)
+    cfg = make_config(tmp_path, document=document)
+    del document["annotations"]
+    test = make_config(tmp_path / "test", document=document)
+    cfg.dataloader.test = test.dataloader.test
+    prepare_config(cfg)
+    with caplog.at_level(logging.INFO, logger="detection_toolkit"):
+        results = Trainer.test(cfg, Trainer.build_model(cfg))
+    assert results == {}
+    (path,) = (tmp_path / "output").glob("inference/*/coco_instances_results.json")
+    detections = json.loads(path.read_text())
+    assert {d["image_id"] for d in detections} == {1, 2}
+    assert {d["category_id"] for d in detections} <= {3, 7, 90}
+    assert str(path) in caplog.text
+
+
+def test_a_test_image_that_is_missing_is_named_before_training(tmp_path):
+    cfg = make_config(tmp_path / "train")
+    other = make_config(tmp_path / "test")
+    cfg.dataloader.test.dataset = other.dataloader.test.dataset
+    (tmp_path / "test" / "data" / "images" / "3.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 of the 4 images of dataloader\.test .*3\.png"):
+        Trainer(prepare_config(cfg))
+
+
+@pytest.mark.parametrize("amp_in_training", [True, False])
+def test_evaluation_in_bfloat16_is_a_choice_of_its_own(tmp_path, amp_in_training):
+    def detections_and_type(evaluation):
+        apply_overrides(cfg, [f"train.amp.evaluation={evaluation}"])
+        seen = []
+        handle = model.decoder.register_forward_hook(lambda m, i, out: seen.append(out[-1]))
+        results = Trainer.test(cfg, model)
+        handle.remove()
+        return results["bbox"], seen[0].logits.dtype, seen[0].boxes.dtype
+
+    cfg = prepare_config(
+        make_config(
+            tmp_path, f"train.amp.enabled={amp_in_training}", "train.amp.precision=bfloat16"
+        )
+    )
+    model = Trainer.build_model(cfg)
+    assert detections_and_type(False)[1:] == (torch.float32, torch.float32)
+    assert detections_and_type(True)[1:] == (torch.bfloat16, torch.float32)
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_evaluation_in_float16_needs_a_gpu(tmp_path):
+    cfg = prepare_config(make_config(tmp_path, "train.amp.evaluation=true"))
+    with pytest.raises(ValueError, match="needs a GPU; use train.amp.precision=bfloat16 on cpu"):
+        Trainer.test(cfg, Trainer.build_model(cfg))

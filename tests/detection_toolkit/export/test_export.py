@@ -1,0 +1,292 @@
+"""A small detector, exported once by the tool, against the one it was made of."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.config import instantiate
+from detectron2.data import transforms as T
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from small_runs import SMALL_MODEL
+
+from detection_toolkit.config import apply_overrides, get_config
+from detection_toolkit.data.transforms import OpenCVResizeShortestEdge
+from detection_toolkit.engine import Predictor
+from detection_toolkit.export import (
+    Description,
+    OnnxPredictor,
+    exportable_detector,
+    measure_parity,
+    open_onnx,
+)
+from detection_toolkit.export.description import METADATA_KEY
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+ROOT = Path(__file__).resolve().parents[3]
+CONFIG = "stageinteractor/shapes_tiny.py"
+WEIGHTS = f"train.init_checkpoint='{ROOT / 'checkpoints' / 'shapes_tiny.pth'}'"
+
+
+def load_script(path):
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def tool():
+    return load_script("tools/export.py")
+
+
+def make_weights(path, seed, overrides=()):
+    """A checkpoint of scores around one half and boxes that every stage moves."""
+    torch.manual_seed(seed)
+    model = instantiate(apply_overrides(get_config(CONFIG), [*SMALL_MODEL, *overrides]).model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.03 * torch.randn_like(parameter))
+        for stage in model.decoder.stages:
+            stage.class_tower.out.bias.zero_()
+    torch.save({"model": model.state_dict()}, path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("export")
+
+
+@pytest.fixture(scope="module")
+def weights(folder):
+    return make_weights(folder / "weights.pth", seed=0)
+
+
+@pytest.fixture(scope="module")
+def arguments(weights):
+    """The tool's command line, without what it writes."""
+    options = [*SMALL_MODEL, f"train.init_checkpoint='{weights}'", "train.ema.enabled=false"]
+    return ["--config-file", CONFIG, *options]
+
+
+@pytest.fixture(scope="module")
+def predictor(arguments):
+    return Predictor.from_config(CONFIG, overrides=[*arguments[2:], "train.device=cpu"])
+
+
+@pytest.fixture(scope="module")
+def exported(tool, arguments, folder):
+    """The ONNX file, and what the tool printed."""
+    path = folder / "new" / "model.onnx"
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        tool.main([*arguments, "--output", str(path), "--benchmark", "64", "80", "--runs", "1"])
+    return path, printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def run(tool, exported):
+    return tool.open_exported(exported[0].read_bytes(), "onnx", "float32", 1)
+
+
+@pytest.fixture()
+def picture():
+    image = np.random.default_rng(0).integers(0, 80, (90, 120, 3), dtype=np.uint8)
+    image[20:60, 30:70] = (40, 200, 220)
+    return image
+
+
+def test_the_tool_reports_parity_and_both_times(exported):
+    path, printed = exported
+    assert path.is_file()
+    assert "detections agree within" in printed
+    assert "PyTorch" in printed and "ONNX Runtime" in printed and "64x80 pixels" in printed
+    assert list(path.parent.iterdir()) == [path]  # no weights beside it, no partial file
+
+
+def test_the_file_describes_itself(exported, predictor):
+    session, description = open_onnx(exported[0])
+    assert [(i.name, i.shape, i.type) for i in session.get_inputs()] == [
+        ("images", ["batch", 3, "height", "width"], "tensor(float)"),
+        ("image_sizes", ["batch", 2], "tensor(int64)"),
+    ]
+    # 6 queries; the detector keeps as many detections.
+    assert [(o.name, o.shape) for o in session.get_outputs()] == [
+        ("boxes", ["batch", 6, 4]),
+        ("scores", ["batch", 6]),
+        ("labels", ["batch", 6]),
+    ]
+    assert description.class_names == tuple(predictor.metadata.thing_classes)
+    assert len(set(description.class_names)) == 6
+    assert description.image_format == "RGB" and description.resizing is None
+
+
+# Smaller images leave one cell of the coarsest map, which this backbone cannot normalise.
+SIDES = st.tuples(st.integers(33, 130), st.integers(33, 130))
+
+
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(sizes=st.lists(SIDES, min_size=1, max_size=3), seed=st.integers(0, 99))
+def test_onnx_agrees_at_any_size_beside_any_padding(predictor, run, sizes, seed):
+    parity = measure_parity(predictor.model, run, [sizes], seed=seed)
+    assert parity.holds, f"{sizes}: {parity}"
+    assert parity.detections >= 3 * len(sizes)
+
+
+def test_a_program_for_uint8_images_agrees(tool, arguments, folder):
+    path = folder / "model.pt2"
+    fewer = ["model.decoder.num_stages=1"]  # what stages reuse is in the ONNX file
+    weights = make_weights(folder / "one_stage.pth", 0, fewer)
+    overrides = [*arguments[2:], *fewer, f"train.init_checkpoint='{weights}'"]
+    options = ["--format", "torch_export", "--input-type", "uint8", "--output", str(path)]
+    with contextlib.redirect_stdout(io.StringIO()):
+        tool.main([*arguments[:2], *overrides, *options])
+    predictor = Predictor.from_config(CONFIG, overrides=[*overrides, "train.device=cpu"])
+    extra = {f"{METADATA_KEY}.json": ""}
+    program = torch.export.load(path, extra_files=extra)
+    assert len(Description.from_json(extra[f"{METADATA_KEY}.json"]).class_names) == 6
+    module = program.module()
+    sizes = [[(75, 43)], [(33, 70), (64, 41), (50, 90)]]
+    with torch.no_grad():
+        assert measure_parity(predictor.model, module, sizes).holds
+
+
+def test_nothing_is_written_of_an_export_that_differs(
+    tool, arguments, exported, tmp_path, monkeypatch
+):
+    other = make_weights(tmp_path / "other.pth", seed=1)
+    monkeypatch.setattr(tool, "trace", lambda *_, **__: None)
+    monkeypatch.setattr(tool, "to_onnx", lambda *_: exported[0].read_bytes())
+    output = tmp_path / "model.onnx"
+    with pytest.raises(SystemExit, match="differs from the detector"):
+        tool.main([*arguments, f"train.init_checkpoint='{other}'", "--output", str(output)])
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("resizing", [None, "pillow", "opencv"])
+def test_the_predictor_of_the_file_is_that_of_the_config(
+    exported, predictor, picture, tmp_path, monkeypatch, resizing
+):
+    kind = {"pillow": T.ResizeShortestEdge, "opencv": OpenCVResizeShortestEdge}.get(resizing)
+    augmentations = [kind(70, 80)] if kind else []
+    description = Description.from_test_augmentations(
+        augmentations, class_names=["a", "b"], image_format="RGB"
+    )
+    proto = onnx.load(exported[0])
+    next(p for p in proto.metadata_props if p.key == METADATA_KEY).value = description.to_json()
+    onnx.save(proto, tmp_path / "resizing.onnx")
+    monkeypatch.setattr(predictor, "aug", T.AugmentationList(augmentations))
+
+    of_file = OnnxPredictor(tmp_path / "resizing.onnx")
+    assert of_file.metadata.thing_classes == ["a", "b"]
+    expected = predictor(picture)["instances"]
+    actual = of_file(picture)["instances"]
+    assert actual.image_size == expected.image_size == (90, 120)
+    torch.testing.assert_close(actual.scores, expected.scores, atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        actual.pred_boxes.tensor, expected.pred_boxes.tensor, atol=0.05, rtol=0
+    )
+    assert torch.equal(actual.pred_classes, expected.pred_classes)
+
+
+def test_the_demo_needs_no_model(exported, picture, tmp_path, monkeypatch):
+    demo = load_script("demo/demo.py")
+
+    def fail(*_, **__):
+        raise AssertionError("a model was built")
+
+    monkeypatch.setattr(demo.Predictor, "__init__", fail)
+    cv2.imwrite(str(tmp_path / "in.png"), picture)
+    arguments = ["--input", str(tmp_path / "in.png"), "--output", str(tmp_path / "out.png")]
+    arguments += ["--save-json", str(tmp_path / "out.json"), "--confidence-threshold", "0"]
+    assert demo.main(["--onnx", str(exported[0]), *arguments]) == 0
+    assert cv2.imread(str(tmp_path / "out.png")) is not None
+    found = json.loads((tmp_path / "out.json").read_text())
+    names = open_onnx(exported[0])[1].class_names
+    assert found and all(names[x["category_id"]] == x["category_name"] for x in found)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--onnx", "{folder}/absent.onnx"], "no such ONNX model"),
+        (["--onnx", "{folder}/text.onnx"], "cannot be opened as an ONNX model"),
+        (["--onnx", "{folder}/foreign.onnx"], "not one that tools/export.py has written"),
+        (["--onnx", "{folder}/text.onnx", "--config-file", CONFIG], "leave --config-file"),
+    ],
+)
+def test_the_demo_says_what_is_wrong_with_a_file(options, message, tmp_path, capsys):
+    (tmp_path / "text.onnx").write_text("no model")
+    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    other = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+    node = onnx.helper.make_node("Relu", ["x"], ["y"])
+    graph = onnx.helper.make_graph([node], "foreign", [value], [other])
+    opset = [onnx.helper.make_opsetid("", 18)]
+    model = onnx.helper.make_model(graph, opset_imports=opset, ir_version=8)
+    onnx.save(model, tmp_path / "foreign.onnx")
+
+    demo = load_script("demo/demo.py")
+    options = [option.format(folder=tmp_path) for option in options]
+    assert demo.main(["--input", "in.png", "--output", str(tmp_path / "out"), *options]) == 1
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error")]
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--config-file", "absent.py"], "absent.py"),
+        (["--config-file", CONFIG, "train.init_checkpoint=absent.pth"], "absent.pth"),
+        (["--config-file", CONFIG, "--output", "."], "is a folder"),
+        (
+            ["--config-file", "dfvt/mask_rcnn_dfvt_tiny_1x.py", WEIGHTS],
+            "GeneralizedRCNN has no cascade of stages",
+        ),
+        (
+            ["--config-file", "adamixer/adamixer_shapes_tiny.py", WEIGHTS],
+            "shapes_tiny.pth is not of config adamixer/adamixer_shapes_tiny.py",
+        ),
+        (
+            ["--config-file", "stageinteractor/stageinteractor_r50_100q_1x.py"],
+            "no trained weights for stageinteractor/stageinteractor_r50_100q_1x.py",
+        ),
+        (
+            [
+                *("--config-file", CONFIG),
+                "dataloader.test.mapper.augmentations=[{_target_: "
+                "detectron2.data.transforms.RandomFlip}]",
+            ],
+            "has RandomFlip",
+        ),
+    ],
+)
+def test_the_tool_says_what_it_cannot_export(tool, monkeypatch, tmp_path, options, message):
+    monkeypatch.chdir(tmp_path)
+    output = [] if "--output" in options else ["--output", "model.onnx"]
+    with pytest.raises(SystemExit, match=message):
+        tool.main([*options, *output])
+    assert not any(tmp_path.iterdir())
+
+
+def test_only_query_based_detectors_have_a_graph():
+    cfg = get_config("dfvt/mask_rcnn_dfvt_tiny_1x.py")
+    with pytest.raises(ValueError, match="only query-based detectors can be exported"):
+        exportable_detector(cfg.model, {})
+
+
+def test_a_missing_package_is_named(tool, monkeypatch, tmp_path):
+    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+    with pytest.raises(SystemExit, match=r'onnxscript: pip install "stageinteractor\[onnx\]"'):
+        tool.main(["--config-file", CONFIG, "--output", str(tmp_path / "model.onnx")])

@@ -1,0 +1,83 @@
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
+
+from detection_toolkit.structures import GroundTruth
+from detection_toolkit.training import HungarianMatcher, NonFinitePredictionError
+from random_cases import random_predictions, random_truth
+
+
+def test_predictions_equal_to_the_objects_are_matched_to_them():
+    truth = random_truth([4], num_classes=3)
+    logits = torch.full((1, 1, 4, 3), -5.0).scatter(3, truth.labels[None, ..., None], 5.0)
+    order = torch.tensor([2, 0, 3, 1])
+    assignment = HungarianMatcher()(logits[:, :, order], truth.boxes[None][:, :, order], truth)
+    assert assignment.object_index[0, 0].tolist() == order.tolist()
+
+
+def test_a_hand_made_case():
+    # Two objects left and right; query 1 covers the left one, query 2 the right one.
+    truth = GroundTruth.collate(
+        [torch.tensor([[0.0, 0, 10, 10], [50.0, 0, 60, 10]])], [torch.tensor([0, 0])], [(20, 100)]
+    )
+    boxes = torch.tensor([[20.0, 10, 30, 20], [0.0, 0, 10, 11], [51.0, 0, 60, 10]])
+    assignment = HungarianMatcher()(torch.zeros(1, 1, 3, 1), boxes[None, None], truth)
+    assert assignment.object_index[0, 0].tolist() == [-1, 0, 1]
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=3), st.integers(1, 6), st.integers(0, 99))
+def test_matches_are_one_to_one_and_of_least_cost(counts, num_queries, seed):
+    logits, boxes = random_predictions(2, len(counts), num_queries, 4, seed)
+    truth = random_truth(counts, 4, seed)
+    matcher = HungarianMatcher()
+    index = matcher(logits, boxes, truth).object_index
+    total = matcher.cost(logits, boxes, truth).total
+    for s, b in itertools.product(range(2), range(len(counts))):
+        matched = index[s, b][index[s, b] >= 0]
+        assert len(matched) == min(num_queries, counts[b]) == len(matched.unique())
+        cost = total[s, b, :, : counts[b]].numpy()
+        rows, columns = linear_sum_assignment(cost)
+        queries = (index[s, b] >= 0).nonzero()[:, 0]
+        assert cost[queries, matched].sum() == pytest.approx(cost[rows, columns].sum(), rel=1e-5)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.permutations(range(6)), st.integers(0, 99))
+def test_permuting_the_queries_permutes_the_matches(order, seed):
+    logits, boxes = random_predictions(1, 1, 6, 4, seed)
+    truth = random_truth([3], 4, seed)
+    plain = HungarianMatcher()(logits, boxes, truth).object_index
+    permuted = HungarianMatcher()(logits[:, :, order], boxes[:, :, order], truth).object_index
+    assert permuted[0, 0].tolist() == plain[0, 0, order].tolist()
+
+
+def test_an_image_alone_is_matched_as_in_a_batch():
+    logits, boxes = random_predictions(3, 2, 7, 5)
+    truth = random_truth([5, 2], 5)
+    together = HungarianMatcher()(logits, boxes, truth).object_index
+    for b, count in enumerate(truth.num_objects):
+        alone = GroundTruth.collate(
+            [truth.boxes[b, :count]], [truth.labels[b, :count]], [(80, 100)]
+        )
+        index = HungarianMatcher()(logits[:, b : b + 1], boxes[:, b : b + 1], alone).object_index
+        assert torch.equal(index[:, 0], together[:, b])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_predictions_that_are_not_finite_are_named(value):
+    logits, boxes = random_predictions(3, 2, 4, 5)
+    logits[1, 1] = float("nan")
+    boxes[2, 0, 3, 2] = value
+    with pytest.raises(NonFinitePredictionError, match="stage 1 of image 1") as error:
+        HungarianMatcher()(logits, boxes, random_truth([2, 2], 5))
+    assert error.value.where == [(1, 1), (2, 0)]
+
+
+def test_negative_weights_are_refused():
+    with pytest.raises(ValueError, match="must not be negative"):
+        HungarianMatcher(class_weight=-1.0)

@@ -1,0 +1,125 @@
+"""The reasons of label decisions add up to the cross-stage matcher's targets."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from small_runs import SMALL_MODEL
+
+from detection_toolkit.structures import Assignment, GroundTruth
+from detection_toolkit.training import StagewiseMatcher
+from detection_toolkit.visualization import distinct_names, explain_labels, figure_stems
+from stageinteractor import CrossStageMatcher
+
+ROOT = Path(__file__).resolve().parents[3]
+sys.path[:0] = [str(ROOT / "tools")]
+
+import visualize_assignment  # noqa: E402
+
+
+@given(st.integers(0, 2**31 - 1))
+def test_decisions_are_the_difference_between_both_matchers(seed):
+    generator = torch.Generator().manual_seed(seed)
+    stages, queries, objects, classes = 4, 6, 3, 3
+
+    def draw(*shape):
+        corner = torch.rand(*shape, 2, generator=generator) * 6
+        return torch.cat([corner, corner + 6 + torch.rand(*shape, 2, generator=generator) * 4], -1)
+
+    labels = torch.randint(classes, (objects,), generator=generator)
+    truth = GroundTruth.collate([draw(objects)], [labels], [(20, 20)])
+    index = torch.stack([torch.randperm(queries, generator=generator) for _ in range(stages)])
+    assignment = Assignment(torch.where(index < objects, index, -1)[:, None])
+    boxes = draw(stages, 1, queries)
+    matcher = CrossStageMatcher(0.4)
+    decisions = explain_labels(assignment, boxes, truth, matcher)
+
+    own = StagewiseMatcher()(assignment, boxes, truth, num_classes=classes).multi_hot[:, 0]
+    target = matcher(assignment, boxes, truth, num_classes=classes).multi_hot[:, 0]
+    for change, expected in (
+        ("added", (target > 0) & (own == 0)),
+        ("removed", (target == 0) & (own > 0)),
+        ("kept", (target > 0) & (own > 0)),
+    ):
+        places = [(d.stage, d.query, d.label) for d in decisions if d.change == change]
+        assert sorted(places) == [tuple(x) for x in expected.nonzero().tolist()]
+    for d in decisions:
+        assert bool(d.sources) == (d.change != "removed")
+        assert all(s.iou >= 0.4 and s.stage >= d.stage - 1 for s in d.sources)
+        assert all(int(labels[s.object_index]) == d.label for s in d.sources)
+
+
+def square(x):
+    return [float(x), 0.0, x + 10.0, 10.0]
+
+
+def test_a_label_comes_from_the_next_stage_and_goes_where_the_box_is_off():
+    truth = GroundTruth.collate([torch.tensor([square(0)])], [torch.tensor([2])], [(10, 40)])
+    assignment = Assignment(torch.tensor([[[0, -1]], [[-1, 0]]]))
+    boxes = torch.tensor([[[square(8), square(1)]], [[square(8), square(0)]]])
+    removed, added, kept = explain_labels(assignment, boxes, truth, CrossStageMatcher())
+    assert (removed.change, removed.stage, removed.query) == ("removed", 0, 0)
+    assert removed.own_iou == pytest.approx(2 / 18)
+    assert (added.change, added.stage, added.query, added.own_object) == ("added", 0, 1, -1)
+    assert [(s.stage, s.object_index) for s in added.sources] == [(1, 0)]
+    assert added.sources[0].iou == pytest.approx(9 / 11)
+    assert (kept.change, kept.stage, kept.query) == ("kept", 1, 1)
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory):
+    from coco_files import make_document, write_dataset
+    from detectron2.config import instantiate
+    from small_runs import data_overrides
+
+    from detection_toolkit.config import apply_overrides, get_config
+
+    folder = tmp_path_factory.mktemp("assignment")
+    document = make_document(num_images=3)
+    document["annotations"] = [a for a in document["annotations"] if a["image_id"] != 3]
+    opts = [*SMALL_MODEL, *data_overrides(*write_dataset(folder / "data", document))]
+    opts += ["train.device=cpu", "model.num_classes=3"]
+    cfg = apply_overrides(get_config("stageinteractor/shapes_tiny.py"), opts)
+    torch.save({"model": instantiate(cfg.model).state_dict()}, folder / "model.pth")
+    return ["--opts", f"train.init_checkpoint='{folder / 'model.pth'}'", *opts[:-1]]
+
+
+def test_figure_and_table_of_one_image(arguments, tmp_path):
+    out = tmp_path / "out"
+    assert visualize_assignment.main(["--images", "2.png", "--output", str(out), *arguments]) == 0
+    assert sorted(p.suffix for p in out.iterdir()) == [".json", ".pdf", ".png"]
+    with Image.open(out / "2_assignment.png") as drawn:
+        assert drawn.width == 1584 and len(drawn.convert("RGB").getcolors(1 << 24)) > 500
+    document = json.loads((out / "2_assignment.json").read_text())
+    own = [d for d in document["decisions"] if d["own_object"] >= 0 and d["change"] != "added"]
+    assert len(own) == 3 * 2  # stages x objects
+    assert document["image_id"] == 2
+
+
+@pytest.mark.parametrize(
+    "image, message", [("17", "image 17 is not in the training set"), ("3", "has no objects")]
+)
+def test_bad_images_are_one_line(image, message, arguments, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit, match=message) as ended:
+        visualize_assignment.main(["--images", image, "--output", str(out), *arguments])
+    assert "\n" not in str(ended.value) and not out.exists()
+
+
+def test_pictures_of_one_name_get_a_figure_each(tmp_path):
+    stems = figure_stems(["a/1.jpg", "b/1.jpg", "c/2.jpg"], tmp_path, "assignment")
+    assert [stem.name for stem in stems] == ["1_assignment", "1_2_assignment", "2_assignment"]
+
+
+@given(st.lists(st.sampled_from(["a", "A", "a_2", "a.png", "a.PNG", "b.v2", "b"]), max_size=12))
+def test_distinct_names_are_distinct_whatever_the_case(names):
+    distinct = distinct_names(names)
+    assert len({name.lower() for name in distinct}) == len(names) == len(distinct)
+    assert [os.path.splitext(x)[1] for x in distinct] == [os.path.splitext(x)[1] for x in names]
+    assert distinct[:1] == names[:1]
