@@ -102,22 +102,22 @@ class PlainAttention(IoFBiasedSelfAttention):
 class PlainSampling(SubBoxSampling):
     """One level after another: sample, weight, add."""
 
-    def forward(self, queries, xyzr, features, strides) -> Tensor:
+    def forward(self, queries, xyzr, maps) -> Tensor:
         points = self.points(queries, xyzr)
         batch, num_queries, groups, num_points, _ = points.xy.shape
-        level = torch.arange(len(features), device=queries.device)
+        level = torch.arange(len(maps.levels), device=queries.device)
         distance = points.z[..., None] - self.SCALE_OF_FIRST_LEVEL - level
         weights = torch.softmax(-(distance**2) / 2, dim=-1)
 
         total = queries.new_zeros(
             batch, num_queries, groups, num_points, queries.shape[-1] // groups
         )
-        for i, (feature, stride) in enumerate(zip(features, strides)):
+        for i, (feature, stride) in enumerate(zip(maps.levels, maps.strides)):
             height, width = feature.shape[-2:]
             fraction = points.xy / points.xy.new_tensor([width * stride, height * stride])
             grid = fraction.permute(0, 2, 1, 3, 4).flatten(0, 1) * 2 - 1
-            maps = feature.reshape(batch * groups, -1, height, width)
-            values = F.grid_sample(maps, grid, align_corners=False)  # (B G, e, N, PQ)
+            by_group = feature.reshape(batch * groups, -1, height, width)
+            values = F.grid_sample(by_group, grid, align_corners=False)  # (B G, e, N, PQ)
             weight = weights[..., i].permute(0, 2, 1, 3).flatten(0, 1)
             values = values * weight[:, None]
             values = values.view(batch, groups, -1, num_queries, num_points)
@@ -247,11 +247,9 @@ class PlainCrossStageMatcher(CrossStageMatcher):
 class PlainCriterion(Criterion):
     """The losses of one stage after another, of the matched queries only."""
 
-    def forward(self, outputs, truth, *, target_counts=None) -> CriterionResult:
-        logits = torch.stack([x.logits for x in outputs])
-        boxes = torch.stack([x.boxes for x in outputs])
-        truth = truth.to(boxes.dtype)
-        assignment, targets = self.assign(logits.detach(), boxes.detach(), truth)
+    def forward(self, predictions, truth, *, target_counts=None) -> CriterionResult:
+        outputs = predictions.stages
+        _, _, truth, assignment, targets = self.supervise(outputs, truth)
         rows = []
         for t, output in enumerate(outputs):
             matched = assignment.object_index[t] >= 0

@@ -2,7 +2,8 @@
 
 import torch
 
-from detection_toolkit.structures import GroundTruth, xyzr_to_box
+from detection_toolkit.structures import GroundTruth
+from stageinteractor.boxes import xyzr_to_box
 
 
 def random_predictions(num_stages, num_images, num_queries, num_classes, seed=0):

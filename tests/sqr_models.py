@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from detectron2.config import instantiate
 from small_runs import SMALL_MODEL
 
 from detection_toolkit.config import apply_overrides, get_config
-from sqr import RecollectionDetector
+from sqr import QueryRecollection
+from stageinteractor import StageInteractor
 
 NUM_STAGES = 4
 SMALL = {
@@ -35,15 +38,15 @@ def make_plain(family, *overrides, dtype=torch.float64):
 
 def with_recollection(plain, schedule, **options):
     """The same detector, sharing its weights, trained by a schedule."""
-    detector = RecollectionDetector(
+    decoder = copy.copy(plain.decoder)
+    decoder.route = QueryRecollection(schedule, **options)
+    detector = StageInteractor(
         backbone=plain.backbone,
         initial_queries=plain.initial_queries,
-        decoder=plain.decoder,
+        decoder=decoder,
         criterion=plain.criterion,
         num_classes=plain.num_classes,
         max_detections=plain.max_detections,
-        schedule=schedule,
-        **options,
     )
     return detector.to(plain.pixel_mean.dtype).train()
 

@@ -31,7 +31,7 @@ import torch
 import torchvision
 from detectron2.config import instantiate
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -47,7 +47,13 @@ from benchmarks.plain import to_plain  # noqa: E402
 
 from detection_toolkit.config import apply_overrides, get_config  # noqa: E402
 from detection_toolkit.engine import user_errors  # noqa: E402
-from detection_toolkit.structures import GroundTruth  # noqa: E402
+from detection_toolkit.modeling import FeatureMaps
+from detection_toolkit.structures import (
+    GroundTruth,  # noqa: E402
+    HeadOutput,
+    Predictions,
+    Queries,
+)
 
 STRIDES = (4, 8, 16, 32)
 OBJECTS = 8  # in each training image, as where the official decoder was measured
@@ -133,27 +139,29 @@ class Bench:
 
     def features(
         self, batch: int, *, plain: bool = False, requires_grad: bool = False
-    ) -> list[Tensor]:
+    ) -> FeatureMaps:
         """Maps in the memory format in which the form's own neck yields them."""
         is_channels_last = self.cfg.model.execution.channels_last and not plain
         layout = torch.channels_last if is_channels_last else torch.contiguous_format
         channels = self.cfg.model.backbone.out_channels
         height, width = (-(-x // 32) * 32 for x in (self.height, self.width))
-        return [
+        levels = [
             torch.randn(batch, channels, height // s, width // s, generator=self.generator)
             .to(self.device, memory_format=layout)
             .requires_grad_(requires_grad)
             for s in STRIDES
         ]
+        sizes = torch.tensor([(self.height, self.width)] * batch, device=self.device)
+        return FeatureMaps(tuple(levels), STRIDES, sizes, (height, width))
 
-    def queries(self, batch: int, count: int | None = None) -> tuple[Tensor, Tensor]:
+    def queries(self, maps: FeatureMaps, count: int | None = None) -> Queries:
         node = copy.deepcopy(self.cfg.model)
         if count is not None:
             node.initial_queries.num_queries = count
         torch.manual_seed(0)
         queries = instantiate(node.initial_queries).to(self.device)
         with torch.no_grad():
-            return queries([(self.height, self.width)] * batch)
+            return queries(maps)
 
     def truth(self, batch: int) -> GroundTruth:
         corner = torch.rand(batch, OBJECTS, 2, generator=self.generator)
@@ -168,24 +176,23 @@ class Bench:
         return GroundTruth.collate(list(boxes), list(labels), sizes, device=self.device)
 
     def inference(
-        self, decoder: nn.Module, features: list[Tensor], count: int | None = None
+        self, decoder: nn.Module, maps: FeatureMaps, count: int | None = None
     ) -> Callable[[], object]:
-        queries, xyzr = self.queries(len(features[0]), count)
+        queries = self.queries(maps, count)
 
         def run() -> object:
             with torch.inference_mode(), self.autocast():
-                return decoder(features, STRIDES, queries, xyzr)
+                return decoder(maps, queries)
 
         return run
 
     def training_step(
-        self, decoder: nn.Module, criterion: nn.Module, features: list[Tensor]
+        self, decoder: nn.Module, criterion: nn.Module, maps: FeatureMaps
     ) -> Callable[[], dict[str, float]]:
         """Forward, losses and backward; returns the seconds of each."""
-        batch = len(features[0])
-        queries, xyzr = self.queries(batch)
-        truth = self.truth(batch)
-        leaves = [*decoder.parameters(), *features]
+        queries = self.queries(maps)
+        truth = self.truth(len(maps.image_sizes))
+        leaves = [*decoder.parameters(), *maps.levels]
 
         def now() -> float:
             if self.device.type == "cuda":
@@ -195,9 +202,9 @@ class Bench:
         def run() -> dict[str, float]:
             times = [now()]
             with self.autocast():
-                outputs = decoder(features, STRIDES, queries, xyzr)
+                predictions = Predictions(decoder(maps, queries))
             times.append(now())
-            losses = criterion(outputs, truth).as_dict()
+            losses = criterion(predictions, truth).as_dict()
             times.append(now())
             sum(losses.values()).backward()
             times.append(now())
@@ -279,14 +286,18 @@ def compare_decoders(bench: Bench) -> dict[str, dict[str, float]]:
     )
     del forms, steps, features
 
-    size = (bench.cfg.model.decoder.num_stages, MATCHING_BATCH, bench.queries(1)[0].shape[1])
+    size = (
+        bench.cfg.model.decoder.num_stages,
+        MATCHING_BATCH,
+        bench.cfg.model.initial_queries.num_queries,
+    )
     logits = torch.randn(*size, bench.cfg.model.num_classes, generator=bench.generator)
     corner = torch.rand(*size, 2, generator=bench.generator) * bench.height * 0.7
     boxes = torch.cat([corner, corner + 200], dim=-1)
     truth = bench.truth(MATCHING_BATCH)
-    logits, boxes = logits.to(device), boxes.to(device)
+    outputs = [HeadOutput(*x) for x in zip(logits.to(device), boxes.to(device))]
     assign = {
-        name: (lambda c: lambda: c.assign(logits, boxes, truth))(bench.criterion(plain=plain))
+        name: (lambda c: lambda: c.supervise(outputs, truth))(bench.criterion(plain=plain))
         for name, plain in (("plain", True), ("ours", False))
     }
     name = f"matching + cross-stage targets, batch {MATCHING_BATCH}"

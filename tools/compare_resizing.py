@@ -41,7 +41,7 @@ def last_stage(predictor: Predictor, image: np.ndarray, resize: T.Augmentation):
     predictor.aug = T.AugmentationList([resize])
     inputs = predictor.preprocess(image)
     images = predictor.model.preprocess_image([inputs])
-    output = predictor.model.predict_stages(images)[-1]
+    output = predictor.model.predict(images).stages[-1]
     scale = inputs["height"] / images.image_sizes[0][0], inputs["width"] / images.image_sizes[0][1]
     boxes = output.boxes[0] * output.boxes.new_tensor([scale[1], scale[0]] * 2)
     return boxes.cpu().numpy(), output.logits[0].sigmoid().cpu().numpy()

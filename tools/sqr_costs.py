@@ -32,14 +32,14 @@ from benchmarks.steps import StepCost, call_in_process, cost_of_a_step  # noqa: 
 from detection_toolkit.config import apply_overrides, get_config  # noqa: E402
 from detection_toolkit.errors import UserError
 from sqr import (  # noqa: E402
-    RecollectionDetector,
+    QueryRecollection,
     RecollectionSchedule,
     dense_schedule,
     plain_schedule,
     selective_schedule,
 )
 
-# How the groups are run: (model.batched, model.execution.checkpoint).
+# How the groups are run: (model.decoder.route.batched, model.execution.checkpoint).
 MODES = {
     "batched": (True, False),
     "sequential": (False, False),
@@ -121,9 +121,8 @@ def configure(args: argparse.Namespace, schedule: str, mode: str) -> Any:
     """
     cfg = apply_overrides(get_config(args.config_file), args.overrides)
     batched, cfg.model.execution.checkpoint = MODES[mode]
-    cfg.model.update(
-        _target_=RecollectionDetector,
-        schedule=LazyCall(make_schedule)(name=schedule, num_stages="${..decoder.num_stages}"),
+    cfg.model.decoder.route = LazyCall(QueryRecollection)(
+        schedule=LazyCall(make_schedule)(name=schedule, num_stages="${...num_stages}"),
         batched=batched,
     )
     return cfg

@@ -2,13 +2,12 @@
 
 from detectron2.config import LazyCall as L
 
-from sqr import RecollectionDetector, selective_schedule
+from sqr import QueryRecollection, selective_schedule
 
 from ..adamixer.adamixer_r101_300q_3x import dataloader, lr_multiplier, model, optimizer, train  # noqa: F401
 
-model.update(
-    _target_=RecollectionDetector,
-    schedule=L(selective_schedule)(num_stages="${..decoder.num_stages}"),
+model.decoder.route = L(QueryRecollection)(
+    schedule=L(selective_schedule)(num_stages="${...num_stages}"),
 )
 train.output_dir = "./output/adamixer_sqr_r101_7stages_300q_3x"
 

@@ -2,7 +2,7 @@
 
 from detectron2.config import LazyCall as L
 
-from sqr import RecollectionDetector, selective_schedule
+from sqr import QueryRecollection, selective_schedule
 
 from ..stageinteractor.stageinteractor_r50_100q_1x import (  # noqa: F401
     dataloader,
@@ -12,8 +12,7 @@ from ..stageinteractor.stageinteractor_r50_100q_1x import (  # noqa: F401
     train,
 )
 
-model.update(
-    _target_=RecollectionDetector,
-    schedule=L(selective_schedule)(num_stages="${..decoder.num_stages}"),
+model.decoder.route = L(QueryRecollection)(
+    schedule=L(selective_schedule)(num_stages="${...num_stages}"),
 )
 train.output_dir = "./output/stageinteractor_sqr_r50_100q_1x"

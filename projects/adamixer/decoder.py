@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from detection_toolkit.errors import UserError
-from detection_toolkit.modeling import QUERY_HEADS, CascadeDecoder, Execution
+from detection_toolkit.modeling import QUERY_HEADS, CascadeDecoder, Execution, Route
 from stageinteractor import DecoderStage, IoFBiasedSelfAttention
 from stageinteractor.stage import FeedForward
 
@@ -43,6 +43,7 @@ class AdaMixerDecoder(CascadeDecoder):
         points: int = 32,
         out_points: int = 128,
         execution: Execution | None = None,
+        route: Route | None = None,
     ):
         """
         Args:
@@ -54,7 +55,7 @@ class AdaMixerDecoder(CascadeDecoder):
             groups: G of sampling and mixing.
             points: sampling points of a group.
             out_points: spatial filters of a group.
-            execution: how to compute; by default :class:`Execution`'s own choices.
+            execution, route: see :class:`~detection_toolkit.modeling.CascadeDecoder`.
 
         Raises:
             ValueError: sizes that do not fit one another.
@@ -77,6 +78,7 @@ class AdaMixerDecoder(CascadeDecoder):
                 for _ in range(num_stages)
             ],
             execution=execution,
+            route=route,
         )
 
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from detection_toolkit.errors import UserError
+from detection_toolkit.modeling import FeatureMaps
 from detection_toolkit.modeling.sampling import SamplingPoints, sample_features
-from detection_toolkit.structures.boxes import xyzr_to_size
+from stageinteractor.boxes import xyzr_to_size
 from stageinteractor.sampling import level_weights
 
 __all__ = ["AdaptiveSampling"]
@@ -64,19 +65,16 @@ class AdaptiveSampling(nn.Module):
         """(..., L), softmax over l of -(z - log2 stride_l)^2 / 2, of (...) scales of points."""
         return level_weights(z, [math.log2(stride) for stride in strides])
 
-    def forward(
-        self, queries: Tensor, xyzr: Tensor, features: Sequence[Tensor], strides: Sequence[int]
-    ) -> Tensor:
+    def forward(self, queries: Tensor, xyzr: Tensor, maps: FeatureMaps) -> Tensor:
         """
         Args:
             queries: (B, N, C).
             xyzr: (B, N, 4), no gradient needed.
-            features: L maps (B, C, H_l, W_l).
-            strides: pixels of the image per cell of each map.
+            maps: L levels with C channels.
 
         Returns:
             (B, N, G, P, e).
         """
         points = self.points(queries, xyzr)
-        weights = self.level_weights(points.z, strides)
-        return sample_features(features, strides, points, weights)
+        weights = self.level_weights(points.z, maps.strides)
+        return sample_features(maps, points.xy, weights)

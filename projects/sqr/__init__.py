@@ -6,8 +6,7 @@ are the parameters. A schedule says which queries a stage is given; it works for
 """
 
 from .criterion import PathLabelAssigner, RecollectionCriterion, RecollectionResult
-from .detector import RecollectionDetector
-from .recollection import QueryState, recollect
+from .recollection import QueryRecollection, QueryState, recollect
 from .schedule import (
     RecollectionSchedule,
     ScheduleError,
@@ -18,9 +17,9 @@ from .schedule import (
 
 __all__ = [
     "PathLabelAssigner",
+    "QueryRecollection",
     "QueryState",
     "RecollectionCriterion",
-    "RecollectionDetector",
     "RecollectionResult",
     "RecollectionSchedule",
     "ScheduleError",

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from detection_toolkit.structures import Assignment, ClassTargets, GroundTruth, StageOutput
+from detection_toolkit.structures import Assignment, ClassTargets, GroundTruth, Predictions
 from detection_toolkit.training import Criterion, CriterionResult, NonFinitePredictionError
 
 from .schedule import RecollectionSchedule
@@ -144,14 +144,15 @@ class RecollectionCriterion(nn.Module):
 
     def forward(
         self,
-        outputs: Sequence[StageOutput],
+        predictions: Predictions,
         truth: GroundTruth,
         *,
         target_counts: Tensor | None = None,
     ) -> RecollectionResult:
         """
         Args:
-            outputs: the G groups' predictions, as :func:`sqr.recollect` returns them.
+            predictions: those of the G groups in the place of stages, as :func:`sqr.recollect`
+                returns them.
             truth: the objects of the batch.
             target_counts: (G, 2), as :meth:`count_targets` returns it, when gradients are
                 accumulated; see :class:`~detection_toolkit.training.Criterion`.
@@ -160,7 +161,7 @@ class RecollectionCriterion(nn.Module):
             NonFinitePredictionError: from the matcher.
         """
         with self._stages_in_errors():
-            groups = self.criterion(outputs, truth, target_counts=target_counts)
+            groups = self.criterion(predictions, truth, target_counts=target_counts)
         sizes = self.schedule.groups_per_stage
         plain = [self.schedule.groups(t)[-1] for t in range(self.schedule.num_stages)]
         return RecollectionResult(
@@ -171,10 +172,10 @@ class RecollectionCriterion(nn.Module):
             groups=groups,
         )
 
-    def count_targets(self, outputs: Sequence[StageOutput], truth: GroundTruth) -> Tensor:
+    def count_targets(self, predictions: Predictions, truth: GroundTruth) -> Tensor:
         """(G, 2): matched queries, and ones in the class targets, of each group in this batch."""
         with self._stages_in_errors():
-            return self.criterion.count_targets(outputs, truth)
+            return self.criterion.count_targets(predictions, truth)
 
     @contextlib.contextmanager
     def _stages_in_errors(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Runs a decoder on the states of a recollection schedule.
+"""The route of recollection through a decoder.
 
 Letters: B images, N queries, C channels, R groups of a stage.
 """
@@ -10,38 +10,74 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from detection_toolkit.modeling import CascadeDecoder
-from detection_toolkit.structures import StageOutput, map_tensors
+from detection_toolkit.modeling import CascadeDecoder, FeatureMaps, Route
+from detection_toolkit.structures import Queries, StageOutput, map_tensors
 
-from .schedule import RecollectionSchedule
+from .criterion import RecollectionCriterion
+from .schedule import RecollectionSchedule, ScheduleError
 
-__all__ = ["QueryState", "recollect"]
+__all__ = ["QueryRecollection", "QueryState", "recollect"]
 
 StageResult = tuple[StageOutput, Any]
-RunStage = Callable[[Tensor, Tensor, Any], StageResult]
+RunStage = Callable[[Queries, Any], StageResult]
 
 
 class QueryState(NamedTuple):
     """A full set of queries for the whole batch, as a stage left it."""
 
-    queries: Tensor
-    """(B, N, C) content."""
-    xyzr: Tensor
-    """(B, N, 4) geometry that the same stage predicted."""
+    queries: Queries
+    """Of B images."""
     carry: Any
     """What each stage so far has handed on of these queries; see :func:`recollect`."""
+
+
+class QueryRecollection(Route):
+    """The route of a decoder that is trained with query recollection.
+
+    The decoder's parameters, their names and its inference are those of the plain one, so that
+    the weights of one are the weights of the other.
+    """
+
+    def __init__(self, schedule: RecollectionSchedule, *, batched: bool = True):
+        """
+        Args:
+            schedule: which queries each stage is given in training.
+            batched: how the groups are run; see :func:`recollect`.
+
+        Raises:
+            ScheduleError: it is none.
+        """
+        if not isinstance(schedule, RecollectionSchedule):
+            raise ScheduleError(
+                "model.decoder.route.schedule must be a schedule, such as sqr.selective_schedule, "
+                f"or sqr.plain_schedule for none; it is {schedule!r}"
+            )
+        self.schedule = schedule
+        self.batched = batched
+
+    def check_fits(self, num_stages: int) -> None:
+        """See :meth:`RecollectionSchedule.check_fits`."""
+        self.schedule.check_fits(num_stages)
+
+    def __call__(
+        self, decoder: CascadeDecoder, maps: FeatureMaps, queries: Queries
+    ) -> list[StageOutput]:
+        """The predictions of all groups; see :func:`recollect`."""
+        return recollect(decoder, self.schedule, maps, queries, batched=self.batched)
+
+    def supervise(self, criterion: nn.Module) -> RecollectionCriterion:
+        """A criterion of all groups, made of the plain cascade's."""
+        return RecollectionCriterion(criterion, self.schedule)
 
 
 def recollect(
     decoder: CascadeDecoder,
     schedule: RecollectionSchedule,
-    features: Sequence[Tensor],
+    maps: FeatureMaps,
+    queries: Queries,
     *,
-    strides: Sequence[int],
-    queries: Tensor,
-    xyzr: Tensor,
     batched: bool = True,
 ) -> list[StageOutput]:
     """Predictions of all groups of all stages.
@@ -55,10 +91,8 @@ def recollect(
     Args:
         decoder: the cascade; only its :meth:`run_stage` is used.
         schedule: which states each stage is given.
-        features: L maps (B, C, H_l, W_l); never copied, whatever the number of groups.
-        strides: pixels of the image per cell of each map.
-        queries: (B, N, C) initial content.
-        xyzr: (B, N, 4) initial geometry.
+        maps: of B images; never copied, whatever the number of groups.
+        queries: initial ones, of B images.
         batched: the groups of a stage run at once, as further rows of the batch; False: one after
             another. The results agree to round-off. The decoder's ``execution.checkpoint`` saves
             memory with either.
@@ -72,30 +106,24 @@ def recollect(
     """
     schedule.check_fits(decoder.num_stages)
     run_groups = _run_batched if batched else _run_one_by_one
-    pool = [QueryState(queries, xyzr, decoder.initial_carry())]
+    pool = [QueryState(queries, decoder.initial_carry())]
     outputs = []
     for t in range(schedule.num_stages):
-        run_stage = partial(_run_stage, decoder, t, features, strides)
+        run_stage = partial(_run_stage, decoder, t, maps)
         positions = schedule.inputs(t)
         results = run_groups(run_stage, [pool[p] for p in positions])
         for p, (output, carry) in zip(positions, results):
             # What this stage hands on is now known of the state itself, should a later one read it.
             pool[p] = pool[p]._replace(carry=carry)
-            pool.append(QueryState(output.queries, output.xyzr, carry))
+            pool.append(QueryState(output.queries, carry))
             outputs.append(output)
     return outputs
 
 
 def _run_stage(
-    decoder: CascadeDecoder,
-    index: int,
-    features: Sequence[Tensor],
-    strides: Sequence[int],
-    queries: Tensor,
-    xyzr: Tensor,
-    carry: Any,
+    decoder: CascadeDecoder, index: int, maps: FeatureMaps, queries: Queries, carry: Any
 ) -> StageResult:
-    return decoder.run_stage(index, features, strides, queries, xyzr, carry)
+    return decoder.run_stage(index, queries, maps, carry)
 
 
 def _run_one_by_one(run_stage: RunStage, states: Sequence[QueryState]) -> list[StageResult]:
@@ -112,8 +140,7 @@ def _run_batched(run_stage: RunStage, states: Sequence[QueryState]) -> list[Stag
     if groups == 1:
         return _run_one_by_one(run_stage, states)
     # What is handed on is nested alike: all states of a stage have passed the same stages.
-    queries, xyzr, carry = map_tensors(_fold, *states)
-    result = run_stage(queries, xyzr, carry)
+    result = run_stage(*map_tensors(_fold, *states))
     parts: list[tuple[Tensor, ...]] = []  # of each tensor, those of the groups
     map_tensors(lambda x: parts.append(x.unflatten(0, (-1, groups)).unbind(1)), result)
     results = []

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from detection_toolkit.errors import UserError
-from detection_toolkit.structures import intersection_over_foreground, xyzr_to_box
+
+from .boxes import intersection_over_foreground, xyzr_to_box
 
 __all__ = ["IoFBiasedSelfAttention", "geometry_embedding"]
 

@@ -7,11 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
 from detection_toolkit.errors import UserError
-from detection_toolkit.modeling import QUERY_HEADS, CascadeDecoder, Execution
-from detection_toolkit.structures import StageOutput
+from detection_toolkit.modeling import (
+    QUERY_HEADS,
+    CascadeDecoder,
+    Execution,
+    FeatureMaps,
+    Route,
+)
+from detection_toolkit.structures import Queries, StageOutput
 
 from .attention import IoFBiasedSelfAttention
 from .factored_mixing import FactoredDynamicMixing
@@ -32,6 +38,7 @@ class FilterBankDecoder(CascadeDecoder):
         *,
         reuse_start: int,
         execution: Execution | None = None,
+        route: Route | None = None,
     ):
         """
         Args:
@@ -39,9 +46,9 @@ class FilterBankDecoder(CascadeDecoder):
                 :class:`FilterBank`.
             reuse_start: first stage that may read earlier filters. Each stage before it starts
                 from an empty bank, so that it finds those of stages ``reuse_start - 1`` and later.
-            execution: how to compute; by default :class:`Execution`'s own choices.
+            execution, route: see :class:`~detection_toolkit.modeling.CascadeDecoder`.
         """
-        super().__init__(stages, execution=execution)
+        super().__init__(stages, execution=execution, route=route)
         self.reuse_start = reuse_start
 
     def initial_carry(self) -> FilterBank:
@@ -49,17 +56,11 @@ class FilterBankDecoder(CascadeDecoder):
         return FilterBank()
 
     def run_stage(
-        self,
-        index: int,
-        features: Sequence[Tensor],
-        strides: Sequence[int],
-        queries: Tensor,
-        xyzr: Tensor,
-        carry: FilterBank,
+        self, index: int, queries: Queries, maps: FeatureMaps, carry: FilterBank
     ) -> tuple[StageOutput, FilterBank]:
         """Run one stage on any set of queries and their bank."""
         bank = FilterBank() if index < self.reuse_start else carry
-        return super().run_stage(index, features, strides, queries, xyzr, bank)
+        return super().run_stage(index, queries, maps, bank)
 
 
 @QUERY_HEADS.register()
@@ -87,6 +88,7 @@ class StageInteractorDecoder(FilterBankDecoder):
         apply_reused_channel_filters: bool = True,
         spatial_reuse: bool = True,
         execution: Execution | None = None,
+        route: Route | None = None,
     ):
         """
         Args:
@@ -106,7 +108,7 @@ class StageInteractorDecoder(FilterBankDecoder):
                 newest ones; None for all, 0 for none.
             apply_reused_channel_filters: see :class:`CascadeDynamicMixing`.
             spatial_reuse: adapt half of the spatial filters from the stage before.
-            execution: how to compute; by default :class:`Execution`'s own choices.
+            execution, route: see :class:`~detection_toolkit.modeling.CascadeDecoder`.
 
         Raises:
             ValueError: sizes that do not fit one another.
@@ -154,4 +156,4 @@ class StageInteractorDecoder(FilterBankDecoder):
                     num_classes=num_classes,
                 )
             )
-        super().__init__(stages, reuse_start=reuse_start, execution=execution)
+        super().__init__(stages, reuse_start=reuse_start, execution=execution, route=route)

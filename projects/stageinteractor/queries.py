@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from detection_toolkit.errors import UserError
-from detection_toolkit.structures import box_to_xyzr
+from detection_toolkit.modeling import FeatureMaps
+from detection_toolkit.structures import Queries
+
+from .boxes import box_to_xyzr
 
 __all__ = ["InitialQueries"]
 
@@ -29,21 +30,17 @@ class InitialQueries(nn.Module):
         """N."""
         return self.content.num_embeddings
 
-    def forward(self, image_sizes: Sequence[tuple[int, int]] | Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, maps: FeatureMaps) -> Queries:
         """
         Args:
-            image_sizes: (height, width) in pixels of each unpadded image; also as one (B, 2)
-                tensor, which an exported graph takes as an input.
+            maps: of B images, whose sizes alone are used.
 
         Returns:
-            (B, N, C) content, layer-normalised without affine, and (B, N, 4) xyzr.
+            content (B, N, C), layer-normalised without affine, and geometry (B, N, 4) xyzr.
         """
         weight = self.content.weight
         content = F.layer_norm(weight, weight.shape[-1:])
-        if not isinstance(image_sizes, Tensor):
-            # Traced by fvcore or torch.jit, Detectron2's sizes are a list of small tensors.
-            image_sizes = torch.stack([torch.as_tensor(size) for size in image_sizes])
-        sizes = image_sizes.to(weight)
+        sizes = maps.image_sizes.to(weight)
         boxes = torch.cat([torch.zeros_like(sizes), sizes.flip(-1)], dim=-1)
         xyzr = box_to_xyzr(boxes)[:, None].expand(-1, self.num_queries, -1)
-        return content.expand(boxes.shape[0], -1, -1), xyzr
+        return Queries(content.expand(boxes.shape[0], -1, -1), xyzr)

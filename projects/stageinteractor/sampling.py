@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from detection_toolkit.errors import UserError
+from detection_toolkit.modeling import FeatureMaps
 from detection_toolkit.modeling.sampling import SamplingPoints, sample_features
-from detection_toolkit.structures.boxes import xyzr_to_size
+
+from .boxes import xyzr_to_size
 
 __all__ = ["SubBoxSampling", "level_weights"]
 
@@ -93,19 +95,16 @@ class SubBoxSampling(nn.Module):
         """(..., L) of (...) scales of points; the levels are counted, whatever their strides."""
         return level_weights(z, [self.SCALE_OF_FIRST_LEVEL + i for i in range(len(strides))])
 
-    def forward(
-        self, queries: Tensor, xyzr: Tensor, features: Sequence[Tensor], strides: Sequence[int]
-    ) -> Tensor:
+    def forward(self, queries: Tensor, xyzr: Tensor, maps: FeatureMaps) -> Tensor:
         """
         Args:
             queries: (B, N, C).
             xyzr: (B, N, 4), no gradient needed.
-            features: L maps (B, C, H_l, W_l).
-            strides: pixels of the image per cell of each map.
+            maps: L levels with C channels.
 
         Returns:
             (B, N, G, PQ, e).
         """
         points = self.points(queries, xyzr)
-        weights = self.level_weights(points.z, strides)
-        return sample_features(features, strides, points, weights)
+        weights = self.level_weights(points.z, maps.strides)
+        return sample_features(maps, points.xy, weights)

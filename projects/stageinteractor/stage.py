@@ -6,14 +6,14 @@ Letters: B images, N queries, C channels, K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from detection_toolkit.structures import StageOutput, xyzr_to_box
-from detection_toolkit.structures.boxes import xyzr_to_size
+from detection_toolkit.modeling import FeatureMaps
+from detection_toolkit.structures import Queries, StageOutput
 
+from .boxes import xyzr_to_box, xyzr_to_size
 from .filter_bank import FilterBank
 
 __all__ = ["DecoderStage", "FeedForward", "PredictionTower", "refine_by_box_size"]
@@ -79,7 +79,7 @@ class DecoderStage(nn.Module):
         """
         Args:
             attention: (queries, xyzr) -> queries.
-            sampling: (queries, xyzr, features, strides) -> sampled features.
+            sampling: (queries, xyzr, maps) -> sampled features.
             mixing: (queries, sampled features, bank) -> (queries, bank).
             ffn: queries -> queries.
             channels: C.
@@ -102,30 +102,24 @@ class DecoderStage(nn.Module):
         nn.init.zeros_(self.box_tower.out.bias)
 
     def forward(
-        self,
-        queries: Tensor,
-        xyzr: Tensor,
-        features: Sequence[Tensor],
-        strides: Sequence[int],
-        bank: FilterBank,
-    ) -> tuple[StageOutput, FilterBank]:
+        self, queries: Queries, maps: FeatureMaps, bank: FilterBank | None
+    ) -> tuple[StageOutput, FilterBank | None]:
         """
         Args:
-            queries: (B, N, C).
-            xyzr: (B, N, 4); the caller detaches it.
-            features: L maps (B, C, H_l, W_l).
-            strides: pixels of the image per cell of each map.
-            bank: filters of earlier stages.
+            queries: content (B, N, C) and geometry (B, N, 4) xyzr, through which no gradient goes.
+            maps: of the images.
+            bank: filters of earlier stages; None where no stage shares any.
 
         Returns:
             the predictions, and the bank with this stage's filters added.
         """
-        queries = self.attention(queries, xyzr)
-        sampled = self.sampling(queries, xyzr, features, strides)
-        queries, bank = self.mixing(queries, sampled, bank)
-        queries = self.ffn(queries)
-        logits = self.class_tower(queries)
+        content, xyzr = queries.content, queries.geometry.detach()
+        content = self.attention(content, xyzr)
+        sampled = self.sampling(content, xyzr, maps)
+        content, bank = self.mixing(content, sampled, bank)
+        content = self.ffn(content)
+        logits = self.class_tower(content)
         # Geometry stays in the precision of xyzr under autocast: half precision has 8 to 11
         # bits, a coordinate needs more.
-        refined = self.refine(xyzr, self.box_tower(queries).to(xyzr.dtype))
-        return StageOutput(logits, xyzr_to_box(refined), refined, queries), bank
+        refined = self.refine(xyzr, self.box_tower(content).to(xyzr.dtype))
+        return StageOutput(logits, xyzr_to_box(refined), Queries(content, refined)), bank

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 
 from adamixer import AdaMixerDecoder, AdaptiveMixing, AdaptiveSampling, refine_by_scale
 from detection_toolkit.modeling import QUERY_HEADS
-from detection_toolkit.structures import GroundTruth
+from detection_toolkit.structures import GroundTruth, Predictions
 from detection_toolkit.training import Criterion, HungarianMatcher, StagewiseMatcher
+from maps import make_maps
 from stageinteractor import CascadeDynamicMixing, FilterBank, InitialQueries
 
 CHANNELS, GROUPS, POINTS, STRIDES = 16, 2, 3, (4, 8, 16, 32)
@@ -65,7 +66,7 @@ def test_sampling_matches_the_equations(strides):
     features = [m.detach().double() for m in maps()]
     queries = torch.randn(1, 2, CHANNELS, dtype=torch.double)
     xyzr = torch.tensor([[[30.0, 50.0, 4.0, 0.5], [10.0, 20.0, 5.5, -1.0]]], dtype=torch.double)
-    sampled = sampling(queries, xyzr, features, strides)
+    sampled = sampling(queries, xyzr, make_maps(features, strides))
     per_group = CHANNELS // GROUPS
     for n in range(2):
         x, y, z, r = xyzr[0, n].tolist()
@@ -127,16 +128,18 @@ def test_centres_move_by_the_scale_whatever_the_aspect_ratio():
 
 
 def test_first_stage_refines_nothing_at_the_start():
-    queries, xyzr = InitialQueries(5, CHANNELS)([(90, 60)])
-    output = small_decoder(1)(maps(), STRIDES, queries, xyzr)[0]
-    torch.testing.assert_close(output.xyzr, xyzr)
+    features = make_maps(maps(), STRIDES, [(90, 60)])
+    queries = InitialQueries(5, CHANNELS)(features)
+    output = small_decoder(1)(features, queries)[0]
+    torch.testing.assert_close(output.queries.geometry, queries.geometry)
 
 
 def test_every_parameter_and_map_has_a_gradient():
     initial_queries = InitialQueries(5, CHANNELS)
     decoder = randomize(small_decoder())
     features = maps(2)
-    outputs = decoder(features, STRIDES, *initial_queries([(90, 60), (96, 64)]))
+    batch = make_maps(features, STRIDES, [(90, 60), (96, 64)])
+    outputs = Predictions(decoder(batch, initial_queries(batch)))
     truth = GroundTruth.collate(
         [torch.tensor([[5.0, 5.0, 40.0, 60.0]]), torch.zeros(0, 4)],
         [torch.tensor([1]), torch.zeros(0, dtype=torch.long)],

@@ -146,7 +146,7 @@ def test_the_reference_holds_the_public_interface(site):
         "detection_toolkit.engine.Predictor",
         "detection_toolkit.evaluation.evaluate_stages",
         "detection_toolkit.visualization.trace_stages",
-        "sqr.RecollectionDetector",
+        "sqr.QueryRecollection",
     ):
         assert name in anchors
     assert ":class:" not in (site / "reference.html").read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ import torch
 from small_runs import make_batch
 from sqr_models import NUM_STAGES, losses_and_gradients, make_plain, with_recollection
 
-from detection_toolkit.structures import GroundTruth, StageOutput, box_iou
+from detection_toolkit.structures import GroundTruth, HeadOutput, Predictions, box_iou
 from detection_toolkit.training import (
     Criterion,
     HungarianMatcher,
@@ -50,7 +50,7 @@ def random_outputs(schedule, num_images, seed=0):
         schedule.num_groups, num_images, NUM_QUERIES, NUM_CLASSES, seed
     )
     logits.requires_grad_(), boxes.requires_grad_()
-    return [StageOutput(x, y, y, x) for x, y in zip(logits.unbind(), boxes.unbind())]
+    return [HeadOutput(x, y) for x, y in zip(logits.unbind(), boxes.unbind())]
 
 
 def total(losses):
@@ -63,10 +63,10 @@ def test_a_stage_adds_up_its_groups_each_with_its_own_matching(name, counts):
     schedule = SCHEDULES[name]
     outputs, truth = random_outputs(schedule, 2), random_truth(counts, NUM_CLASSES)
     criterion = plain_criterion("own labels")
-    result = RecollectionCriterion(criterion, schedule)(outputs, truth)
+    result = RecollectionCriterion(criterion, schedule)(Predictions(outputs), truth)
     losses = result.as_dict()
     assert len(losses) == 3 * NUM_STAGES
-    alone = [criterion([output], truth) for output in outputs]
+    alone = [criterion(Predictions([output]), truth) for output in outputs]
     for t in range(NUM_STAGES):
         groups = [alone[g].as_dict() for g in schedule.groups(t)]
         for kind in ("loss_cls", "loss_bbox", "loss_giou"):
@@ -146,8 +146,8 @@ def test_the_plain_cascade_has_the_plain_detectors_labels_and_losses(name):
     schedule, criterion = SCHEDULES[name], plain_criterion("cross-stage")
     outputs, truth = random_outputs(schedule, 2, seed=2), random_truth([3, 2], NUM_CLASSES)
     last = [schedule.groups(t)[-1] for t in range(NUM_STAGES)]
-    plain = criterion([outputs[g] for g in last], truth)
-    groups = RecollectionCriterion(criterion, schedule)(outputs, truth).groups
+    plain = criterion(Predictions([outputs[g] for g in last]), truth)
+    groups = RecollectionCriterion(criterion, schedule)(Predictions(outputs), truth).groups
     assert torch.equal(groups.class_targets.multi_hot[last], plain.class_targets.multi_hot)
     for kind in ("loss_cls", "loss_bbox", "loss_giou"):
         torch.testing.assert_close(getattr(groups, kind)[last], getattr(plain, kind))
@@ -170,15 +170,15 @@ def test_micro_batches_with_summed_counts_add_up_to_the_whole_batch(assigner):
     outputs, truth = random_outputs(schedule, 2), random_truth([3, 1], NUM_CLASSES)
 
     def part(b):
-        rows = [StageOutput(*(x[b : b + 1] for x in output)) for output in outputs]
+        rows = [HeadOutput(*(x[b : b + 1] for x in output)) for output in outputs]
         count = truth.num_objects[b]
-        return rows, GroundTruth.collate(
+        return Predictions(rows), GroundTruth.collate(
             [truth.boxes[b, :count]], [truth.labels[b, :count]], [(80, 100)]
         )
 
     counts = sum(criterion.count_targets(*part(b)) for b in range(2))
     assert counts.shape == (schedule.num_groups, 2)
-    whole = criterion(outputs, truth).as_dict()
+    whole = criterion(Predictions(outputs), truth).as_dict()
     parts = [criterion(*part(b), target_counts=counts).as_dict() for b in range(2)]
     for name, value in whole.items():
         torch.testing.assert_close(parts[0][name] + parts[1][name], value)
@@ -218,5 +218,5 @@ def test_predictions_that_are_not_finite_are_reported_by_stage(method):
         broken[1] = torch.nan
         outputs[group] = outputs[group]._replace(logits=broken)
     with pytest.raises(NonFinitePredictionError, match="stage 2 of image 1, stage 3 of") as caught:
-        getattr(criterion, method)(outputs, truth)
+        getattr(criterion, method)(Predictions(outputs), truth)
     assert caught.value.where == [(2, 1), (3, 1)]

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 
 import pytest
 import torch
 from detectron2.config import instantiate
-from detectron2.modeling import META_ARCH_REGISTRY
 from small_runs import make_batch, run_overrides
 from sqr_models import NUM_STAGES, SMALL, make_plain, with_recollection
 
 from detection_toolkit.checkpoint.checkpointer import Checkpointer
 from detection_toolkit.config import apply_overrides, get_config
 from detection_toolkit.engine import Trainer, prepare_config
-from sqr import RecollectionDetector, ScheduleError, dense_schedule, selective_schedule
-from stageinteractor import StageInteractor
+from sqr import ScheduleError, dense_schedule, selective_schedule
 
 CONFIGS = {
     "adamixer": "sqr/adamixer_sqr_shapes_tiny.py",
@@ -26,17 +23,6 @@ CONFIGS = {
 
 def load(family, *overrides):
     return apply_overrides(get_config(CONFIGS[family]), [*SMALL[family], *overrides])
-
-
-def test_every_argument_of_the_plain_detector_is_there_with_its_default():
-    ours = inspect.signature(RecollectionDetector).parameters
-    for name, parameter in inspect.signature(StageInteractor).parameters.items():
-        assert ours[name].default == parameter.default, name
-        assert ours[name].kind == parameter.kind, name
-
-
-def test_the_detector_is_registered():
-    assert META_ARCH_REGISTRY.get("RecollectionDetector") is RecollectionDetector
 
 
 @pytest.mark.parametrize("family", CONFIGS)
@@ -66,20 +52,25 @@ def test_weights_go_from_one_detector_to_the_other(family, tmp_path):
 @pytest.mark.parametrize("family", CONFIGS)
 def test_the_schedule_follows_the_number_of_stages(family):
     detector = instantiate(load(family, "model.decoder.num_stages=5").model)
-    assert detector.schedule == selective_schedule(5)
-    late = instantiate(load(family, "model.schedule.late_start=2").model)
-    assert late.schedule == selective_schedule(NUM_STAGES, late_start=2)
-    dense = instantiate(load(family, "model.schedule._target_=sqr.dense_schedule").model)
-    assert dense.schedule == dense_schedule(NUM_STAGES)
+    assert detector.decoder.route.schedule == selective_schedule(5)
+    late = instantiate(load(family, "model.decoder.route.schedule.late_start=2").model)
+    assert late.decoder.route.schedule == selective_schedule(NUM_STAGES, late_start=2)
+    dense = instantiate(
+        load(family, "model.decoder.route.schedule._target_=sqr.dense_schedule").model
+    )
+    assert dense.decoder.route.schedule == dense_schedule(NUM_STAGES)
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.schedule.num_stages=6", "slice for stage 4, which the decoder lacks"),
-        ("model.schedule.num_stages=2", "stage 2 of the decoder has no slice"),
-        ("model.schedule.late_start=3", "the last stage is 3"),
-        ("model.schedule=null", "model.schedule must be a schedule, such as .* it is None"),
+        ("model.decoder.route.schedule.num_stages=6", "slice for stage 4, which the decoder lacks"),
+        ("model.decoder.route.schedule.num_stages=2", "stage 2 of the decoder has no slice"),
+        ("model.decoder.route.schedule.late_start=3", "the last stage is 3"),
+        (
+            "model.decoder.route.schedule=null",
+            "model.decoder.route.schedule must be a schedule, such as .* it is None",
+        ),
     ],
 )
 def test_schedules_that_do_not_fit_are_refused_when_the_config_is_built(override, message):
@@ -90,11 +81,11 @@ def test_schedules_that_do_not_fit_are_refused_when_the_config_is_built(override
 
 def test_slices_can_be_written_out_in_a_config():
     cfg = load("adamixer")
-    cfg.model.schedule = dict(
+    cfg.model.decoder.route.schedule = dict(
         _target_="sqr.RecollectionSchedule", starts=[0, 0, 1, 2], ends=[1, 2, 4, 7]
     )
-    assert instantiate(cfg.model).schedule == selective_schedule(4)
-    cfg.model.schedule.ends[2] = 3
+    assert instantiate(cfg.model).decoder.route.schedule == selective_schedule(4)
+    cfg.model.decoder.route.schedule.ends[2] = 3
     with pytest.raises(ScheduleError, match="stage 2 .* drops the plain cascade"):
         instantiate(cfg.model)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,7 +12,8 @@ from small_runs import make_batch
 from sqr_models import NUM_STAGES, losses_and_gradients, make_plain, with_recollection
 from torch import nn
 
-from detection_toolkit.structures import StageOutput
+from detection_toolkit.structures import Queries, StageOutput, map_tensors
+from maps import make_maps
 from sqr import (
     RecollectionSchedule,
     ScheduleError,
@@ -40,14 +43,16 @@ class Scribe(nn.Module):
         self.digit = digit
         self.given = []
 
-    def forward(self, queries, xyzr, features, strides, bank):
-        made = 10 * queries + self.digit
+    def forward(self, queries, maps, bank):
+        content, xyzr = queries.content, queries.geometry
+        made = 10 * content + self.digit
         filters = [entry.channel[:, 0, 0] for entry in bank.entries]
-        for row in range(len(queries)):
-            state = (queries[row, 0, 0], xyzr[row, 0, 0], *(x[row] for x in filters))
+        for row in range(len(content)):
+            state = (content[row, 0, 0], xyzr[row, 0, 0], *(x[row] for x in filters))
             self.given.append(tuple(map(float, state)))
         spatial = made[..., None, None]
-        output = StageOutput(made, made[..., :1].expand_as(xyzr), 10 * xyzr + self.digit, made)
+        after = Queries(made, 10 * xyzr + self.digit)
+        output = StageOutput(made, made[..., :1].expand_as(xyzr), after)
         return output, bank.deposit(DynamicFilters(made, spatial))
 
 
@@ -80,16 +85,9 @@ def test_groups_carry_content_geometry_and_a_filter_of_every_stage(name, num_ima
     schedule = SCHEDULES[name]
     decoder = FilterBankDecoder([Scribe(t + 1) for t in range(NUM_STAGES)], reuse_start=1)
     numbers = torch.arange(1.0, num_images + 1, dtype=torch.float64)
-    queries = numbers[:, None, None].expand(-1, 2, 3)
-    outputs = recollect(
-        decoder,
-        schedule,
-        [],
-        strides=[],
-        queries=queries,
-        xyzr=numbers[:, None, None].expand(-1, 2, 4),
-        batched=batched,
-    )
+    numbers = numbers[:, None, None]
+    queries = Queries(numbers.expand(-1, 2, 3), numbers.expand(-1, 2, 4))
+    outputs = recollect(decoder, schedule, make_maps([], []), queries, batched=batched)
     by_hand = [written_by_hand(schedule, b + 1) for b in range(num_images)]
     for t, stage in enumerate(decoder.stages):
         assert sorted(stage.given) == sorted(row for image in by_hand for row in image[t])
@@ -97,22 +95,22 @@ def test_groups_carry_content_geometry_and_a_filter_of_every_stage(name, num_ima
         for i, group in enumerate(schedule.groups(t)):
             for b in range(num_images):
                 content = by_hand[b][t][i][0]
-                assert (outputs[group].queries[b] == 10 * content + t + 1).all()
-                assert (outputs[group].xyzr[b] == 10 * content + t + 1).all()
+                for after in outputs[group].queries[:2]:
+                    assert (after[b] == 10 * content + t + 1).all()
 
 
 def test_the_bank_of_a_plain_cascade_is_the_decoders_own():
     decoder = FilterBankDecoder([Scribe(t + 1) for t in range(NUM_STAGES)], reuse_start=2)
-    start = queries = torch.ones(1, 2, 3)
-    xyzr, bank = torch.ones(1, 2, 4), FilterBank()
+    start = queries = Queries(torch.ones(1, 2, 3), torch.ones(1, 2, 4))
+    maps, bank = make_maps([], []), FilterBank()
     for t in range(NUM_STAGES):
-        output, bank = decoder.run_stage(t, [], [], queries, xyzr, bank)
-        queries, xyzr = output.queries, output.xyzr
+        output, bank = decoder.run_stage(t, queries, maps, bank)
+        queries = output.queries
     expected = [list(stage.given) for stage in decoder.stages]
     for stage in decoder.stages:
         stage.given.clear()
     schedule = selective_schedule(NUM_STAGES)
-    recollect(decoder, schedule, [], strides=[], queries=start, xyzr=torch.ones(1, 2, 4))
+    recollect(decoder, schedule, maps, start)
     assert [stage.given[-1:] for stage in decoder.stages] == expected
 
 
@@ -130,11 +128,15 @@ def test_without_recollection_training_is_the_plain_detectors_bit_for_bit(family
             assert torch.equal(gradients[name], gradient), name
 
 
+def tensors(output):
+    return (output.logits, output.boxes, output.queries.content, output.queries.geometry)
+
+
 def plain_and_all(family, schedule, **options):
     plain = make_plain(family)
     detector = with_recollection(plain, schedule, **options)
     images = plain.preprocess_image(make_batch([1, 1, 1]))
-    return plain.predict_stages(images), detector.predict_stages(images)
+    return plain.predict(images).stages, detector.predict(images).stages
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -145,10 +147,10 @@ def test_the_last_group_of_each_stage_is_the_plain_cascade(family, name):
     expected, one_by_one = plain_and_all(family, schedule, batched=False)
     assert len(one_by_one) == schedule.num_groups
     for t, stage in enumerate(expected):
-        assert all(map(torch.equal, one_by_one[last[t]], stage))
+        assert all(map(torch.equal, tensors(one_by_one[last[t]]), tensors(stage)))
     expected, batched = plain_and_all(family, schedule, batched=True)
     for t, stage in enumerate(expected):
-        torch.testing.assert_close(tuple(batched[last[t]]), tuple(stage))
+        torch.testing.assert_close(tensors(batched[last[t]]), tensors(stage))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -176,22 +178,24 @@ def test_groups_and_images_do_not_see_one_another(family, num_images):
     plain = make_plain(family)
     images = plain.preprocess_image(make_batch([1] * num_images))
     detector = with_recollection(plain, schedule)
-    together = detector.predict_stages(images)
+    together = detector.predict(images).stages
+    maps = plain.extract_features(images)
     for b in range(num_images):
-        features = [x[b : b + 1] for x in plain.backbone(images.tensor).values()]
-        queries, xyzr = plain.initial_queries(images.image_sizes[b : b + 1])
-        # As (content, geometry, bank), where a stage leaves its filters with what it has read.
-        pool, group = [(queries, xyzr, plain.decoder.initial_carry())], 0
+        alone = replace(
+            maps,
+            levels=tuple(x[b : b + 1] for x in maps.levels),
+            image_sizes=maps.image_sizes[b : b + 1],
+        )
+        # As (queries, bank), where a stage leaves its filters with what it has read.
+        pool, group = [(plain.initial_queries(alone), plain.decoder.initial_carry())], 0
         for t in range(NUM_STAGES):
             for position in schedule.inputs(t):
-                queries, xyzr, bank = pool[position]
-                output, bank = plain.decoder.run_stage(
-                    t, features, plain.strides, queries, xyzr, bank
-                )
-                pool[position] = queries, xyzr, bank
-                pool.append((output.queries, output.xyzr, bank))
-                mine = tuple(x[b : b + 1] for x in together[group])
-                torch.testing.assert_close(mine, tuple(output))
+                queries, bank = pool[position]
+                output, bank = plain.decoder.run_stage(t, queries, alone, bank)
+                pool[position] = queries, bank
+                pool.append((output.queries, bank))
+                mine = map_tensors(lambda x, b=b: x[b : b + 1], together[group])
+                torch.testing.assert_close(tensors(mine), tensors(output))
                 group += 1
 
 
@@ -203,7 +207,7 @@ def test_all_groups_sample_the_same_maps_without_copies(family, batched):
     detector.backbone.register_forward_hook(lambda _, __, maps: made.extend(maps.values()))
 
     def note(_, inputs):
-        sampled.append(list(inputs[2]))
+        sampled.append(inputs[2].levels)
         rows.append(len(inputs[0]))
 
     for stage in detector.decoder.stages:
@@ -216,7 +220,7 @@ def test_all_groups_sample_the_same_maps_without_copies(family, batched):
 def test_no_gradient_flows_through_the_geometry_of_a_state():
     plain = make_plain("adamixer")
     detector = with_recollection(plain, SCHEDULES["selective"])
-    outputs = detector.predict_stages(plain.preprocess_image(make_batch([1])))
+    outputs = detector.predict(plain.preprocess_image(make_batch([1]))).stages
     tower = plain.decoder.stages[0].box_tower.out.weight
     own = torch.autograd.grad(outputs[0].boxes.sum(), tower, retain_graph=True)[0]
     assert own.abs().sum() > 0
@@ -227,9 +231,8 @@ def test_no_gradient_flows_through_the_geometry_of_a_state():
 def test_gradients_flow_through_the_content_of_a_state():
     plain = make_plain("adamixer")
     schedule = SCHEDULES["selective"]
-    outputs = with_recollection(plain, schedule).predict_stages(
-        plain.preprocess_image(make_batch([1]))
-    )
+    images = plain.preprocess_image(make_batch([1]))
+    outputs = with_recollection(plain, schedule).predict(images).stages
     # The first group of stage 2 has passed stage 0, but not stage 1.
     loss = outputs[schedule.groups(2)[0]].logits.sum()
     passed, left_out = (plain.decoder.stages[t].ffn.linear1.weight for t in (0, 1))
@@ -239,6 +242,6 @@ def test_gradients_flow_through_the_content_of_a_state():
 
 def test_a_schedule_for_another_decoder_is_refused():
     decoder = FilterBankDecoder([Scribe(1), Scribe(2)], reuse_start=1)
-    start = torch.ones(1, 2, 3)
+    start = Queries(torch.ones(1, 2, 3), torch.ones(1, 2, 4))
     with pytest.raises(ScheduleError, match="stage 2"):
-        recollect(decoder, selective_schedule(3), [], strides=[], queries=start, xyzr=start)
+        recollect(decoder, selective_schedule(3), make_maps([], []), start)

@@ -3,9 +3,9 @@ import math
 import torch
 import torch.nn.functional as F
 
-from detection_toolkit.structures import box_to_xyzr, intersection_over_foreground, xyzr_to_box
 from stageinteractor import IoFBiasedSelfAttention
 from stageinteractor.attention import geometry_embedding
+from stageinteractor.boxes import box_to_xyzr, intersection_over_foreground, xyzr_to_box
 
 C, HEADS = 16, 4
 

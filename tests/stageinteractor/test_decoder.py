@@ -2,6 +2,8 @@ import pytest
 import torch
 
 from detection_toolkit.modeling import QUERY_HEADS, CascadeDecoder
+from detection_toolkit.structures import map_tensors
+from maps import make_maps
 from stageinteractor import InitialQueries, StageInteractorDecoder
 
 STRIDES = (4, 8, 16, 32)
@@ -29,8 +31,8 @@ def make_decoder(**kwargs):
 def make_inputs(sizes=((64, 96), (50, 80)), num_queries=5):
     torch.manual_seed(1)
     features = [torch.randn(len(sizes), 16, 64 // s, 96 // s) for s in STRIDES]
-    content, xyzr = InitialQueries(num_queries, 16)(sizes)
-    return features, STRIDES, content, xyzr
+    maps = make_maps(features, STRIDES, sizes)
+    return maps, InitialQueries(num_queries, 16)(maps)
 
 
 def bank_sizes(decoder):
@@ -60,8 +62,8 @@ def test_every_stage_yields_predictions_of_all_queries():
     assert len(outputs) == 6
     for output in outputs:
         assert output.logits.shape == (2, 5, 3)
-        assert output.boxes.shape == output.xyzr.shape == (2, 5, 4)
-        assert output.queries.shape == (2, 5, 16)
+        assert output.boxes.shape == output.queries.geometry.shape == (2, 5, 4)
+        assert output.queries.content.shape == (2, 5, 16)
 
 
 def test_box_losses_of_a_stage_reach_only_its_own_box_tower_and_the_queries_before():
@@ -77,23 +79,19 @@ def test_box_losses_of_a_stage_reach_only_its_own_box_tower_and_the_queries_befo
 
 def test_permuting_the_queries_permutes_the_predictions():
     decoder = make_decoder().double()
-    features, strides, content, xyzr = make_inputs()
-    features, content, xyzr = [f.double() for f in features], content.double(), xyzr.double()
+    maps, queries = map_tensors(torch.Tensor.double, make_inputs())
     order = torch.tensor([3, 1, 4, 0, 2])
-    plain = decoder(features, strides, content, xyzr)
-    permuted = decoder(features, strides, content[:, order], xyzr[:, order])
+    plain = decoder(maps, queries)
+    permuted = decoder(maps, map_tensors(lambda x: x[:, order], queries))
     torch.testing.assert_close(permuted[-1].boxes, plain[-1].boxes[:, order])
 
 
 def test_images_of_a_batch_do_not_see_each_other():
     decoder = make_decoder().double()
-    features, strides, content, xyzr = make_inputs()
-    features, content, xyzr = [f.double() for f in features], content.double(), xyzr.double()
-    together = decoder(features, strides, content, xyzr)[-1]
+    inputs = map_tensors(torch.Tensor.double, make_inputs())
+    together = decoder(*inputs)[-1]
     for b in range(2):
-        alone = decoder(
-            [f[b : b + 1] for f in features], strides, content[b : b + 1], xyzr[b : b + 1]
-        )
+        alone = decoder(*map_tensors(lambda x, b=b: x[b : b + 1], inputs))
         torch.testing.assert_close(alone[-1].logits[0], together.logits[b])
 
 

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detection_toolkit.modeling.sampling import SamplingPoints, sample_features
-from detection_toolkit.structures import box_to_xyzr
+from maps import make_maps
 from stageinteractor import SubBoxSampling
+from stageinteractor.boxes import box_to_xyzr
 from stageinteractor.sampling import level_weights
 
 STRIDES = (4, 8, 16, 32)
@@ -75,7 +76,7 @@ def test_features_agree_with_a_loop_over_points_and_levels():
     queries, xyzr, features = make_inputs()
     points = sampling.points(queries, xyzr)
     weights = level_weights(points.z, (3, 4, 5, 6))
-    sampled = sampling(queries, xyzr, features, STRIDES)
+    sampled = sampling(queries, xyzr, make_maps(features, STRIDES))
     assert sampled.shape == (2, 3, 2, 12, 8)
     for b, n, g, p in [(0, 0, 0, 0), (1, 2, 1, 11), (1, 0, 0, 5), (0, 2, 1, 7)]:
         x, y = points.xy[b, n, g, p].tolist()
@@ -100,26 +101,23 @@ def test_a_point_outside_of_the_image_samples_zero():
     points = SamplingPoints(torch.full((1, 1, 1, 1, 2), -100.0), torch.full((1, 1, 1, 1), 3.0))
     features = [torch.ones(1, 4, 8, 8), torch.ones(1, 4, 4, 4)]
     weights = level_weights(points.z, (3, 4))
-    assert torch.equal(
-        sample_features(features, (4, 8), points, weights), torch.zeros(1, 1, 1, 1, 4)
-    )
+    sampled = sample_features(make_maps(features, (4, 8)), points.xy, weights)
+    assert torch.equal(sampled, torch.zeros(1, 1, 1, 1, 4))
 
 
 def test_sets_of_queries_share_the_maps_of_their_image():
     sampling = make_sampling()
     queries, xyzr, features = make_inputs(batch=6)
     features = [feature[:2].requires_grad_() for feature in features]
-    together = sampling(queries, xyzr, features, STRIDES)
-    repeated = [feature.repeat_interleave(3, dim=0) for feature in features]
-    torch.testing.assert_close(together, sampling(queries, xyzr, repeated, STRIDES))
+    together = sampling(queries, xyzr, make_maps(features, STRIDES))
+    repeated = make_maps([x.repeat_interleave(3, dim=0) for x in features], STRIDES)
+    torch.testing.assert_close(together, sampling(queries, xyzr, repeated))
     gradients = torch.autograd.grad(together.square().sum(), features)
-    expected = torch.autograd.grad(
-        sampling(queries, xyzr, repeated, STRIDES).square().sum(), features
-    )
+    expected = torch.autograd.grad(sampling(queries, xyzr, repeated).square().sum(), features)
     for gradient, other in zip(gradients, expected):
         torch.testing.assert_close(gradient, other)
     with pytest.raises(ValueError, match="6 sets of queries .* maps of 4 images"):
-        sampling(queries, xyzr, [feature.repeat(2, 1, 1, 1) for feature in features], STRIDES)
+        sampling(queries, xyzr, make_maps([x.repeat(2, 1, 1, 1) for x in features], STRIDES))
 
 
 def test_gradients_agree_with_finite_differences():
@@ -129,7 +127,7 @@ def test_gradients_agree_with_finite_differences():
     queries.requires_grad_()
 
     def run(queries, *features):
-        return sampling(queries, xyzr, features, (4, 8))
+        return sampling(queries, xyzr, make_maps(features, (4, 8)))
 
     assert torch.autograd.gradcheck(run, (queries, *features))
 

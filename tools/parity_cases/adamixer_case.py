@@ -9,6 +9,7 @@ from torch import nn
 
 from adamixer import AdaMixerDecoder
 from detection_toolkit.checkpoint.official_names import ADAMIXER
+from detection_toolkit.structures import Predictions
 from detection_toolkit.training import StagewiseMatcher
 
 from .case import Case, CaseError, Settings
@@ -115,7 +116,7 @@ class AdaMixerCase(DecoderCase):
 
     def measure_training(self, outcome: Outcome, settings: Settings) -> Iterator[Measurement]:
         truth = self.truth(settings)
-        result = outcome.model.criterion(outcome.outputs, truth)
+        result = outcome.model.criterion(Predictions(outcome.outputs), truth)
         total = torch.stack([result.loss_cls, result.loss_bbox, result.loss_giou]).sum()
         total.backward()
         yield from self.measure_costs(outcome, truth, settings)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from detection_toolkit.structures import GroundTruth, StageOutput
+from detection_toolkit.structures import GroundTruth, HeadOutput, Predictions
 from detection_toolkit.training import Criterion, HungarianMatcher
 from stageinteractor import CrossStageMatcher
 
@@ -75,17 +75,13 @@ class AssignerCase(CaseKind):
             [inputs.tensor(f"{prefix}gt/{b}/labels") for b in range(len(sizes))],
             sizes,
         )
-        outputs = [
-            # Neither matching nor losses look at the geometry code and the content.
-            StageOutput(x, y, xyzr=y, queries=x)
-            for x, y in zip(logits, boxes)
-        ]
+        outputs = [HeadOutput(x, y) for x, y in zip(logits, boxes)]
         criterion = Criterion(
             num_classes=logits[0].shape[-1],
             matcher=HungarianMatcher(),
             label_assigner=CrossStageMatcher(),
         )
-        result = criterion(outputs, truth)
+        result = criterion(Predictions(outputs), truth)
         cost = criterion.matcher.cost(torch.stack(logits), torch.stack(boxes), truth)
         for t in stages:
             stage = f"{prefix}stage{t}/"

@@ -17,7 +17,7 @@ from detection_toolkit.checkpoint.official import (
     convert_official_state_dict,
 )
 from detection_toolkit.checkpoint.official_names import OfficialFormat
-from detection_toolkit.modeling import Execution
+from detection_toolkit.modeling import Execution, FeatureMaps
 from detection_toolkit.structures import GroundTruth, StageOutput
 from detection_toolkit.training import Criterion, HungarianMatcher
 from stageinteractor import InitialQueries, StageInteractor
@@ -64,6 +64,11 @@ class CaseFeatures(nn.Module):
         return {f"level{i}": feature for i, feature in enumerate(self.features)}
 
 
+def sized_maps(image_sizes: Sequence[tuple[int, int]]) -> FeatureMaps:
+    """Maps of which only the sizes of the images are known."""
+    return FeatureMaps((), (), torch.tensor(image_sizes), (0, 0))
+
+
 class Trace:
     """Records what goes through the parts of a decoder, by forward hooks."""
 
@@ -99,7 +104,7 @@ class Trace:
         def record(module: nn.Module, inputs: tuple, output: Tensor) -> None:
             points = module.points(*inputs[:2])
             self._record(t, "points", points)
-            self._record(t, "level_weights", module.level_weights(points.z, inputs[3]))
+            self._record(t, "level_weights", module.level_weights(points.z, inputs[2].strides))
             self._record(t, "sampled", output)
 
         return record
@@ -208,7 +213,7 @@ class DecoderCase(CaseKind):
         height, width = (x * stride for x in features[0].shape[-2:])
         image = features[0].new_zeros(len(features[0]), 3, height, width)
         with torch.set_grad_enabled(self.is_training):
-            outputs = model.predict_stages(ImageList(image, self.image_sizes))
+            outputs = model.predict(ImageList(image, self.image_sizes)).stages
         return Outcome(model, outputs, trace, features)
 
     def layout(self) -> Layout:
@@ -255,7 +260,7 @@ class DecoderCase(CaseKind):
 
     def measure_queries(self, outcome: Outcome, settings: Settings) -> Iterator[Measurement]:
         """Initial queries."""
-        content, xyzr = outcome.model.initial_queries(self.image_sizes)
+        content, xyzr = outcome.model.initial_queries(sized_maps(self.image_sizes))[:2]
         none = [content.new_zeros(0, 4)] * len(self.image_sizes)
         labels = [content.new_zeros(0, dtype=torch.long)] * len(self.image_sizes)
         sizes = GroundTruth.collate(none, labels, self.image_sizes).image_sizes
@@ -269,9 +274,9 @@ class DecoderCase(CaseKind):
         """Those of a stage's predictions that the case holds under ``names``."""
         every = {
             "cls_score": (output.logits, value(settings.atol)),
-            "xyzr": (output.xyzr, geometry(settings.atol, 2)),
+            "xyzr": (output.queries.geometry, geometry(settings.atol, 2)),
             "boxes": (output.boxes, pixels()),
-            "object_feats": (output.queries, value(settings.atol)),
+            "object_feats": (output.queries.content, value(settings.atol)),
         }
         for name in names:
             yield self.measured(f"stage{t}/{name}", *every[name])

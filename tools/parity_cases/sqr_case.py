@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,15 +19,16 @@ from detection_toolkit.checkpoint.official import (
     convert_official_state_dict,
 )
 from detection_toolkit.checkpoint.official_names import ADAMIXER
-from detection_toolkit.modeling import SharedNormChannelMapper
-from detection_toolkit.structures import GroundTruth, StageOutput, box_to_xyzr
+from detection_toolkit.modeling import FeatureMaps, SharedNormChannelMapper
+from detection_toolkit.structures import GroundTruth, Queries, StageOutput
 from detection_toolkit.training import Criterion, HungarianMatcher, StagewiseMatcher
-from sqr import RecollectionDetector, RecollectionSchedule, ScheduleError
-from stageinteractor import InitialQueries
+from sqr import QueryRecollection, RecollectionSchedule, ScheduleError
+from stageinteractor import InitialQueries, StageInteractor
+from stageinteractor.boxes import box_to_xyzr
 
 from .case import Case, CaseError, Inputs, Settings
 from .compare import PIXELS, Limit, Measurement, exact, geometry, gradient, loss, pixels, value
-from .decoder import CaseFeatures, align_detections, measure_gradient
+from .decoder import CaseFeatures, align_detections, measure_gradient, sized_maps
 from .runner import CaseKind, Layout, register_kind
 
 __all__ = ["RecollectionCase"]
@@ -46,11 +48,10 @@ class CaseQueries(InitialQueries):
         super().__init__(len(boxes), channels)
         self.boxes = boxes  # (N, 4) cxcywh as shares of the image
 
-    def forward(self, image_sizes: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-        content, _ = super().forward(image_sizes)
-        sizes = self.boxes.new_tensor([(w, h, w, h) for h, w in image_sizes])
+    def forward(self, maps: FeatureMaps) -> Queries:
+        sizes = maps.image_sizes.flip(-1).repeat(1, 2).to(self.boxes)
         boxes = box_convert(self.boxes, "cxcywh", "xyxy") * sizes[:, None]
-        return content, box_to_xyzr(boxes)
+        return super().forward(maps)._replace(geometry=box_to_xyzr(boxes))
 
 
 @register_kind
@@ -147,15 +148,14 @@ class RecollectionCase(CaseKind):
         weights = {name: inputs.tensor(WEIGHTS + name) for name in self.parameter_names()}
         parts = self._parts(maps, weights, settings)
         # Models of all schedules share their parts.
-        models = {
-            name: RecollectionDetector(
-                schedule=schedule,
-                # A transcription of the parts need not know of several groups at once.
-                batched=settings.replace_parts is None,
-                **parts,
-            ).to(settings.device, settings.dtype)
-            for name, schedule in self.schedules.items()
-        }
+        models = {}
+        for name, schedule in self.schedules.items():
+            decoder = copy.copy(parts["decoder"])
+            # A transcription of the parts need not know of several groups at once.
+            decoder.route = QueryRecollection(schedule, batched=settings.replace_parts is None)
+            models[name] = StageInteractor(**{**parts, "decoder": decoder}).to(
+                settings.device, settings.dtype
+            )
         model = next(iter(models.values()))
         try:
             converted = convert_official_state_dict(weights, model, require_unused=True)
@@ -217,21 +217,18 @@ class RecollectionCase(CaseKind):
 
     @torch.no_grad()
     def _measure_inference(
-        self, model: RecollectionDetector, settings: Settings
+        self, model: StageInteractor, settings: Settings
     ) -> Iterator[Measurement]:
         maps = model.backbone.bottom_up.features
-        outputs = model.predict_stages(self._images(maps[0]))
-        content, xyzr = model.initial_queries(self.image_sizes)
-        stacked = {
-            name: torch.stack([getattr(x, name) for x in outputs])
-            for name in ("logits", "boxes", "xyzr", "queries")
-        }
+        outputs = model.predict(self._images(maps[0])).stages
+        content, xyzr = model.initial_queries(sized_maps(self.image_sizes))[:2]
+        stacked = self._stacked(outputs)
         sizes = torch.tensor([(w, h, w, h) for h, w in self.image_sizes])[:, None]
         every = {
             "logits": (stacked["logits"], value(settings.atol)),
             "boxes": (stacked["boxes"], pixels()),
             "xyzr": (stacked["xyzr"], geometry(settings.atol, 2)),
-            "content": (stacked["queries"], value(settings.atol)),
+            "content": (stacked["content"], value(settings.atol)),
             "init_xyzr": (xyzr, geometry(settings.atol, 2)),
             "init_content": (content, value(settings.atol)),
             "imgs_whwh": (sizes, exact()),
@@ -257,27 +254,28 @@ class RecollectionCase(CaseKind):
         return np.concatenate([boxes, scores[:, None], labels[:, None]], axis=1)
 
     def _measure_step(
-        self, name: str, model: RecollectionDetector, maps: list[Tensor], settings: Settings
+        self, name: str, model: StageInteractor, maps: list[Tensor], settings: Settings
     ) -> Iterator[Measurement]:
         model.zero_grad()
         for map_ in maps:
             map_.requires_grad_().grad = None
-        outputs = model.predict_stages(self._images(maps[0]))
+        predictions = model.predict(self._images(maps[0]))
+        outputs = predictions.stages
         truth = self._truth(settings)
-        result = model.criterion(outputs, truth)
+        result = model.criterion(predictions, truth)
         total = sum(result.as_dict().values())
         total.backward()
 
         step = f"train_{name}/"
-        sizes = torch.tensor(model.schedule.groups_per_stage)
+        sizes = torch.tensor(model.decoder.route.schedule.groups_per_stage)
         yield from self._those_there(step, {"num_groups": (sizes, exact())})
-        _, first_xyzr = model.initial_queries(self.image_sizes)
-        geometries = [first_xyzr, *(x.xyzr for x in outputs)]  # of the pool
+        first = model.initial_queries(sized_maps(self.image_sizes))
+        geometries = [first.geometry, *(x.queries.geometry for x in outputs)]  # of the pool
         for t in range(self.num_stages):
-            groups = list(model.schedule.groups(t))
+            groups = list(model.decoder.route.schedule.groups(t))
             every = {
                 "xyzr_in": (
-                    torch.stack([geometries[p] for p in model.schedule.inputs(t)]),
+                    torch.stack([geometries[p] for p in model.decoder.route.schedule.inputs(t)]),
                     geometry(settings.atol, 2),
                 ),
                 **self._predictions([outputs[g] for g in groups], settings),
@@ -300,11 +298,21 @@ class RecollectionCase(CaseKind):
     def _predictions(
         outputs: list[StageOutput], settings: Settings
     ) -> dict[str, tuple[Tensor, Limit]]:
+        stacked = RecollectionCase._stacked(outputs)
         return {
-            "logits": (torch.stack([x.logits for x in outputs]), value(settings.atol)),
-            "boxes": (torch.stack([x.boxes for x in outputs]), pixels()),
-            "xyzr": (torch.stack([x.xyzr for x in outputs]), geometry(settings.atol, 2)),
-            "content": (torch.stack([x.queries for x in outputs]), value(settings.atol)),
+            "logits": (stacked["logits"], value(settings.atol)),
+            "boxes": (stacked["boxes"], pixels()),
+            "xyzr": (stacked["xyzr"], geometry(settings.atol, 2)),
+            "content": (stacked["content"], value(settings.atol)),
+        }
+
+    @staticmethod
+    def _stacked(outputs: list[StageOutput]) -> dict[str, Tensor]:
+        return {
+            "logits": torch.stack([x.logits for x in outputs]),
+            "boxes": torch.stack([x.boxes for x in outputs]),
+            "xyzr": torch.stack([x.queries.geometry for x in outputs]),
+            "content": torch.stack([x.queries.content for x in outputs]),
         }
 
     def _targets(self, index: Tensor, truth: GroundTruth) -> dict[str, tuple[Tensor, Limit]]:
@@ -321,7 +329,7 @@ class RecollectionCase(CaseKind):
         }
 
     def _measure_gradients(
-        self, step: str, model: RecollectionDetector, maps: list[Tensor]
+        self, step: str, model: StageInteractor, maps: list[Tensor]
     ) -> Iterator[Measurement]:
         ours = {name: p.grad for name, p in model.named_parameters()}
         references = self.case.below(f"{step}grad")

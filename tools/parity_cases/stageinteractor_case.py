@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from detection_toolkit.checkpoint.official_names import STAGEINTERACTOR
+from detection_toolkit.structures import Predictions
 from detection_toolkit.training import StagewiseMatcher
 from stageinteractor import CrossStageMatcher, StageInteractorDecoder
 
@@ -159,7 +160,7 @@ class StageInteractorCase(DecoderCase):
 
     def measure_training(self, outcome: Outcome, settings: Settings) -> Iterator[Measurement]:
         truth = self.truth(settings)
-        result = outcome.model.criterion(outcome.outputs, truth)
+        result = outcome.model.criterion(Predictions(outcome.outputs), truth)
         total = torch.stack([result.loss_cls, result.loss_bbox, result.loss_giou]).sum()
         total.backward()
         yield from self.measure_costs(outcome, truth, settings)

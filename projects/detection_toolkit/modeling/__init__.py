@@ -1,19 +1,20 @@
 """What detectors are built from: the meta-architecture's base, cascade, sampling, backbones."""
 
 from .backbone import FrozenStatsBatchNorm2d, PlainConvNet
-from .decoder import QUERY_HEADS, CascadeDecoder
+from .decoder import QUERY_HEADS, CascadeDecoder, Route
 from .detector import QueryDetector
 from .execution import Execution
-from .gathering import GatherableMaps
+from .feature_maps import FeatureMaps
 from .neck import SharedNormChannelMapper
 
 __all__ = [
     "QUERY_HEADS",
     "CascadeDecoder",
     "Execution",
+    "FeatureMaps",
     "FrozenStatsBatchNorm2d",
-    "GatherableMaps",
     "PlainConvNet",
     "QueryDetector",
+    "Route",
     "SharedNormChannelMapper",
 ]

@@ -5,6 +5,7 @@ Letters: B images, N queries, C channels, S stages, L levels.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -15,19 +16,37 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import UserError
-from ..structures import StageOutput
+from ..structures import Queries, StageOutput
 from .execution import Execution
-from .gathering import GatherableMaps
+from .feature_maps import FeatureMaps
 
-__all__ = ["QUERY_HEADS", "CascadeDecoder"]
+__all__ = ["QUERY_HEADS", "CascadeDecoder", "Route"]
 
 QUERY_HEADS = Registry("QUERY_HEADS")
 QUERY_HEADS.__doc__ = """
 Registry of query heads: ROI-free heads that refine queries against feature maps.
 
-A registered object is a module called as ``head(features, strides, queries, xyzr)`` that returns
-a list of :class:`~detection_toolkit.structures.StageOutput`, one a stage.
+A registered object is a module called as ``head(maps, queries)`` that returns a list of
+:class:`~detection_toolkit.structures.StageOutput`, one a stage.
 """
+
+
+class Route(ABC):
+    """How queries pass the stages in training, where that is not one stage after another."""
+
+    @abstractmethod
+    def check_fits(self, num_stages: int) -> None:
+        """Raise UserError where the route is for another number of stages."""
+
+    @abstractmethod
+    def __call__(
+        self, decoder: CascadeDecoder, maps: FeatureMaps, queries: Queries
+    ) -> list[StageOutput]:
+        """All predictions that the route leads to, in an order of its own."""
+
+    @abstractmethod
+    def supervise(self, criterion: nn.Module) -> nn.Module:
+        """The criterion of these predictions, made of the plain cascade's."""
 
 
 @QUERY_HEADS.register()
@@ -43,19 +62,29 @@ class CascadeDecoder(nn.Module):
         stages: Sequence[nn.Module],
         *,
         execution: Execution | None = None,
+        route: Route | None = None,
     ):
         """
         Args:
-            stages: S modules, called as ``stage(queries, xyzr, features, strides, carry)``, that
-                return their :class:`~detection_toolkit.structures.StageOutput` and the next carry.
+            stages: S modules, called as ``stage(queries, maps, carry)``, that return their
+                :class:`~detection_toolkit.structures.StageOutput` and the next carry.
             execution: how to compute; by default :class:`Execution`'s own choices.
+            route: how queries pass the stages in training; None: one stage after another.
+
+        Raises:
+            UserError: no stage, or a route for another number of stages.
         """
         super().__init__()
         if not stages:
             raise UserError("a decoder needs at least one stage")
+        if route is not None and not isinstance(route, Route):
+            raise UserError(f"model.decoder.route must be a route, or null for none, not {route!r}")
         self.execution = execution or Execution()
         self._program: Callable[..., list[StageOutput]] | None = None
         self.stages = nn.ModuleList(stages)
+        self.route = route
+        if route is not None:
+            route.check_fits(self.num_stages)
 
     @property
     def num_stages(self) -> int:
@@ -66,71 +95,64 @@ class CascadeDecoder(nn.Module):
         """What the first stage is handed on; None, unless a method has more."""
         return None
 
-    def prepare_maps(self, features: Sequence[Tensor], dtype: torch.dtype) -> Sequence[Tensor]:
-        """Lay the maps of a batch out for sampling, once for all stages.
-
-        :meth:`forward` does it; who calls :meth:`run_stage` may, which saves time.
+    def run_stage(
+        self, index: int, queries: Queries, maps: FeatureMaps, carry: Any
+    ) -> tuple[StageOutput, Any]:
+        """Run one stage on any set of queries.
 
         Args:
-            features: L maps (B, C, H_l, W_l).
-            dtype: type of the geometry.
+            index: of the stage.
+            queries: of (R B, N) queries; see :meth:`FeatureMaps.sample` for R sets of queries.
+            maps: as :meth:`FeatureMaps.laid_out` returns them, which saves time, or plain.
+            carry: what the stages before have handed on.
         """
-        groups = getattr(getattr(self.stages[0], "sampling", None), "groups", None)
-        is_plain = self.execution.sampling == "grid" or groups is None
-        if is_plain or isinstance(features, GatherableMaps):
-            return features
-        fused = self.execution.sampling == "triton"
-        return GatherableMaps(features, groups=groups, dtype=dtype, fused=fused)
-
-    def run_stage(
-        self,
-        index: int,
-        features: Sequence[Tensor],
-        strides: Sequence[int],
-        queries: Tensor,
-        xyzr: Tensor,
-        carry: Any,
-    ) -> tuple[StageOutput, Any]:
-        """Run one stage on any set of queries; see :meth:`forward` for the arguments."""
-        arguments = queries, xyzr.detach(), features, strides, carry
+        arguments = queries, maps, carry
         if self.execution.checkpoint and torch.is_grad_enabled():
             return checkpoint(self.stages[index], *arguments, use_reentrant=False)
         return self.stages[index](*arguments)
 
-    def forward(
-        self,
-        features: Sequence[Tensor],
-        strides: Sequence[int],
-        queries: Tensor,
-        xyzr: Tensor,
-    ) -> list[StageOutput]:
+    def forward(self, maps: FeatureMaps, queries: Queries) -> list[StageOutput]:
         """
         Args:
-            features: L maps (B, C, H_l, W_l).
-            strides: pixels of the image per cell of each map.
-            queries: (B, N, C) initial content.
-            xyzr: (B, N, 4) initial geometry.
+            maps: of B images.
+            queries: initial ones.
 
         Returns:
-            the predictions of all S stages.
+            the predictions of all S stages; in training, with a route, what it leads to.
         """
+        if self.training and self.route is not None:
+            return self.route(self, self._lay_out(maps, queries), queries)
         if self.execution.compile and not torch.compiler.is_compiling():
-            return self._compiled(features, strides, queries, xyzr)
-        features = self.prepare_maps(features, xyzr.dtype)
+            return self._compiled(maps, queries)
+        return self._cascade(self._lay_out(maps, queries), queries)
+
+    def _lay_out(self, maps: FeatureMaps, queries: Queries) -> FeatureMaps:
+        return maps.laid_out(self.execution, queries.geometry.dtype)
+
+    def _cascade(self, maps: FeatureMaps, queries: Queries) -> list[StageOutput]:
         outputs = []
         carry = self.initial_carry()
         for index in range(self.num_stages):
-            output, carry = self.run_stage(index, features, strides, queries, xyzr, carry)
-            queries, xyzr = output.queries, output.xyzr
+            output, carry = self.run_stage(index, queries, maps, carry)
+            queries = output.queries
             outputs.append(output)
         return outputs
 
-    def _compiled(self, features, strides, queries, xyzr) -> list[StageOutput]:
+    def _compiled(self, maps: FeatureMaps, queries: Queries) -> list[StageOutput]:
         # Batch and queries stay fixed, the size of the image does not: one program for all sizes.
-        for feature in features:
-            torch._dynamo.maybe_mark_dynamic(feature, (2, 3))
+        for level in maps.levels:
+            torch._dynamo.maybe_mark_dynamic(level, (2, 3))
         if self._program is None:
             self._program = torch.compile(
-                partial(CascadeDecoder.forward, self), mode=self.execution.compile, fullgraph=True
+                partial(_program, self), mode=self.execution.compile, fullgraph=True
             )
-        return self._program(features, strides, queries, xyzr)
+        rest = maps.strides, maps.image_sizes, maps.padded_size
+        return self._program(maps.levels, rest, queries)
+
+
+def _program(
+    decoder: CascadeDecoder, levels: tuple[Tensor, ...], rest: tuple, queries: Queries
+) -> list[StageOutput]:
+    # Tensors and tuples are what a compiled program takes; the maps are put together within.
+    maps = decoder._lay_out(FeatureMaps(levels, *rest), queries)
+    return decoder._cascade(maps, queries)

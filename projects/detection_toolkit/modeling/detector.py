@@ -12,8 +12,9 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..structures import GroundTruth, StageOutput
+from ..structures import GroundTruth, Predictions, StageOutput
 from .execution import Execution
+from .feature_maps import FeatureMaps
 
 __all__ = ["QueryDetector"]
 
@@ -43,9 +44,10 @@ class QueryDetector(nn.Module):
         Args:
             backbone: image batch -> {name: map (B, C, H_l, W_l)}, finest first, with the neck
                 that brings every map to C channels (:class:`SharedNormChannelMapper`).
-            initial_queries: image sizes -> (content, xyzr).
-            decoder: a query head (see ``QUERY_HEADS``).
-            criterion: outputs of all stages and ground truth -> losses; None for inference only.
+            initial_queries: feature maps -> :class:`~detection_toolkit.structures.Queries`.
+            decoder: a query head (see ``QUERY_HEADS``). Where it has a route, the criterion becomes
+                the route's.
+            criterion: predictions and ground truth -> losses; None for inference only.
             num_classes: K.
             pixel_mean, pixel_std: three numbers each, RGB, of values 0..255.
             size_divisibility: batches are padded at the bottom and right to a multiple of it,
@@ -61,7 +63,8 @@ class QueryDetector(nn.Module):
         self.strides = tuple(shape.stride for shape in backbone.output_shape().values())
         self.initial_queries = initial_queries
         self.decoder = decoder
-        self.criterion = criterion
+        route = decoder.route
+        self.criterion = criterion if None in (criterion, route) else route.supervise(criterion)
         self.num_classes = num_classes
         self.size_divisibility = size_divisibility
         self.max_detections = max_detections
@@ -98,7 +101,7 @@ class QueryDetector(nn.Module):
         """
         images = self.preprocess_image(batched_inputs)
         if not self.training:
-            last = self.predict_stages(images)[-1]
+            last = self.predict(images).stages[-1]
             return [
                 {"instances": self._postprocess(instances, batched_input)}
                 for instances, batched_input in zip(
@@ -106,7 +109,7 @@ class QueryDetector(nn.Module):
                 )
             ]
         truth = self.prepare_ground_truth(batched_inputs, images.image_sizes)
-        result = self.criterion(self.predict_stages(images), truth, target_counts=target_counts)
+        result = self.criterion(self.predict(images), truth, target_counts=target_counts)
         if has_event_storage():
             storage = get_event_storage()
             for t, accuracy in enumerate(result.matched_accuracy.tolist()):
@@ -122,7 +125,7 @@ class QueryDetector(nn.Module):
         """
         images = self.preprocess_image(batched_inputs)
         truth = self.prepare_ground_truth(batched_inputs, images.image_sizes)
-        return self.criterion.count_targets(self.predict_stages(images), truth)
+        return self.criterion.count_targets(self.predict(images), truth)
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalise, pad and batch the images."""
@@ -130,18 +133,26 @@ class QueryDetector(nn.Module):
         images = [(x - self.pixel_mean) / self.pixel_std for x in images]
         return ImageList.from_tensors(images, self.size_divisibility)
 
-    def extract_features(self, images: ImageList) -> list[Tensor]:
-        """L maps (B, C, H_l, W_l) of a normalised batch, finest first."""
+    def extract_features(self, images: ImageList) -> FeatureMaps:
+        """The maps of a normalised batch, finest first."""
         batch = images.tensor
         if self.execution.channels_last:
             batch = batch.contiguous(memory_format=torch.channels_last)
-        return list(self.backbone(batch).values())
+        sizes = images.image_sizes
+        if not isinstance(sizes, Tensor):
+            # Traced by fvcore or torch.jit, Detectron2's sizes are a list of small tensors.
+            sizes = torch.stack([torch.as_tensor(size) for size in sizes])
+        return FeatureMaps(
+            levels=tuple(self.backbone(batch).values()),
+            strides=self.strides,
+            image_sizes=sizes.to(batch.device),
+            padded_size=tuple(batch.shape[-2:]),
+        )
 
-    def predict_stages(self, images: ImageList) -> list[StageOutput]:
-        """Predictions of all stages for a normalised batch."""
-        features = self.extract_features(images)
-        queries, xyzr = self.initial_queries(images.image_sizes)
-        return self.decoder(features, self.strides, queries, xyzr)
+    def predict(self, images: ImageList) -> Predictions:
+        """Predictions for a normalised batch: of all stages, or in training of the route."""
+        maps = self.extract_features(images)
+        return Predictions(self.decoder(maps, self.initial_queries(maps)))
 
     def prepare_ground_truth(
         self, batched_inputs: list[dict[str, Any]], image_sizes: Sequence[tuple[int, int]]
@@ -182,7 +193,7 @@ class QueryDetector(nn.Module):
             each image's detections, as :meth:`forward` returns them for the last stage.
         """
         images = self.preprocess_image(batched_inputs)
-        outputs = self.predict_stages(images)
+        outputs = list(self.predict(images).stages)
         detections = [
             [
                 self._postprocess(instances, batched_input)

@@ -1,9 +1,9 @@
 """Gathering sampled features in one CUDA kernel a level, with its backward pass (Triton).
 
 The kernel computes neighbours and weights in registers, so that neither row numbers nor corner
-weights go through memory. The plain form is :meth:`GatherableMaps.sample`.
+weights go through memory. The plain form is :meth:`~detection_toolkit.modeling.FeatureMaps.sample`.
 
-Letters: n = R B N G PQ points, e channels of a group, L levels.
+Letters: n = R B N G P points, e channels of a group, L levels.
 """
 
 from __future__ import annotations

@@ -1,24 +1,28 @@
-"""Boxes and the values that cross from one room of the code to another."""
+"""Boxes, and the typed values that cross from one package to another."""
 
-from .boxes import (
-    box_iou,
-    box_to_xyzr,
-    generalized_box_iou,
-    intersection_over_foreground,
-    xyzr_to_box,
-)
+from .boxes import box_iou, generalized_box_iou
 from .nested import map_tensors
-from .outputs import Assignment, ClassTargets, GroundTruth, StageOutput
+from .outputs import (
+    Assignment,
+    Branch,
+    ClassTargets,
+    GroundTruth,
+    HeadOutput,
+    Predictions,
+    Queries,
+    StageOutput,
+)
 
 __all__ = [
     "Assignment",
+    "Branch",
     "ClassTargets",
     "GroundTruth",
+    "HeadOutput",
+    "Predictions",
+    "Queries",
     "StageOutput",
     "box_iou",
-    "box_to_xyzr",
     "generalized_box_iou",
-    "intersection_over_foreground",
     "map_tensors",
-    "xyzr_to_box",
 ]

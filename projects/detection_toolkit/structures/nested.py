@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -16,8 +16,8 @@ def map_tensors(function: Callable[..., Any], first: Any, *others: Any) -> Any:
 
     Args:
         function: called with the tensors of one place.
-        first, others: tuples, NamedTuples, dataclasses, None, and tensors in them. Whatever else
-            is in them is taken from the first.
+        first, others: tuples, NamedTuples, mappings, dataclasses, None, and tensors in them.
+            Whatever else is in them is taken from the first.
 
     Returns:
         the same nesting with the function's results.
@@ -27,6 +27,8 @@ def map_tensors(function: Callable[..., Any], first: Any, *others: Any) -> Any:
     if isinstance(first, tuple):
         parts = [map_tensors(function, *same) for same in zip(first, *others)]
         return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
+    if isinstance(first, Mapping):
+        return {k: map_tensors(function, *(x[k] for x in (first, *others))) for k in first}
     if is_dataclass(first) and not isinstance(first, type):
         names = [field.name for field in fields(first)]
         return replace(

@@ -1,15 +1,49 @@
-"""The values that cross a room's wall. Letters: B images, N queries, S stages, K classes,
-M objects (padded to the most in one image of the batch), C channels."""
+"""The values that cross from one package to another.
+
+Letters: B images, N queries, S stages, K classes, C channels, M objects (padded to the most in one
+image of the batch).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Assignment", "ClassTargets", "GroundTruth", "StageOutput"]
+__all__ = [
+    "Assignment",
+    "Branch",
+    "ClassTargets",
+    "GroundTruth",
+    "HeadOutput",
+    "Predictions",
+    "Queries",
+    "StageOutput",
+]
+
+
+class Queries(NamedTuple):
+    """The queries of a batch, as a stage takes and leaves them."""
+
+    content: Tensor
+    """(B, N, C)."""
+    geometry: Tensor
+    """(B, N, D) boxes in the decoder's own code, which nothing else looks into."""
+    position: Tensor | None = None
+    """(B, N, C) position code, where it is no function of the geometry."""
+    attention_mask: Tensor | None = None
+    """(N, N) or (B, N, N) bool: True where a query (row) may not look at another (column)."""
+
+
+class HeadOutput(NamedTuple):
+    """What one prediction head says of a set of queries."""
+
+    logits: Tensor
+    """(B, N, K) class logits."""
+    boxes: Tensor
+    """(B, N, 4) ``xyxy`` in pixels of the resized, unpadded image."""
 
 
 class StageOutput(NamedTuple):
@@ -19,10 +53,30 @@ class StageOutput(NamedTuple):
     """(B, N, K) class logits."""
     boxes: Tensor
     """(B, N, 4) refined boxes, ``xyxy`` in pixels of the resized, unpadded image."""
-    xyzr: Tensor
-    """(B, N, 4) the same boxes in xyzr code."""
-    queries: Tensor
-    """(B, N, C) query content after the stage."""
+    queries: Queries
+    """The queries after the stage, with the refined geometry."""
+    auxiliary: Mapping[str, HeadOutput] | None = None
+    """Predictions of the stage's further heads, which training alone uses, by their names."""
+
+
+class Branch(NamedTuple):
+    """A set of predictions that is supervised beside the stages: encoder, denoising, ..."""
+
+    name: str
+    """Part of the names of its losses, and which criterion it has."""
+    outputs: Sequence[HeadOutput | StageOutput]
+    """Of its stages; N may be 0, where a batch gives it no queries."""
+    assignment: Assignment | None = None
+    """Where it is given with the queries; None: the criterion matches."""
+
+
+class Predictions(NamedTuple):
+    """All that a detector predicts for a batch."""
+
+    stages: Sequence[StageOutput]
+    """Of the S stages; the last is the answer."""
+    branches: tuple[Branch, ...] = ()
+    """What else is supervised; empty but in training."""
 
 
 class GroundTruth(NamedTuple):
@@ -85,10 +139,11 @@ class GroundTruth(NamedTuple):
 
 
 class Assignment(NamedTuple):
-    """One-to-one matches of all stages and images."""
+    """Which object each query of all stages and images is responsible for."""
 
     object_index: Tensor
-    """(S, B, N) long: index of the object that the query is matched to, -1 for background."""
+    """(S, B, N) long: index of the object that the query is matched to, -1 for background.
+    Several queries have the same object under one-to-many matching."""
 
     @property
     def matched(self) -> Tensor:

@@ -1,17 +1,22 @@
 """Matching, label assignment and losses. Nothing here sees features."""
 
-from .criterion import Criterion, CriterionResult
+from .criterion import BranchedCriterion, BranchedResult, Criterion, CriterionResult
 from .label_assignment import StagewiseMatcher
-from .losses import focal_cost, sigmoid_focal_loss_sum
+from .losses import LabelNormalizer, MatchNormalizer, Normalizer, SigmoidFocalLoss, focal_cost
 from .matcher import HungarianMatcher, MatchingCost, NonFinitePredictionError
 
 __all__ = [
+    "BranchedCriterion",
+    "BranchedResult",
     "Criterion",
     "CriterionResult",
     "HungarianMatcher",
+    "LabelNormalizer",
+    "MatchNormalizer",
     "MatchingCost",
     "NonFinitePredictionError",
+    "Normalizer",
+    "SigmoidFocalLoss",
     "StagewiseMatcher",
     "focal_cost",
-    "sigmoid_focal_loss_sum",
 ]

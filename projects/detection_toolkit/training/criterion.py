@@ -1,4 +1,4 @@
-"""The criterion: from the outputs of all stages to the losses of all stages.
+"""The criterion: from the predictions of all stages to the losses of all stages.
 
 Letters: S stages, B images, N queries, K classes.
 """
@@ -6,18 +6,30 @@ Letters: S stages, B images, N queries, K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from ..structures import Assignment, ClassTargets, GroundTruth, StageOutput, generalized_box_iou
-from .losses import sigmoid_focal_loss_sum
+from ..errors import UserError
+from ..structures import (
+    Assignment,
+    ClassTargets,
+    GroundTruth,
+    HeadOutput,
+    Predictions,
+    StageOutput,
+    generalized_box_iou,
+)
+from ..structures.boxes import xyxy_norm
+from .losses import LabelNormalizer, Normalizer, SigmoidFocalLoss
 from .matcher import NonFinitePredictionError
 
-__all__ = ["Criterion", "CriterionResult"]
+__all__ = ["BranchedCriterion", "BranchedResult", "Criterion", "CriterionResult"]
+
+Outputs = Sequence["HeadOutput | StageOutput"]
 
 
 class CriterionResult(NamedTuple):
@@ -26,7 +38,7 @@ class CriterionResult(NamedTuple):
     loss_cls: Tensor
     """(S,) weighted classification loss."""
     loss_bbox: Tensor
-    """(S,) weighted L1 loss of the corners."""
+    """(S,) weighted L1 loss."""
     loss_giou: Tensor
     """(S,) weighted GIoU loss."""
     assignment: Assignment
@@ -39,31 +51,47 @@ class CriterionResult(NamedTuple):
     """(S,) share in percent of this process's matched queries whose highest logit is the class
     of their match; 0 where nothing is matched. No gradient."""
 
-    def as_dict(self) -> dict[str, Tensor]:
-        """Scalar losses under the names that Detectron2's trainers sum and log."""
-        names = ("loss_cls", "loss_bbox", "loss_giou")
+    def as_dict(self, branch: str = "") -> dict[str, Tensor]:
+        """Scalar losses under the names that Detectron2's trainers sum and log.
+
+        Args:
+            branch: whose losses these are; "" for the stages.
+        """
+        suffix = f"_{branch}" if branch else ""
         return {
-            f"{name}_stage{t}": value
-            for name in names
+            f"{name}{suffix}_stage{t}": value
+            for name in ("loss_cls", "loss_bbox", "loss_giou")
             for t, value in enumerate(getattr(self, name).unbind())
         }
 
 
+class Supervision(NamedTuple):
+    """What a set of predictions is to learn, before the losses are normalised."""
+
+    logits: Tensor
+    """(S, B, N, K), at least float32."""
+    boxes: Tensor
+    """(S, B, N, 4), likewise."""
+    truth: GroundTruth
+    assignment: Assignment
+    targets: ClassTargets
+
+    def counts(self) -> Tensor:
+        """(S, 2) matched queries, and ones in the class targets."""
+        matched = self.assignment.matched.sum((1, 2)).to(self.targets.multi_hot.dtype)
+        return torch.stack([matched, self.targets.multi_hot.sum((1, 2, 3))], dim=1)
+
+
 class Criterion(nn.Module):
-    """Focal, L1 and GIoU loss of every stage under one-to-one matching, with the class targets
-    of a label assigner.
+    """Classification, L1 and GIoU loss of every stage under the matches of a matcher, with the
+    class targets of a label assigner.
 
-    With t a stage, the losses are sums over queries divided by
+    The losses of a stage are sums over queries divided by what the normaliser makes of two counts:
+    matched queries, and ones in the class targets. Both are averaged over processes *before* that,
+    and never fall below one for the whole batch; so any split of a batch over processes, or over
+    micro-batches when gradients are accumulated, has the losses of the whole.
 
-        n_cls(t) = max(matched queries of t, ones in the class targets of t),
-        n_box(t) = matched queries of t.
-
-    Both counts are averaged over processes *before* the maximum is taken, and never fall below
-    one for the whole batch; so any split of a batch over processes, or over micro-batches when
-    gradients are accumulated, has the losses of the whole.
-
-    Regression is supervised by the stage's own match only: the cross-stage step does not touch
-    it.
+    Regression is supervised by the stage's own match only: a label assigner does not touch it.
     """
 
     def __init__(
@@ -75,14 +103,24 @@ class Criterion(nn.Module):
         class_weight: float = 2.0,
         l1_weight: float = 5.0,
         giou_weight: float = 2.0,
+        class_loss: nn.Module | None = None,
+        box_code: Callable[[Tensor, Tensor], Tensor] = xyxy_norm,
+        giou_eps: float = 1e-6,
+        normalizer: Normalizer | None = None,
     ):
         """
         Args:
             num_classes: K.
             matcher: e.g. :class:`~detection_toolkit.training.HungarianMatcher`.
-            label_assigner: :class:`~stageinteractor.CrossStageMatcher`, or
-                :class:`~detection_toolkit.training.StagewiseMatcher` for the baseline.
+            label_assigner: a :class:`~detection_toolkit.training.LabelAssigner`, for example
+                :class:`~detection_toolkit.training.StagewiseMatcher`.
             class_weight, l1_weight, giou_weight: loss weights.
+            class_loss: (S, B, N, K) logits and targets -> (S,) sums; by default
+                :class:`~detection_toolkit.training.SigmoidFocalLoss`.
+            box_code: linear function of (boxes, sizes of their images) whose L1 distance is a
+                loss: :func:`~detection_toolkit.structures.boxes.xyxy_norm` or ``cxcywh_norm``.
+            giou_eps: floor in square pixels of the union and the enclosing area.
+            normalizer: by default :class:`~detection_toolkit.training.LabelNormalizer`.
         """
         super().__init__()
         self.num_classes = num_classes
@@ -91,17 +129,21 @@ class Criterion(nn.Module):
         self.class_weight = class_weight
         self.l1_weight = l1_weight
         self.giou_weight = giou_weight
+        self.class_loss = SigmoidFocalLoss() if class_loss is None else class_loss
+        self.box_code = box_code
+        self.giou_eps = giou_eps
+        self.normalizer = LabelNormalizer() if normalizer is None else normalizer
 
     def forward(
         self,
-        outputs: Sequence[StageOutput],
+        predictions: Predictions,
         truth: GroundTruth,
         *,
         target_counts: Tensor | None = None,
     ) -> CriterionResult:
         """
         Args:
-            outputs: the S stages' predictions.
+            predictions: of S stages; branches have no place here.
             truth: the objects of the batch.
             target_counts: (S, 2) as :meth:`count_targets` returns it, summed over all
                 micro-batches of this process, when gradients are accumulated. By default this
@@ -110,63 +152,60 @@ class Criterion(nn.Module):
         Raises:
             NonFinitePredictionError: from the matcher, of this or of another process.
         """
-        # Matching and losses need float32 whatever the autocast type of the network is.
-        with torch.autocast(device_type=truth.boxes.device.type, enabled=False):
-            logits, boxes = self._stack(outputs)
-            truth = truth.to(boxes.dtype)
-            try:
-                assignment, targets = self.assign(logits.detach(), boxes.detach(), truth)
-            except NonFinitePredictionError:
-                # The other processes wait for this one's counts, and must not go on with theirs.
-                if comm.get_world_size() > 1:
-                    torch.distributed.all_reduce(logits.new_full((len(logits), 2), math.nan))
-                raise
-            if target_counts is None:
-                target_counts = _count(assignment, targets)
-            cls_normalizer, box_normalizer = _normalizers(target_counts)
-
-            loss_cls = sigmoid_focal_loss_sum(logits, targets.multi_hot) / cls_normalizer
-            l1, giou = self._box_loss_sums(boxes, assignment, truth)
-            return CriterionResult(
-                loss_cls=self.class_weight * loss_cls,
-                loss_bbox=self.l1_weight * l1 / box_normalizer,
-                loss_giou=self.giou_weight * giou / box_normalizer,
-                assignment=assignment,
-                class_targets=targets,
-                cls_normalizer=cls_normalizer,
-                box_normalizer=box_normalizer,
-                matched_accuracy=_matched_accuracy(logits.detach(), assignment, truth),
-            )
+        (result,) = _results([(self, predictions.stages, None)], truth, target_counts)
+        return result
 
     @torch.no_grad()
-    def count_targets(self, outputs: Sequence[StageOutput], truth: GroundTruth) -> Tensor:
+    def count_targets(self, predictions: Predictions, truth: GroundTruth) -> Tensor:
         """(S, 2): matched queries, and ones in the class targets, of each stage in this batch."""
-        with torch.autocast(device_type=truth.boxes.device.type, enabled=False):
-            logits, boxes = self._stack(outputs)
-            return _count(*self.assign(logits, boxes, truth.to(boxes.dtype)))
+        with _without_autocast(truth):
+            return self.supervise(predictions.stages, truth).counts()
 
-    @torch.no_grad()
-    def assign(
-        self, logits: Tensor, boxes: Tensor, truth: GroundTruth
-    ) -> tuple[Assignment, ClassTargets]:
-        """One-to-one matches and class targets of (S, B, N, K) logits, (S, B, N, 4) boxes."""
-        assignment = self.matcher(logits, boxes, truth)
-        targets = self.label_assigner(assignment, boxes, truth, num_classes=self.num_classes)
-        return assignment, targets
+    def supervise(
+        self, outputs: Outputs, truth: GroundTruth, assignment: Assignment | None = None
+    ) -> Supervision:
+        """Match, unless the assignment is given, and make class targets.
 
-    @staticmethod
-    def _stack(outputs: Sequence[StageOutput]) -> tuple[Tensor, Tensor]:
+        Raises:
+            NonFinitePredictionError: from the matcher.
+        """
         # Half-precision predictions are raised to float32; float64 stays as it is.
         logits = torch.stack([x.logits for x in outputs])
         boxes = torch.stack([x.boxes for x in outputs])
         dtype = torch.promote_types(logits.dtype, torch.float32)
-        return logits.to(dtype), boxes.to(dtype)
+        logits, boxes, truth = logits.to(dtype), boxes.to(dtype), truth.to(dtype)
+        if assignment is None:
+            assignment = self.matcher(logits.detach(), boxes.detach(), truth)
+        targets = self.label_assigner(
+            assignment, boxes.detach(), truth, num_classes=self.num_classes
+        )
+        return Supervision(logits, boxes, truth, assignment, targets)
 
-    @staticmethod
+    def losses(self, supervision: Supervision, matched: Tensor, labels: Tensor) -> CriterionResult:
+        """
+        Args:
+            supervision: of this process.
+            matched, labels: (S,) counts of the whole batch, averaged over processes.
+        """
+        logits, boxes, truth, assignment, targets = supervision
+        cls_normalizer, box_normalizer = self.normalizer(matched, labels)
+        l1, giou = self._box_loss_sums(boxes, assignment, truth)
+        loss_cls = self.class_loss(logits, targets.multi_hot) / cls_normalizer
+        return CriterionResult(
+            loss_cls=self.class_weight * loss_cls,
+            loss_bbox=self.l1_weight * l1 / box_normalizer,
+            loss_giou=self.giou_weight * giou / box_normalizer,
+            assignment=assignment,
+            class_targets=targets,
+            cls_normalizer=cls_normalizer,
+            box_normalizer=box_normalizer,
+            matched_accuracy=_matched_accuracy(logits.detach(), assignment, truth),
+        )
+
     def _box_loss_sums(
-        boxes: Tensor, assignment: Assignment, truth: GroundTruth
+        self, boxes: Tensor, assignment: Assignment, truth: GroundTruth
     ) -> tuple[Tensor, Tensor]:
-        """(S,) sums of corner L1 (over image size) and of 1 - GIoU over matched queries.
+        """(S,) sums of L1 (over image size) and of 1 - GIoU over matched queries.
 
         Rows without a match are weighted with zero instead of being left out, so that every
         parameter has a gradient in every step, also in a process whose images are all empty.
@@ -177,28 +216,138 @@ class Criterion(nn.Module):
         matched = assignment.matched
         # Where nothing is matched compare the box with itself: padding rows could overflow.
         objects = torch.where(matched[..., None], objects, boxes.detach())
-        size = truth.image_sizes.repeat(1, 2)[None, :, None]  # (1, B, 1, 4): w, h, w, h
+        sizes = truth.image_sizes[None, :, None]  # (1, B, 1, 2)
         weight = matched.to(boxes.dtype)
-        l1 = ((boxes - objects) / size).abs().sum(-1) * weight
-        giou = (1 - generalized_box_iou(boxes, objects)) * weight
+        l1 = self.box_code(boxes - objects, sizes).abs().sum(-1) * weight
+        giou = (1 - generalized_box_iou(boxes, objects, self.giou_eps)) * weight
         return l1.sum((1, 2)), giou.sum((1, 2))
 
 
-def _count(assignment: Assignment, targets: ClassTargets) -> Tensor:
-    matched = assignment.matched.sum((1, 2)).to(targets.multi_hot.dtype)
-    return torch.stack([matched, targets.multi_hot.sum((1, 2, 3))], dim=1)
+class BranchedResult(NamedTuple):
+    """Losses of the stages and of the branches beside them."""
+
+    main: CriterionResult
+    branches: dict[str, CriterionResult]
+
+    @property
+    def matched_accuracy(self) -> Tensor:
+        """(S,) of the stages."""
+        return self.main.matched_accuracy
+
+    def as_dict(self) -> dict[str, Tensor]:
+        """Scalar losses: of the stages, and with a branch's name in theirs those of the branch."""
+        losses = self.main.as_dict()
+        for name, result in self.branches.items():
+            losses |= result.as_dict(name)
+        return losses
 
 
-def _normalizers(target_counts: Tensor) -> tuple[Tensor, Tensor]:
+class BranchedCriterion(nn.Module):
+    """One criterion for the stages and one for each branch; one reduction over processes."""
+
+    def __init__(self, main: Criterion, branches: Mapping[str, Criterion]):
+        """
+        Args:
+            main: of the stages.
+            branches: of the branches, by their names.
+        """
+        super().__init__()
+        self.main = main
+        self.branches = nn.ModuleDict(branches)
+
+    @property
+    def matcher(self) -> nn.Module:
+        """Of the stages."""
+        return self.main.matcher
+
+    @property
+    def label_assigner(self) -> nn.Module:
+        """Of the stages."""
+        return self.main.label_assigner
+
+    def forward(
+        self,
+        predictions: Predictions,
+        truth: GroundTruth,
+        *,
+        target_counts: Tensor | None = None,
+    ) -> BranchedResult:
+        """As :meth:`Criterion.forward`; the counts of the branches follow those of the stages.
+
+        Raises:
+            UserError: the predictions have other branches than this criterion.
+            NonFinitePredictionError: from a matcher, of this or of another process.
+        """
+        main, *rest = _results(self._parts(predictions), truth, target_counts)
+        return BranchedResult(main, dict(zip((b.name for b in predictions.branches), rest)))
+
+    @torch.no_grad()
+    def count_targets(self, predictions: Predictions, truth: GroundTruth) -> Tensor:
+        """Counts of the stages, then of the branches in the order of the predictions."""
+        with _without_autocast(truth):
+            return torch.cat(
+                [
+                    criterion.supervise(outputs, truth, assignment).counts()
+                    for criterion, outputs, assignment in self._parts(predictions)
+                ]
+            )
+
+    def _parts(self, predictions: Predictions) -> list[tuple]:
+        names = [branch.name for branch in predictions.branches]
+        if sorted(names) != sorted(self.branches):
+            raise UserError(
+                f"the detector predicts the branches {sorted(names)}, but model.criterion.branches "
+                f"supervises {sorted(self.branches)}"
+            )
+        return [
+            (self.main, predictions.stages, None),
+            *((self.branches[b.name], b.outputs, b.assignment) for b in predictions.branches),
+        ]
+
+
+def _without_autocast(truth: GroundTruth) -> torch.autocast:
+    # Matching and losses need float32 whatever the autocast type of the network is.
+    return torch.autocast(device_type=truth.boxes.device.type, enabled=False)
+
+
+def _results(
+    parts: Sequence[tuple], truth: GroundTruth, target_counts: Tensor | None
+) -> list[CriterionResult]:
+    """The losses of (criterion, outputs, assignment or None) each, after one reduction of all."""
+    with _without_autocast(truth):
+        try:
+            supervisions = [
+                criterion.supervise(outputs, truth, assignment)
+                for criterion, outputs, assignment in parts
+            ]
+        except NonFinitePredictionError:
+            # The other processes wait for this one's counts, and must not go on with theirs.
+            if comm.get_world_size() > 1:
+                num_counts = sum(len(outputs) for _, outputs, _ in parts)
+                device = truth.boxes.device
+                # Of the type of the others' counts, which is that of their class targets.
+                dtype = torch.promote_types(parts[0][1][0].logits.dtype, torch.float32)
+                nothing = torch.full((num_counts, 2), math.nan, device=device, dtype=dtype)
+                torch.distributed.all_reduce(nothing)
+            raise
+        if target_counts is None:
+            target_counts = torch.cat([supervision.counts() for supervision in supervisions])
+        counts = _average(target_counts).split([len(outputs) for _, outputs, _ in parts])
+        return [
+            criterion.losses(supervision, *of_part.unbind(1))
+            for (criterion, *_), supervision, of_part in zip(parts, supervisions, counts)
+        ]
+
+
+def _average(target_counts: Tensor) -> Tensor:
+    """Over processes; one object in the whole batch is the floor."""
     world_size = comm.get_world_size()
     if world_size > 1:
         target_counts = target_counts.clone()
         torch.distributed.all_reduce(target_counts)
         if target_counts.isnan().any():
             raise NonFinitePredictionError([])
-    # One object in the whole batch is the floor; the reference divides by zero without any.
-    matched, ones = target_counts.clamp(min=1).div(world_size).unbind(1)
-    return torch.maximum(matched, ones), matched
+    return target_counts.clamp(min=1).div(world_size)
 
 
 @torch.no_grad()

@@ -1,10 +1,11 @@
-"""One-to-one matching of queries and objects, all stages and images in one call.
+"""Bipartite matching of queries and objects, all stages and images in one call.
 
 Letters: S stages, B images, N queries, M objects, K classes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..structures import Assignment, GroundTruth, generalized_box_iou
+from ..structures.boxes import xyxy_norm
 from .losses import focal_cost
 
 __all__ = ["HungarianMatcher", "MatchingCost", "NonFinitePredictionError"]
@@ -50,22 +52,47 @@ class MatchingCost(NamedTuple):
 
 
 class HungarianMatcher(nn.Module):
-    """Bipartite matching by focal, corner-L1 and GIoU cost (as DETR, Sparse R-CNN, AdaMixer).
+    """Bipartite matching by classification, L1 and GIoU cost (DETR and its family).
 
-    The L1 term compares the *corners* divided by the image's width and height; the GIoU term is
-    in pixels, with a floor of 1e-6 on union and enclosing area.
+    The GIoU term is in pixels, with a floor of 1e-6 on union and enclosing area.
     """
 
-    def __init__(self, class_weight: float = 2.0, l1_weight: float = 5.0, giou_weight: float = 2.0):
+    def __init__(
+        self,
+        class_weight: float = 2.0,
+        l1_weight: float = 5.0,
+        giou_weight: float = 2.0,
+        *,
+        class_cost: Callable[[Tensor], Tensor] = focal_cost,
+        box_code: Callable[[Tensor, Tensor], Tensor] = xyxy_norm,
+        repeats: int | Sequence[int] = 1,
+    ):
+        """
+        Args:
+            class_weight, l1_weight, giou_weight: of the three terms.
+            class_cost: logits of the objects' classes, any shape -> cost, the same shape.
+            box_code: (boxes, sizes of their images) -> the code whose L1 distance is a cost:
+                :func:`~detection_toolkit.structures.boxes.xyxy_norm` or ``cxcywh_norm``.
+            repeats: k, how many queries an object is matched to at most, in all stages or one
+                number a stage. Where queries are few, to N // M of them, and at least one.
+
+        Raises:
+            UserError: a negative weight, or k below 1.
+        """
         super().__init__()
         if min(class_weight, l1_weight, giou_weight) < 0:
             raise UserError(
                 "matching cost weights must not be negative, got "
                 f"class {class_weight}, L1 {l1_weight}, GIoU {giou_weight}"
             )
+        if min([repeats] if isinstance(repeats, int) else repeats) < 1:
+            raise UserError(f"repeats of a matcher must be at least 1, got {repeats}")
         self.class_weight = class_weight
         self.l1_weight = l1_weight
         self.giou_weight = giou_weight
+        self.class_cost = class_cost
+        self.box_code = box_code
+        self.repeats = repeats
 
     @torch.no_grad()
     def cost(self, logits: Tensor, boxes: Tensor, truth: GroundTruth) -> MatchingCost:
@@ -78,12 +105,12 @@ class HungarianMatcher(nn.Module):
         """
         num_stages, _, num_queries, _ = logits.shape
         index = truth.labels[None, :, None, :].expand(num_stages, -1, num_queries, -1)
-        classification = focal_cost(logits.gather(3, index))
+        classification = self.class_cost(logits.gather(3, index))
 
-        size = truth.image_sizes.repeat(1, 2)  # (B, 4): w, h, w, h
-        corners = boxes / size[:, None, :]
-        true_corners = truth.boxes / size[:, None, :]
-        l1 = torch.cdist(corners, true_corners.expand(num_stages, -1, -1, -1), p=1)
+        sizes = truth.image_sizes[:, None]  # (B, 1, 2)
+        code = self.box_code(boxes, sizes)
+        true_code = self.box_code(truth.boxes, sizes)
+        l1 = torch.cdist(code, true_code.expand(num_stages, -1, -1, -1), p=1)
 
         giou = -generalized_box_iou(boxes[:, :, :, None], truth.boxes[:, None])
         total = self.class_weight * classification + self.l1_weight * l1 + self.giou_weight * giou
@@ -91,7 +118,7 @@ class HungarianMatcher(nn.Module):
 
     @torch.no_grad()
     def forward(self, logits: Tensor, boxes: Tensor, truth: GroundTruth) -> Assignment:
-        """Match min(N, M) queries of every stage and image.
+        """Match every object of every stage and image, as far as there are queries.
 
         Args:
             logits: (S, B, N, K) class logits of all stages.
@@ -104,6 +131,12 @@ class HungarianMatcher(nn.Module):
         # One copy to the host for all stages and images.
         total = self.cost(logits, boxes, truth).total.cpu().numpy()
         num_stages, num_images, num_queries, _ = total.shape
+        repeats = [self.repeats] * num_stages if isinstance(self.repeats, int) else self.repeats
+        if len(repeats) != num_stages:
+            raise UserError(
+                f"the matcher has repeats for {len(repeats)} stages, the predictions are of "
+                f"{num_stages}"
+            )
         matches = np.full((num_stages, num_images, num_queries), -1, dtype=np.int64)
         not_finite = []
         for b, count in enumerate(truth.num_objects):
@@ -112,8 +145,9 @@ class HungarianMatcher(nn.Module):
                 if not np.isfinite(cost).all():
                     not_finite.append((s, b))
                     continue
-                queries, objects = linear_sum_assignment(cost)
-                matches[s, b, queries] = objects
+                copies = max(1, min(repeats[s], num_queries // max(count, 1)))
+                queries, objects = linear_sum_assignment(np.tile(cost, copies))
+                matches[s, b, queries] = objects % max(count, 1)
         if not_finite:
             raise NonFinitePredictionError(sorted(not_finite))
         return Assignment(torch.from_numpy(matches).to(logits.device))

@@ -14,8 +14,9 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
+from stageinteractor.boxes import xyzr_to_box
+
 from ..errors import UserError
-from ..structures import xyzr_to_box
 
 __all__ = ["StageTrace", "check_has_stages", "resize_trace", "trace_stages"]
 
@@ -139,16 +140,16 @@ def _recording(stages: list[nn.Module]) -> Iterator[list[dict[str, Tensor]]]:
 
 def _keep_geometry(record: dict[str, Tensor]):
     def hook(stage: nn.Module, arguments: tuple) -> None:
-        record["xyzr"] = arguments[1]
+        record["xyzr"] = arguments[0].geometry
 
     return hook
 
 
 def _keep_points(record: dict[str, Tensor]):
     def hook(sampling: nn.Module, arguments: tuple) -> None:
-        queries, xyzr, _, strides = arguments
+        queries, xyzr, maps = arguments
         points = sampling.points(queries, xyzr)
-        weights = sampling.level_weights(points.z, strides)
+        weights = sampling.level_weights(points.z, maps.strides)
         record["points"] = _to_cpu(points.xy[0].flatten(1, 2))
         record["weights"] = _to_cpu(weights[0].flatten(1, 2))
 

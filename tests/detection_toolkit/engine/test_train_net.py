@@ -107,7 +107,7 @@ def test_what_a_user_can_mend_is_one_line(run, tmp_path, overrides, message):
 
 
 def test_a_schedule_of_recollection_that_does_not_fit_is_one_line(run, tmp_path):
-    overrides = ["train.max_iter=1", "+model.schedule.late_start=3"]
+    overrides = ["train.max_iter=1", "+model.decoder.route.schedule.late_start=3"]
     overrides += [x for x in run_overrides(tmp_path) if not x.startswith("model.")]
     message = refuse(run, *overrides, config="sqr/stageinteractor_sqr_shapes_tiny.py")
     assert "with late_start=3 recollection begins at stage 4, but the last stage is 3" in message

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import torch
 
-from detection_toolkit.modeling import gathering
-from detection_toolkit.modeling.gathering import GatherableMaps
-from detection_toolkit.modeling.sampling import SamplingPoints, sample_features
+from detection_toolkit.modeling import Execution, FeatureMaps, gathering
+from detection_toolkit.modeling.sampling import sample_features
 from stageinteractor.sampling import level_weights
 
 gathering._has_triton = lambda device: True
+
+
+def feature_maps(levels, fused):
+    maps = FeatureMaps(tuple(levels), (4, 8), torch.tensor([[32, 48]] * len(levels[0])), (32, 48))
+    return maps.laid_out(Execution(sampling="triton"), torch.float32) if fused else maps
+
+
 torch.manual_seed(0)
 compared = 0
 for batch, sets, num_queries, groups, points, channels in ((2, 3, 5, 2, 7, 12), (1, 1, 3, 4, 5, 8)):
@@ -19,20 +25,16 @@ for batch, sets, num_queries, groups, points, channels in ((2, 3, 5, 2, 7, 12), 
     leaves = [x.requires_grad_() for x in (*maps, xy, z)]
     results = []
     for fused in (False, True):
-        features = maps
-        if fused:
-            features = GatherableMaps(maps, groups=groups, dtype=xy.dtype, fused=True)
+        features = feature_maps(maps, fused)
         total = 0.0
         for shift in range(3):  # three stages look at the same maps
             weights = level_weights(z + shift, (0, 1))
-            values = sample_features(features, (4, 8), SamplingPoints(xy + shift, z), weights)
+            values = sample_features(features, xy + shift, weights)
             total = total + values.square().sum()
         gradients = torch.autograd.grad(total, leaves, retain_graph=True)
         again = torch.autograd.grad(total, leaves)
-        frozen = [x.detach() for x in maps]
-        if fused:
-            frozen = GatherableMaps(frozen, groups=groups, dtype=xy.dtype, fused=True)
-        values_frozen = sample_features(frozen, (4, 8), SamplingPoints(xy, z), weights)
+        frozen = feature_maps([x.detach() for x in maps], fused)
+        values_frozen = sample_features(frozen, xy, weights)
         points_only = torch.autograd.grad(values_frozen.square().sum(), leaves[2:3])
         results.append((values, values_frozen, *gradients, *again, *points_only, total))
     for ours, theirs in zip(results[1], results[0]):

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detection_toolkit.modeling import Execution, GatherableMaps
-from detection_toolkit.modeling.sampling import SamplingPoints, sample_features
+from detection_toolkit.modeling import Execution
+from detection_toolkit.modeling.decoder import _program
+from detection_toolkit.modeling.gathering import GatheringSampler
+from detection_toolkit.modeling.sampling import sample_features
+from detection_toolkit.structures import Queries, map_tensors
+from maps import make_maps
 from stageinteractor import CascadeDynamicMixing, FactoredDynamicMixing, StageInteractorDecoder
 from stageinteractor.sampling import level_weights
 
@@ -55,16 +60,22 @@ def make_inputs(batch=2, num_queries=5):
     xyzr = draw(batch, num_queries, 4) * torch.tensor([20.0, 20, 1, 0.5]) + torch.tensor(
         [32.0, 24, 4, 0]
     )
-    return features, draw(batch, num_queries, 32).requires_grad_(), xyzr
+    return make_maps(features, STRIDES), Queries(
+        draw(batch, num_queries, 32).requires_grad_(), xyzr
+    )
+
+
+def gathered(maps):
+    return maps.laid_out(Execution(), torch.float64)
 
 
 def outcome(decoder):
     """Predictions of all stages, and gradients of parameters, maps and queries."""
-    features, queries, xyzr = make_inputs()
-    outputs = decoder(features, STRIDES, queries, xyzr)
+    maps, queries = make_inputs()
+    outputs = decoder(maps, queries)
     sum((x.logits.square().sum() + x.boxes.square().mean()) for x in outputs).backward()
-    leaves = {**dict(decoder.named_parameters()), "queries": queries}
-    leaves.update({f"map{i}": feature for i, feature in enumerate(features)})
+    leaves = {**dict(decoder.named_parameters()), "queries": queries.content}
+    leaves.update({f"map{i}": level for i, level in enumerate(maps.levels)})
     return outputs, {name: leaf.grad for name, leaf in leaves.items()}
 
 
@@ -130,11 +141,11 @@ def test_gathering_is_bilinear_sampling_of_any_maps(sizes, batch, sets, groups, 
     leaves += [xy.requires_grad_(), draw(batch * sets, 3, groups, 4).requires_grad_()]
     results = []
     for is_gathered in (False, True):
-        maps = leaves[: len(sizes)]
+        maps = make_maps(leaves[: len(sizes)], strides)
         if is_gathered:
-            maps = GatherableMaps(maps, groups=groups, dtype=torch.float64)
+            maps = gathered(maps)
         weights = level_weights(leaves[-1], range(len(sizes)))
-        values = sample_features(maps, strides, SamplingPoints(*leaves[-2:]), weights)
+        values = sample_features(maps, leaves[-2], weights)
         gradients = torch.autograd.grad(values.square().sum(), leaves)
         results.append((values, *gradients))
     for ours, theirs in zip(*results):
@@ -142,27 +153,26 @@ def test_gathering_is_bilinear_sampling_of_any_maps(sizes, batch, sets, groups, 
 
 
 def test_points_on_borders_of_cells_and_far_away_have_bilinear_values():
-    features, *_ = make_inputs(batch=1)
+    maps, _ = make_inputs(batch=1)
     # Multiples of 2 are centres and borders of the cells; gradients have kinks there.
     steps = torch.tensor([-1e9, -6, -4, -2, 0, 2, 4, 6, 30, 44, 46, 48, 50, 62, 64, 66, 1e9])
     xy = torch.cartesian_prod(steps, steps).double().view(1, 1, 1, -1, 2).expand(-1, -1, 4, -1, -1)
     z = torch.full(xy.shape[:-1], 3.0, dtype=torch.float64)
-    points, weights = SamplingPoints(xy, z), level_weights(z, (3, 4))
-    maps = GatherableMaps(features, groups=4, dtype=torch.float64)
+    weights = level_weights(z, (3, 4))
     torch.testing.assert_close(
-        sample_features(maps, STRIDES, points, weights),
-        sample_features(features, STRIDES, points, weights),
+        sample_features(gathered(maps), xy, weights),
+        sample_features(maps, xy, weights),
         rtol=0,
         atol=1e-12,
     )
 
 
 def test_a_gradient_of_points_alone_leaves_nothing_behind():
-    features, *_ = make_inputs()
-    maps = GatherableMaps(features, groups=4, dtype=torch.float64)
+    plain, _ = make_inputs()
+    features, maps = plain.levels, gathered(plain)
     xy = (torch.rand(2, 3, 4, 2, 2, dtype=torch.float64) * 40).requires_grad_()
     z = torch.full((2, 3, 4, 2), 3.0, dtype=torch.float64)
-    values = sample_features(maps, STRIDES, SamplingPoints(xy, z), level_weights(z, (3, 4)))
+    values = sample_features(maps, xy, level_weights(z, (3, 4)))
     torch.autograd.grad(values.sum(), xy, retain_graph=True)
     first = torch.autograd.grad(values.sum(), features, retain_graph=True)
     second = torch.autograd.grad(values.sum(), features)
@@ -172,27 +182,26 @@ def test_a_gradient_of_points_alone_leaves_nothing_behind():
 
 
 def test_maps_that_need_no_gradient_get_none():
-    features, queries, xyzr = make_inputs()
-    frozen = [feature.detach() for feature in features]
-    outputs = make_decoder(Execution())(frozen, STRIDES, queries, xyzr)
+    maps, queries = make_inputs()
+    frozen = map_tensors(torch.Tensor.detach, maps)
+    outputs = make_decoder(Execution())(frozen, queries)
     outputs[-1].logits.sum().backward()
-    assert queries.grad is not None
+    assert queries.content.grad is not None
 
 
 def test_a_point_that_is_not_a_number_stays_one():
-    features, *_ = make_inputs(batch=1)
-    maps = GatherableMaps(features, groups=4, dtype=torch.float64)
+    maps = gathered(make_inputs(batch=1)[0])
     xy = torch.full((1, 1, 4, 2, 2), 10.0, dtype=torch.float64)
     xy[0, 0, 0, 0, 0] = float("nan")
     z = torch.full((1, 1, 4, 2), 3.0, dtype=torch.float64)
-    values = sample_features(maps, STRIDES, SamplingPoints(xy, z), level_weights(z, (3, 4)))
+    values = sample_features(maps, xy, level_weights(z, (3, 4)))
     assert values[0, 0, 0, 0].isnan().all()
     assert not values[0, 0, 1:].isnan().any() and not values[0, 0, 0, 1].isnan().any()
 
 
 def test_maps_in_channels_last_format_are_not_copied():
     feature = torch.randn(2, 8, 3, 4).to(memory_format=torch.channels_last)
-    (table,) = GatherableMaps([feature], groups=2, dtype=torch.float32).tables
+    (table,) = GatheringSampler([feature], dtype=torch.float32).tables
     assert table.data_ptr() == feature.data_ptr()
 
 
@@ -200,15 +209,12 @@ def test_maps_in_channels_last_format_are_not_copied():
 def test_half_precision_goes_through_every_execution(dtype):
     for execution in (DIRECT, Execution()):
         decoder = make_decoder(execution).float()
-        features, queries, xyzr = (
-            [x.detach().float() for x in part] if isinstance(part, list) else part.detach().float()
-            for part in make_inputs()
-        )
+        inputs = map_tensors(lambda x: x.detach().float(), make_inputs())
         with torch.autocast("cpu", dtype):
-            outputs = decoder(features, STRIDES, queries, xyzr)
+            outputs = decoder(*inputs)
             outputs[-1].logits.float().square().sum().backward()
         # Geometry stays in float32: half precision has too few bits for a coordinate.
-        assert outputs[-1].boxes.dtype == outputs[-1].xyzr.dtype == torch.float32
+        assert outputs[-1].boxes.dtype == outputs[-1].queries.geometry.dtype == torch.float32
         assert all(p.grad is not None for p in decoder.stages[-1].mixing.parameters())
 
 
@@ -224,7 +230,7 @@ def kept_for_the_backward_pass(execution, **sizes):
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        decoder(*make_inputs(num_queries=20)[:1], STRIDES, *make_inputs(num_queries=20)[1:])
+        decoder(*make_inputs(num_queries=20))
     return sum(x.untyped_storage().nbytes() for x in kept.values())
 
 
@@ -244,24 +250,20 @@ def test_the_compiled_decoder_is_one_program_for_all_image_sizes():
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("eager")
     decoder = make_decoder(Execution(compile="default"))
-    decoder._program = torch.compile(
-        lambda *arguments: type(decoder).__mro__[1].forward(decoder, *arguments),
-        backend=counter,
-        fullgraph=True,
-    )
+    decoder._program = torch.compile(partial(_program, decoder), backend=counter, fullgraph=True)
     plain = make_decoder(DIRECT)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for height, width in ((48, 64), (64, 64), (96, 80), (32, 128)):
-            _, queries, xyzr = make_inputs()
-            features = [
+            _, queries = make_inputs()
+            levels = [
                 torch.randn(
                     2, 32, height // s, width // s, generator=generator, dtype=torch.float64
                 )
                 for s in STRIDES
             ]
-            ours = decoder(features, STRIDES, queries, xyzr)
-            theirs = plain(features, STRIDES, queries, xyzr)
+            ours = decoder(make_maps(levels, STRIDES), queries)
+            theirs = plain(make_maps(levels, STRIDES), queries)
             torch.testing.assert_close(ours[-1].boxes, theirs[-1].boxes, rtol=1e-8, atol=1e-8)
             torch.testing.assert_close(ours[-1].logits, theirs[-1].logits, rtol=1e-8, atol=1e-9)
     assert counter.frame_count == 1

@@ -1,22 +1,11 @@
-import math
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torchvision import ops
 
-from detection_toolkit.structures import (
-    GroundTruth,
-    box_iou,
-    box_to_xyzr,
-    generalized_box_iou,
-    intersection_over_foreground,
-    xyzr_to_box,
-)
-
-coordinate = st.floats(0, 2000, width=32)
-extent = st.floats(1, 2000, width=32)
+from detection_toolkit.structures import GroundTruth, box_iou, generalized_box_iou
+from detection_toolkit.structures.boxes import cxcywh_norm, xyxy_norm
 
 
 def random_boxes(*shape, seed=0):
@@ -24,18 +13,6 @@ def random_boxes(*shape, seed=0):
     top_left = torch.rand(*shape, 2, generator=generator) * 100
     size = 1 + torch.rand(*shape, 2, generator=generator) * 50
     return torch.cat([top_left, top_left + size], -1)
-
-
-@given(coordinate, coordinate, extent, extent)
-def test_xyzr_is_inverted_by_its_decoder(x, y, w, h):
-    box = torch.tensor([x, y, x + w, y + h], dtype=torch.float64)
-    torch.testing.assert_close(xyzr_to_box(box_to_xyzr(box)), box, rtol=1e-9, atol=1e-6)
-
-
-def test_xyzr_of_a_known_box():
-    # 8 wide, 32 high: the scale is sqrt(8 * 32) = 16 = 2^4, the ratio 32 / 8 = 4 = 2^2.
-    xyzr = box_to_xyzr(torch.tensor([0.0, 0.0, 8.0, 32.0]))
-    torch.testing.assert_close(xyzr, torch.tensor([4.0, 16.0, 4.0, 2.0]))
 
 
 def test_pairwise_overlaps_agree_with_torchvision():
@@ -52,12 +29,6 @@ def test_overlaps_of_degenerate_boxes_are_finite():
         value.sum().backward()
         assert torch.isfinite(value).all()
         assert torch.isfinite(point.grad).all()
-
-
-def test_iof_is_the_share_of_the_row_box():
-    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 20.0, 10.0]])
-    expected = torch.tensor([[1.0, 1.0], [0.5, 1.0]])
-    torch.testing.assert_close(intersection_over_foreground(boxes), expected)
 
 
 @given(st.integers(0, 50))
@@ -93,9 +64,15 @@ def test_ground_truth_with_more_labels_than_boxes_is_refused():
         GroundTruth.collate([torch.ones(2, 4)], [torch.tensor([0, 1, 2])], [(8, 8)])
 
 
-def test_log2_area_is_twice_z():
-    boxes = random_boxes(9)
-    z = box_to_xyzr(boxes)[:, 2]
-    areas = ops.box_area(boxes)
-    torch.testing.assert_close(z, torch.log2(areas) / 2)
-    assert math.isclose(float(z[0]), math.log2(float(areas[0])) / 2, rel_tol=1e-5)
+def test_normalised_codes_of_a_known_box():
+    box, size = torch.tensor([10.0, 20.0, 30.0, 80.0]), torch.tensor([100.0, 200.0])
+    torch.testing.assert_close(xyxy_norm(box, size), torch.tensor([0.1, 0.1, 0.3, 0.4]))
+    torch.testing.assert_close(cxcywh_norm(box, size), torch.tensor([0.2, 0.25, 0.2, 0.3]))
+
+
+@given(st.integers(0, 50))
+def test_codes_are_linear_so_that_a_difference_may_be_coded(seed):
+    a, b = random_boxes(6, seed=seed).double(), random_boxes(6, seed=seed + 100).double()
+    size = torch.tensor([640.0, 480.0], dtype=torch.float64)
+    for code in (xyxy_norm, cxcywh_norm):
+        torch.testing.assert_close(code(a - b, size), code(a, size) - code(b, size))

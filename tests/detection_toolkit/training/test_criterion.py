@@ -2,8 +2,23 @@ import pytest
 import torch
 from torchvision.ops import sigmoid_focal_loss
 
-from detection_toolkit.structures import GroundTruth, StageOutput, generalized_box_iou
-from detection_toolkit.training import Criterion, HungarianMatcher, StagewiseMatcher
+from detection_toolkit.errors import UserError
+from detection_toolkit.structures import (
+    Assignment,
+    Branch,
+    GroundTruth,
+    HeadOutput,
+    Predictions,
+    generalized_box_iou,
+)
+from detection_toolkit.training import (
+    BranchedCriterion,
+    Criterion,
+    HungarianMatcher,
+    LabelNormalizer,
+    MatchNormalizer,
+    StagewiseMatcher,
+)
 from random_cases import random_predictions, random_truth
 from stageinteractor import CrossStageMatcher
 
@@ -22,8 +37,8 @@ def make_outputs(num_images, seed=0, num_stages=3):
     logits, boxes = random_predictions(num_stages, num_images, 6, NUM_CLASSES, seed)
     logits.requires_grad_()
     boxes.requires_grad_()
-    outputs = [StageOutput(x, y, y, x) for x, y in zip(logits.unbind(), boxes.unbind())]
-    return outputs, logits, boxes
+    outputs = [HeadOutput(x, y) for x, y in zip(logits.unbind(), boxes.unbind())]
+    return Predictions(outputs), logits, boxes
 
 
 def total(result):
@@ -82,13 +97,10 @@ def test_micro_batches_with_summed_counts_add_up_to_the_whole_batch(counts):
     whole_grads = torch.autograd.grad(whole, [logits, boxes])
 
     def part(b):
-        outputs_b = [
-            StageOutput(o.logits[b : b + 1], o.boxes[b : b + 1], o.xyzr[b : b + 1], None)
-            for o in outputs
-        ]
+        outputs_b = [HeadOutput(o.logits[b : b + 1], o.boxes[b : b + 1]) for o in outputs.stages]
         n = counts[b]
         truth_b = GroundTruth.collate([truth.boxes[b, :n]], [truth.labels[b, :n]], [(80, 100)])
-        return outputs_b, truth_b
+        return Predictions(outputs_b), truth_b
 
     target_counts = sum(criterion.count_targets(*part(b)) for b in range(2))
     parts = sum(total(criterion(*part(b), target_counts=target_counts)) for b in range(2))
@@ -116,10 +128,67 @@ def test_boxes_of_an_unmatched_query_get_no_gradient():
 def test_half_precision_predictions_are_matched_and_scored_in_float32():
     outputs, _, _ = make_outputs(2)
     truth = random_truth([3, 2], NUM_CLASSES)
-    half = [StageOutput(o.logits.bfloat16(), o.boxes, o.xyzr, None) for o in outputs]
+    half = Predictions([HeadOutput(o.logits.bfloat16(), o.boxes) for o in outputs.stages])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         result = make_criterion()(half, truth)
     assert result.loss_cls.dtype == torch.float32
     torch.testing.assert_close(
         total(result), total(make_criterion()(outputs, truth)), rtol=0.02, atol=0
     )
+
+
+def branched(**branches):
+    return BranchedCriterion(make_criterion(), {k: make_criterion(v) for k, v in branches.items()})
+
+
+def test_branches_have_the_losses_that_they_have_alone():
+    stages, *_ = make_outputs(2)
+    encoder, *_ = make_outputs(2, seed=1, num_stages=1)
+    truth = random_truth([3, 2], NUM_CLASSES)
+    predictions = Predictions(stages.stages, (Branch("encoder", encoder.stages),))
+    criterion = branched(encoder=StagewiseMatcher())
+    losses = criterion(predictions, truth).as_dict()
+    alone = make_criterion()(stages, truth).as_dict()
+    alone |= make_criterion(StagewiseMatcher())(encoder, truth).as_dict("encoder")
+    assert losses.keys() == alone.keys() and "loss_giou_encoder_stage0" in losses
+    for name, value in alone.items():
+        torch.testing.assert_close(losses[name], value)
+    assert criterion.count_targets(predictions, truth).shape == (4, 2)
+
+
+def test_a_branch_may_bring_its_assignment_and_may_be_empty():
+    stages, *_ = make_outputs(2)
+    truth = random_truth([3, 2], NUM_CLASSES)
+    given = Assignment(torch.full((3, 2, 6), -1))
+    given.object_index[:, :, 4] = 1  # what no matcher would choose for all stages
+    criterion = branched(denoising=StagewiseMatcher())
+    result = criterion(
+        Predictions(stages.stages, (Branch("denoising", stages.stages, given),)), truth
+    )
+    assert torch.equal(result.branches["denoising"].assignment.object_index, given.object_index)
+
+    leaf = torch.zeros(2, 0, NUM_CLASSES, requires_grad=True)
+    nothing = [HeadOutput(leaf, leaf[..., :4])] * 3
+    nobody = Assignment(torch.zeros(3, 2, 0, dtype=torch.long))
+    empty = criterion(
+        Predictions(stages.stages, (Branch("denoising", nothing, nobody),)), truth
+    ).as_dict()
+    assert empty.keys() == result.as_dict().keys()
+    assert sum(float(v) for k, v in empty.items() if "denoising" in k) == 0.0
+    sum(empty.values()).backward()
+    assert leaf.grad is not None
+
+
+def test_a_branch_without_a_criterion_is_named():
+    stages, *_ = make_outputs(1)
+    predictions = Predictions(stages.stages, (Branch("dense", stages.stages),))
+    with pytest.raises(
+        UserError, match=r"\['dense'\], but model.criterion.branches .* \['encoder'\]"
+    ):
+        branched(encoder=StagewiseMatcher())(predictions, random_truth([1], NUM_CLASSES))
+
+
+def test_normalisers():
+    matched, labels = torch.tensor([2.0, 3.0]), torch.tensor([4.0, 1.0])
+    assert [x.tolist() for x in LabelNormalizer()(matched, labels)] == [[4.0, 3.0], [2.0, 3.0]]
+    assert [x.tolist() for x in MatchNormalizer()(matched, labels)] == [[2.0, 3.0], [2.0, 3.0]]

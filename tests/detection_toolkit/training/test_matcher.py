@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
+from detection_toolkit.errors import UserError
 from detection_toolkit.structures import GroundTruth
+from detection_toolkit.structures.boxes import cxcywh_norm
 from detection_toolkit.training import HungarianMatcher, NonFinitePredictionError
 from random_cases import random_predictions, random_truth
 
@@ -81,3 +83,46 @@ def test_predictions_that_are_not_finite_are_named(value):
 def test_negative_weights_are_refused():
     with pytest.raises(ValueError, match="must not be negative"):
         HungarianMatcher(class_weight=-1.0)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 4), st.integers(1, 9), st.integers(1, 3), st.integers(0, 99))
+def test_an_object_is_matched_to_k_queries_as_far_as_there_are(count, num_queries, k, seed):
+    logits, boxes = random_predictions(2, 1, num_queries, 4, seed)
+    truth = random_truth([count], 4, seed)
+    index = HungarianMatcher(repeats=[k, 1])(logits, boxes, truth).object_index
+    copies = max(1, min(k, num_queries // max(count, 1)))
+    matched = index[0, 0][index[0, 0] >= 0]
+    assert len(matched) == min(num_queries, copies * count)
+    assert matched.bincount(minlength=1).max() <= copies
+    # The repeated objects are matched at least cost.
+    cost = HungarianMatcher().cost(logits, boxes, truth).total[0, 0, :, :count].numpy()
+    repeated = cost.repeat(copies, axis=1)
+    rows, columns = linear_sum_assignment(repeated)
+    queries = (index[0, 0] >= 0).nonzero()[:, 0]
+    least = repeated[rows, columns].sum()
+    assert cost[queries, matched].sum() == pytest.approx(least, rel=1e-5, abs=1e-6)
+    assert torch.equal(index[1], HungarianMatcher()(logits, boxes, truth).object_index[1])
+
+
+def test_repeats_that_do_not_fit_are_refused():
+    with pytest.raises(UserError, match="at least 1"):
+        HungarianMatcher(repeats=0)
+    logits, boxes = random_predictions(2, 1, 4, 4)
+    with pytest.raises(UserError, match="repeats for 3 stages, the predictions are of 2"):
+        HungarianMatcher(repeats=[1, 1, 2])(logits, boxes, random_truth([1], 4))
+
+
+def test_the_parts_of_the_cost_can_be_others():
+    logits, boxes = random_predictions(1, 2, 5, 4)
+    truth = random_truth([3, 2], 4)
+    matcher = HungarianMatcher(class_cost=lambda x: -x.sigmoid(), box_code=cxcywh_norm)
+    cost = matcher.cost(logits, boxes, truth)
+    for b, n, m in ((0, 1, 2), (1, 4, 0)):
+        label = truth.labels[b, m]
+        torch.testing.assert_close(
+            cost.classification[0, b, n, m], -logits[0, b, n, label].sigmoid()
+        )
+        size = truth.image_sizes[b]
+        distance = cxcywh_norm(boxes[0, b, n], size) - cxcywh_norm(truth.boxes[b, m], size)
+        torch.testing.assert_close(cost.l1[0, b, n, m], distance.abs().sum())

@@ -1,0 +1,130 @@
+"""Feature maps of a batch, with what is known of them.
+
+Letters: B images, C channels, L levels, R sets of queries that look at each image, N queries,
+G groups, e = C / G channels of a group, P points of a group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .execution import Execution
+from .gathering import GatheringSampler
+
+__all__ = ["FeatureMaps", "Sampler", "sample_by_grid"]
+
+Sampler = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class FeatureMaps:
+    """L maps of a padded batch, finest first."""
+
+    levels: tuple[Tensor, ...]
+    """(B, C, H_l, W_l) each."""
+    strides: tuple[int, ...]
+    """Pixels of the image per cell of each map."""
+    image_sizes: Tensor
+    """(B, 2) heights and widths in pixels of the unpadded images."""
+    padded_size: tuple[int, int]
+    """Height and width in pixels of the batch. The maps need not divide it."""
+    sampler: Sampler | None = None
+    """How :meth:`sample` computes; None: by :func:`sample_by_grid`."""
+
+    def laid_out(self, execution: Execution, dtype: torch.dtype) -> FeatureMaps:
+        """The same maps, laid out once for all stages as ``execution.sampling`` wants them.
+
+        Args:
+            execution: how to compute.
+            dtype: type of the coordinates; maps of lower precision are raised to it.
+        """
+        if execution.sampling == "grid" or self.sampler is not None:
+            return self
+        fused = execution.sampling == "triton"
+        return replace(self, sampler=GatheringSampler(self.levels, dtype=dtype, fused=fused))
+
+    def sample(self, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+        """Bilinear features of every point, weighted and summed over the levels.
+
+        Several sets of queries may look at each image: with R sets the points have R B rows,
+        those of an image together (image 0 set 0, image 0 set 1, ...). The maps are never
+        repeated.
+
+        Args:
+            x, y: (L, R B, N, G, P) places in cells of each level, cell i reaching from i to
+                i + 1. Outside of a map its value is zero.
+            weights: (L, R B, N, G, P).
+
+        Returns:
+            (R B, N, G, P, e).
+
+        Raises:
+            ValueError: the rows of the points are no multiple of B.
+        """
+        rows, batch = x.shape[1], self.levels[0].shape[0]
+        if rows % batch:
+            raise ValueError(f"points of {rows} sets of queries do not fit maps of {batch} images")
+        if self.sampler is not None:
+            return self.sampler(x, y, weights)
+        return sample_by_grid(self.levels, x, y, weights)
+
+    @cached_property
+    def padding_masks(self) -> tuple[Tensor, ...]:
+        """(B, H_l, W_l) bool of each level: True where a cell lies on padding.
+
+        A cell takes the value of the nearest pixel, index floor(i * padded / cells) of each axis.
+        """
+        heights, widths = self.image_sizes.to(self.levels[0].device)[:, :, None].unbind(1)
+        masks = []
+        for level in self.levels:
+            rows, columns = (
+                torch.arange(cells, device=level.device) * padded // cells
+                for cells, padded in zip(level.shape[-2:], self.padded_size)
+            )
+            masks.append((rows >= heights)[:, :, None] | (columns >= widths)[:, None, :])
+        return tuple(masks)
+
+    @cached_property
+    def valid_ratios(self) -> Tensor:
+        """(B, L, 2) share of each map, in x and in y, that is no padding."""
+        return torch.stack(
+            [
+                torch.stack([(~mask[:, 0]).float().mean(1), (~mask[:, :, 0]).float().mean(1)], -1)
+                for mask in self.padding_masks
+            ],
+            dim=1,
+        )
+
+
+def sample_by_grid(levels: Sequence[Tensor], x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+    """:meth:`FeatureMaps.sample` step by step: ``grid_sample`` of one level after another."""
+    _, rows, num_queries, groups, num_points = x.shape
+    batch = levels[0].shape[0]
+    # To the maps the sets of an image are one larger set, and the groups become part of the
+    # batch: every group samples its own channels.
+    together = (len(levels), batch, rows // batch * num_queries, groups, num_points)
+    x, y, weights = (
+        t.reshape(together).transpose(2, 3).flatten(1, 2)  # (L, B G, R N, P)
+        for t in (x, y, weights)
+    )
+    sampled = None
+    for level, x_l, y_l, weight in zip(levels, x, y, weights):
+        height, width = level.shape[-2:]
+        # Filled, not copied from numbers: an export would write those of its example down.
+        shares = [v / v.new_full((), side) for v, side in ((x_l, width), (y_l, height))]
+        grid = torch.stack(shares, dim=-1) * 2 - 1
+        # Under autocast the maps rise to the precision of the coordinates, not the other way round.
+        maps = level.reshape(batch * groups, -1, height, width).to(grid.dtype)
+        values = F.grid_sample(
+            maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False
+        )
+        values = values * weight[:, None].to(values.dtype)  # (B G, e, R N, P)
+        sampled = values if sampled is None else sampled + values
+    sampled = sampled.unflatten(0, (batch, groups)).permute(0, 3, 1, 4, 2)  # (B, R N, G, P, e)
+    return sampled.reshape(rows, num_queries, groups, num_points, -1)
