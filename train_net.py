@@ -19,6 +19,8 @@ from omegaconf import DictConfig
 from detection_toolkit.checkpoint.checkpointer import Checkpointer
 from detection_toolkit.config import apply_overrides, find_config_file, get_config
 from detection_toolkit.engine import (
+    EvaluationFacts,
+    RunSettings,
     Trainer,
     ended_by_signals,
     launch,
@@ -39,24 +41,26 @@ def load_config(args: Namespace) -> DictConfig:
 
 def evaluate(cfg: DictConfig, args: Namespace) -> None:
     """Evaluate the weights of ``train.init_checkpoint``, or with --resume the run's last ones."""
+    settings = RunSettings.from_config(cfg.train)
     model = Trainer.build_model(cfg)
     checkpointer = Checkpointer(
         model,
-        cfg.train.output_dir,
-        prefer_ema=cfg.train.ema.enabled,
-        allow_pickle=cfg.train.get("allow_pickle", False),
+        settings.output_dir,
+        prefer_ema=settings.ema.enabled,
+        allow_pickle=settings.allow_pickle,
     )
-    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
-    cfg.train.ema.enabled = checkpointer.loaded_ema  # as the results are labelled
-    Trainer.test(cfg, model)
+    checkpointer.resume_or_load(settings.init_checkpoint, resume=args.resume)
+    facts = EvaluationFacts(averaged=checkpointer.loaded_ema, by_stage=settings.stage_evaluation)
+    Trainer.test(cfg, model, facts=facts)
 
 
 def main(args: Namespace) -> None:
     """One process of the job."""
     with user_errors(), ended_by_signals():
         cfg = load_config(args)
+        output_dir = RunSettings.from_config(cfg.train).output_dir
         for name in ("detection_toolkit", *project_names()):
-            setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name=name)
+            setup_logger(output_dir, distributed_rank=comm.get_rank(), name=name)
         prepare_config(cfg, args.opts, training=not args.eval_only)
         default_setup(cfg, args)
         if args.eval_only:
@@ -70,4 +74,5 @@ if __name__ == "__main__":
     arguments = default_argument_parser(epilog=__doc__).parse_args()
     with user_errors():
         # Loaded here as well: a mistake is reported once, and before any process is started.
-        launch(main, arguments, device=load_config(arguments).train.device)
+        settings = RunSettings.from_config(load_config(arguments).train)
+        launch(main, arguments, device=settings.device)

@@ -1,15 +1,19 @@
 """Training, evaluation and prediction; thin, as Detectron2 does the work."""
 
 from .errors import user_errors
+from .evaluation import EvaluationFacts
 from .interruption import ended_by_signals
 from .launch import launch
 from .predictor import Predictor
+from .settings import RunSettings
 from .setup import prepare_config
 from .shipped import shipped_checkpoint
 from .trainer import Trainer
 
 __all__ = [
+    "EvaluationFacts",
     "Predictor",
+    "RunSettings",
     "Trainer",
     "ended_by_signals",
     "launch",

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+import math
+import operator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from detectron2.engine import hooks
@@ -16,33 +18,19 @@ from detectron2.utils import comm
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..checkpoint.checkpointer import Checkpointer
+from ..checkpoint.checkpointer import BEST_CHECKPOINT, Checkpointer
 from ..checkpoint.durable import write_durably
-from ..errors import UserError
+from .evaluation import InterruptedEvaluation
 from .interruption import InterruptedRun, Interruption
 from .random_states import capture_random_state, preserved_random_state
 
-__all__ = [
-    "BestCheckpointer",
-    "EMAHook",
-    "EvalHook",
-    "EvaluationRecord",
-    "InterruptibleLoader",
-    "PeriodicCheckpointer",
-    "build_ema",
-]
+__all__ = ["BestCheckpoint", "EMAHook", "EvaluationHook", "PeriodicCheckpointer", "build_ema"]
 
 logger = logging.getLogger(__name__)
 
 
 def build_ema(model: nn.Module, decay: float) -> AveragedModel:
-    """Exponential moving average of parameters and buffers, as a model of its own.
-
-    Raises:
-        ValueError: the decay is not in (0, 1).
-    """
-    if not 0.0 < decay < 1.0:
-        raise UserError(f"train.ema.decay must lie between 0 and 1, got {decay}")
+    """Exponential moving average of parameters and buffers, as a model of its own."""
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
     averaged.requires_grad_(False)
     return averaged
@@ -111,7 +99,7 @@ class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
         if iteration >= self.max_iter - 1:
             self._save(iteration, "model_final", **kwargs)
 
-    def stop(self) -> None:
+    def stop(self) -> NoReturn:
         """Write a checkpoint of the last step in every case, and end the run.
 
         Raises:
@@ -128,7 +116,7 @@ class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
         if self.max_to_keep is not None:
             self.checkpointer.prune(self.max_to_keep, iteration)
 
-    def _end(self) -> None:
+    def _end(self) -> NoReturn:
         comm.synchronize()  # else the launcher might end the one that still writes
         logger.warning(
             "%s: a checkpoint is written after iteration %d; --resume goes on from it",
@@ -143,72 +131,6 @@ def _gather_random_states() -> list[dict[str, Any]]:
     return comm.gather(capture_random_state())
 
 
-class _InterruptedEvaluation(Exception):
-    """A signal has come within an evaluation."""
-
-
-class InterruptibleLoader:
-    """A test loader that ends an evaluation when the run is asked to end.
-
-    For one process only: several would have to agree before every batch.
-    """
-
-    def __init__(self, loader: Iterable[Any], interruption: Interruption):
-        self._loader = loader
-        self._interruption = interruption
-
-    def __len__(self) -> int:
-        return len(self._loader)
-
-    def __iter__(self) -> Iterator[Any]:
-        for batch in self._loader:
-            if self._interruption.signal_name is not None and comm.get_world_size() == 1:
-                raise _InterruptedEvaluation
-            yield batch
-
-
-class EvaluationRecord(HookBase):
-    """Notes in a file which evaluation was the last, when all that follows from it is done."""
-
-    def __init__(self, path: Path, period: int):
-        """
-        Args:
-            path: of the file; the main process alone reads and writes it.
-            period: of the evaluations.
-        """
-        self._path = path
-        self._period = period
-
-    def is_due(self, iterations: int) -> bool:
-        """Whether an evaluation belongs to so many iterations, the end of the run apart."""
-        end = self.trainer.max_iter
-        return self._period > 0 and iterations % self._period == 0 and 0 < iterations < end
-
-    def is_owed(self) -> bool:
-        """Whether the run goes on from a checkpoint that has not been evaluated yet."""
-        start = self.trainer.start_iter
-        if not self.is_due(start):
-            return False
-        try:
-            return json.loads(self._path.read_text(encoding="utf-8"))["iterations"] != start
-        except (OSError, ValueError, KeyError, TypeError):
-            return True
-
-    def before_train(self) -> None:
-        if self.trainer.start_iter == 0:
-            self._path.unlink(missing_ok=True)  # of another run
-        elif self.is_due(self.trainer.start_iter):
-            self._write(self.trainer.start_iter)
-
-    def after_step(self) -> None:
-        if self.is_due(self.trainer.iter + 1):
-            self._write(self.trainer.iter + 1)
-
-    def _write(self, iterations: int) -> None:
-        document = json.dumps({"iterations": iterations}).encode()
-        write_durably(self._path, lambda file: file.write(document))
-
-
 @contextlib.contextmanager
 def _as_after_last_step(trainer: TrainerBase) -> Iterator[None]:
     """Let what belongs to the last step of the interrupted run have its number."""
@@ -221,92 +143,153 @@ def _as_after_last_step(trainer: TrainerBase) -> Iterator[None]:
         trainer.iter = start
 
 
-class EvalHook(hooks.EvalHook):
-    """Detectron2's, which makes up for an evaluation that an interruption has prevented.
+class EvaluationHook(hooks.EvalHook):
+    """Evaluates every so many iterations and after the last; keeps the best checkpoint.
 
+    Detectron2's ``EvalHook`` and ``BestCheckpointer`` in one, for a run that may end at any moment.
     A run is resumed from a checkpoint that was written before the evaluation of the same
-    iteration. The random numbers that an evaluation draws are none of training's.
+    iteration: ``last_evaluation.json`` tells whether all that follows from the evaluation was
+    done, and a resumed run makes up for it where it was not. The random numbers that an evaluation
+    draws are none of training's.
+
+    Attributes:
+        best: the best checkpoint, in the main process; None where none is kept.
     """
 
     def __init__(
         self,
-        eval_period: int,
-        eval_function: Callable[[], dict[str, Any]],
+        period: int,
+        evaluate: Callable[[], dict[str, Any]],
         *,
-        record: EvaluationRecord,
-        checkpoint_hook: PeriodicCheckpointer,
+        output_dir: str,
+        best: BestCheckpoint | None,
+        end_run: Callable[[], NoReturn],
     ):
         """
         Args:
-            eval_period, eval_function: see Detectron2's.
-            record: of the last evaluation; registered after all hooks that use the results.
-            checkpoint_hook: writes a checkpoint where an evaluation is interrupted.
+            period: in iterations; 0: after the last one only.
+            evaluate: returns nested metrics, and raises ``InterruptedEvaluation`` when the run is
+                to end.
+            output_dir: of the record; the main process alone reads and writes it.
+            best: told of every evaluation, in the main process; None: no best checkpoint is kept.
+            end_run: called where an evaluation before the last step's is interrupted; writes a
+                checkpoint and raises ``InterruptedRun``.
         """
-        super().__init__(eval_period, eval_function)
-        self._record = record
-        self._checkpoint_hook = checkpoint_hook
-        self.has_made_up = False
+        super().__init__(period, evaluate)
+        self._record = Path(output_dir, "last_evaluation.json")
+        self.best = best if comm.is_main_process() else None
+        self._end_run = end_run
 
     def before_train(self) -> None:
-        owed = comm.is_main_process() and self._record.is_owed()
-        if not any(comm.all_gather(owed)):
-            return
-        logger.info("making up for the evaluation after %d iterations", self.trainer.start_iter)
-        with _as_after_last_step(self.trainer):
-            self._do_eval()
-        self.has_made_up = True
+        """Make up for the evaluation of the last step, if it is owed."""
+        start = self.trainer.start_iter
+        if self.best is not None and start > 0:
+            self.best.restore()
+        owed = comm.is_main_process() and self._is_due(start) and self._last_recorded() != start
+        if any(comm.all_gather(owed)):
+            logger.info("making up for the evaluation after %d iterations", start)
+            with _as_after_last_step(self.trainer):
+                self._do_eval()
+        if comm.is_main_process() and start == 0:
+            self._record.unlink(missing_ok=True)  # of another run
+        self._note(start)
+
+    def after_step(self) -> None:
+        super().after_step()
+        self._note(self.trainer.iter + 1)
+
+    def _is_due(self, iterations: int) -> bool:
+        """Whether an evaluation belongs to so many iterations, the end of the run apart."""
+        end = self.trainer.max_iter
+        return self._period > 0 and iterations % self._period == 0 and 0 < iterations < end
 
     def _do_eval(self) -> None:
         try:
             with preserved_random_state():
                 super()._do_eval()
-        except _InterruptedEvaluation:
+        except InterruptedEvaluation:
             logger.warning("the evaluation is cut short; --resume makes up for it")
             if self.trainer.iter >= self.trainer.max_iter:  # the last checkpoint is there
                 raise InterruptedRun from None
-            self._checkpoint_hook.stop()
+            self._end_run()
+        if self.best is not None:
+            self.best.update(self.trainer.storage.latest())
+
+    def _last_recorded(self) -> int | None:
+        try:
+            return json.loads(self._record.read_text(encoding="utf-8"))["iterations"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _note(self, iterations: int) -> None:
+        """Record that all that follows from the evaluation after so many iterations is done."""
+        if comm.is_main_process() and self._is_due(iterations):
+            _write_json(self._record, {"iterations": iterations})
 
 
-class BestCheckpointer(hooks.BestCheckpointer):
-    """Detectron2's ``BestCheckpointer`` that a resumed run does not start anew.
+class BestCheckpoint:
+    """The checkpoint with the best value of a metric, kept across interruptions.
 
     The best value stands in a file beside the checkpoint that has it, written after it.
+
+    Attributes:
+        metric: what decides.
+        value, iteration: the best value so far and when it was; None before the first.
     """
 
-    def __init__(self, *args: Any, eval_hook: EvalHook, **kwargs: Any):
+    def __init__(self, checkpointer: Checkpointer, metric: str, *, mode: str):
         """
         Args:
-            args, kwargs: see Detectron2's.
-            eval_hook: what produces the metric.
+            checkpointer: writes ``model_best.pth`` into its folder.
+            metric: as Detectron2 names it, such as "bbox/AP".
+            mode: "max" or "min".
         """
-        super().__init__(*args, **kwargs)
-        self._eval_hook = eval_hook
+        self.metric = metric
+        self.value: float | None = None
+        self.iteration: int | None = None
+        self._checkpointer = checkpointer
+        self._is_better = {"max": operator.gt, "min": operator.lt}[mode]
+        self._path = Path(checkpointer.save_dir, f"{BEST_CHECKPOINT}.json")
 
-    @property
-    def _path(self) -> Path:
-        return Path(self._checkpointer.save_dir, f"{self._file_prefix}.json")
-
-    def before_train(self) -> None:
-        if self.trainer.start_iter > 0 and self._path.is_file():
-            try:
-                record = json.loads(self._path.read_text(encoding="utf-8"))
-                if record["metric"] == self._val_metric:
-                    self.best_metric, self.best_iter = record["value"], record["iteration"]
-            except (ValueError, KeyError, TypeError):
-                logger.warning("%s is damaged: the best value is sought anew", self._path)
-        if self._eval_hook.has_made_up:
-            with _as_after_last_step(self.trainer):
-                self._best_checking()
-
-    def _best_checking(self) -> None:
-        before = self.best_metric, self.best_iter
-        super()._best_checking()
-        if (self.best_metric, self.best_iter) == before:
+    def restore(self) -> None:
+        """Go on with the best value of the run that is resumed, where it had the same metric."""
+        if not self._path.is_file():
             return
-        record = {
-            "metric": self._val_metric,
-            "value": self.best_metric,
-            "iteration": self.best_iter,
-        }
-        document = json.dumps(record).encode()
-        write_durably(self._path, lambda file: file.write(document))
+        try:
+            record = json.loads(self._path.read_text(encoding="utf-8"))
+            if record["metric"] == self.metric:
+                self.value, self.iteration = record["value"], record["iteration"]
+        except (ValueError, KeyError, TypeError):
+            logger.warning("%s is damaged: the best value is sought anew", self._path)
+
+    def update(self, latest: Mapping[str, tuple[float, int]]) -> None:
+        """Write a checkpoint if the metric is better than ever; NaN and infinity never are.
+
+        Args:
+            latest: of an ``EventStorage``: metric -> (value, iteration).
+        """
+        if self.metric not in latest:
+            logger.warning(
+                "the evaluation has no metric %s: no best checkpoint is kept by it", self.metric
+            )
+            return
+        value, iteration = latest[self.metric]
+        is_better = self.value is None or self._is_better(value, self.value)
+        if not (math.isfinite(value) and is_better):
+            logger.info(
+                "%s is %.5g after iteration %d, not better than the best so far (%s)",
+                self.metric,
+                value,
+                iteration,
+                "none" if self.value is None else f"{self.value:.5g}",
+            )
+            return
+        logger.info("%s is %.5g after iteration %d, the best so far", self.metric, value, iteration)
+        self._checkpointer.save(BEST_CHECKPOINT, iteration=iteration)
+        self.value, self.iteration = value, iteration
+        _write_json(self._path, {"metric": self.metric, "value": value, "iteration": iteration})
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    document = json.dumps(content).encode()
+    write_durably(path, lambda file: file.write(document))

@@ -21,6 +21,7 @@ from ..data import dataset_names
 from ..data.images import check_picture
 from ..data.mapper import augment
 from ..errors import UserError
+from .settings import RunSettings
 from .setup import prepare_config
 from .shipped import is_shipped_config, shipped_checkpoint
 
@@ -80,7 +81,8 @@ class Predictor:
                 f"it is {self.input_format!r}"
             )
         self.aug = T.AugmentationList([instantiate(a) for a in mapper.augmentations])
-        self.model = instantiate(self.cfg.model).to(self.cfg.train.device)
+        device = RunSettings.from_config(self.cfg.train).device
+        self.model = instantiate(self.cfg.model).to(device)
         self.model.eval()
         self.load_weights()
 
@@ -139,8 +141,8 @@ class Predictor:
         Raises:
             FileNotFoundError: the weights do not exist.
         """
-        train = self.cfg.train
-        if not train.init_checkpoint:
+        settings = RunSettings.from_config(self.cfg.train)
+        if not settings.init_checkpoint:
             logger.warning(
                 "No weights: the detector is as it was initialised and finds nothing of use. "
                 "Name a checkpoint with train.init_checkpoint=FILE"
@@ -148,10 +150,10 @@ class Predictor:
             return
         checkpointer = Checkpointer(
             self.model,
-            prefer_ema=train.ema.enabled,
-            allow_pickle=train.get("allow_pickle", False),
+            prefer_ema=settings.ema.enabled,
+            allow_pickle=settings.allow_pickle,
         )
-        checkpointer.load(train.init_checkpoint)
+        checkpointer.load(settings.init_checkpoint)
 
 
 def _follow_test_set(cfg: DictConfig) -> Metadata:

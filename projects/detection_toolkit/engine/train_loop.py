@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import UserError
+from ..modeling import QueryDetector
+from ..training import NonFinitePredictionError
 from .bad_batch import as_json, write_bad_batch
 from .precision import autocast_dtype
 
@@ -56,9 +58,9 @@ class _UnusableStep(Exception):
 class DetectionTrainLoop(SimpleTrainer):
     """Detectron2's ``SimpleTrainer`` with mixed precision, gradient clipping and accumulation.
 
-    With k accumulated batches, a model that offers ``count_targets`` first counts the targets of
-    all k in a forward pass without gradient, so that the losses are normalised over the effective
-    batch: k batches of B images give the gradients of one batch of k B images.
+    With k accumulated batches, a ``QueryDetector`` first counts the targets of all k in a forward
+    pass without gradient, so that the losses are normalised over the effective batch: k batches of
+    B images give the gradients of one batch of k B images.
     """
 
     def __init__(
@@ -79,7 +81,7 @@ class DetectionTrainLoop(SimpleTrainer):
         Args:
             model, data_loader, optimizer: see ``SimpleTrainer``.
             device: "cuda" or "cpu"; what autocast is told.
-            accumulation_steps: k.
+            accumulation_steps: k >= 1.
             precision: "float16" (with loss scaling, CUDA only), "bfloat16", or None.
             clip_norm: largest norm of the gradient; None: no clipping.
             clip_norm_type: p of the norm.
@@ -88,15 +90,10 @@ class DetectionTrainLoop(SimpleTrainer):
             output_dir: where such a batch is written to, in ``bad_batch/``.
 
         Raises:
-            ValueError: an unknown precision, float16 on a CPU, k < 1, or a negative number of
-                steps.
+            UserError: an unknown precision, or float16 on a CPU.
         """
         super().__init__(model, data_loader, optimizer)
-        if accumulation_steps < 1:
-            raise UserError(f"train.accumulation_steps must be >= 1, got {accumulation_steps}")
         device_type = torch.device(device).type
-        if max_skipped_steps < 0:
-            raise UserError(f"train.max_skipped_steps must be >= 0, got {max_skipped_steps}")
         self.accumulation_steps = accumulation_steps
         self.max_skipped_steps = max_skipped_steps
         self.clip_norm = clip_norm
@@ -221,7 +218,7 @@ class DetectionTrainLoop(SimpleTrainer):
         if len(batches) == 1:
             return {}, 1.0
         module = self.model.module if self._is_distributed else self.model
-        if not hasattr(module, "count_targets"):
+        if not isinstance(module, QueryDetector):
             # A model that normalises by itself: the mean over the batches.
             return {}, 1.0 / len(batches)
         # Counted with the random numbers that the losses will be computed with.
@@ -338,8 +335,8 @@ class DetectionTrainLoop(SimpleTrainer):
         *,
         with_weights: bool,
     ) -> Path:
-        where = getattr(problem.cause, "where", None)  # of the matcher's NonFinitePredictionError
-        images = problem.images
+        cause, images = problem.cause, problem.images
+        where = cause.where if isinstance(cause, NonFinitePredictionError) else ()
         report = {
             "iteration": self.iter,
             "reason": problem.reason,
@@ -353,7 +350,7 @@ class DetectionTrainLoop(SimpleTrainer):
             "losses_of_the_step_before": as_json(self._last_losses),
             "non_finite_predictions": [
                 {"stage": stage, "file_name": str(images[image].get("file_name", ""))}
-                for stage, image in where or ()
+                for stage, image in where
             ],
         }
         module = self.model.module if self._is_distributed else self.model

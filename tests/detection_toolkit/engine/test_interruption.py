@@ -35,7 +35,7 @@ def evaluations(monkeypatch, script):
     """Each evaluation of a run does what the next function of a script does."""
     script = iter(script)
 
-    def test(cls, cfg, model, *, interruption=None):
+    def test(cls, cfg, model):
         return {"bbox": {"AP": next(script)()}}
 
     monkeypatch.setattr(Trainer, "test", classmethod(test))

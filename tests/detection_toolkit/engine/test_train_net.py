@@ -17,6 +17,7 @@ from detection_toolkit.config import apply_overrides, get_config
 from detection_toolkit.data import UnreadableImageError
 from detection_toolkit.engine import user_errors
 from detection_toolkit.engine.errors import is_user_error
+from detection_toolkit.modeling import QueryDetector
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIG = "stageinteractor/shapes_tiny.py"
@@ -87,6 +88,8 @@ def refuse(run, *arguments, config=CONFIG):
     "overrides, message",
     [
         (["train.max_itr=2"], "no key 'train.max_itr'; the nearest keys are train.max_iter"),
+        (["+train.max_itr=2"], "train.max_itr is no setting of a run; the nearest keys are"),
+        (["train.max_iter=0"], "train.max_iter must be >= 1, got 0"),
         (["train.init_checkpoint=/no/such.pth"], "checkpoint /no/such.pth does not exist"),
         (["dataloader.train.dataset.json_file=/no/such.json"], "/no/such.json"),
         (["dataloader.train.dataset.image_root=/no/such/folder"], "/no/such/folder"),
@@ -157,6 +160,23 @@ def test_mistakes_of_a_program_keep_their_traceback():
         lambda: 1 / 0,
     ):
         assert not is_user_error(raise_in(mistake))
+
+
+@pytest.mark.parametrize("options", [[], ["--eval-only"]])
+def test_a_mistake_of_a_program_keeps_its_traceback_through_the_script(
+    run, tmp_path, monkeypatch, options
+):
+    """Also where it is a ValueError, as the errors of a user are."""
+    mistake = ValueError("not enough values to unpack")
+
+    def forward(self, batched_inputs, **kwargs):
+        raise mistake
+
+    monkeypatch.setattr(QueryDetector, "forward", forward)
+    with pytest.raises(ValueError) as error:
+        run(*options, *run_overrides(tmp_path))
+    assert error.value is mistake
+    assert error.traceback[-1].name == "forward"
 
 
 def test_what_a_loader_process_raises_is_shortened():

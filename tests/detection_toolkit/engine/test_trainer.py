@@ -13,7 +13,7 @@ from detection_toolkit.checkpoint.checkpointer import Checkpointer, ResumeError,
 from detection_toolkit.config import apply_overrides, get_config
 from detection_toolkit.data import dataset_names
 from detection_toolkit.engine import Trainer, prepare_config
-from detection_toolkit.engine.hooks import BestCheckpointer
+from detection_toolkit.engine.hooks import EvaluationHook
 
 
 def train(cfg, resume=False):
@@ -140,7 +140,7 @@ def test_a_decay_outside_of_zero_and_one_is_refused(tmp_path):
 def scripted_evaluation(monkeypatch, values):
     """The evaluations of a run have these APs, one after the other."""
     values = iter(values)
-    results = classmethod(lambda cls, cfg, model, **_: {"bbox": {"AP": next(values)}})
+    results = classmethod(lambda cls, cfg, model: {"bbox": {"AP": next(values)}})
     monkeypatch.setattr(Trainer, "test", results)
 
 
@@ -172,8 +172,8 @@ def test_with_several_test_sets_the_first_decides_on_the_best(tmp_path):
     second = dataset_names(make_config(tmp_path / "b").dataloader.test.dataset)[0]
     cfg.dataloader.test.dataset.update(json_file=None, image_root=None, names=[first, second])
     trainer = Trainer(prepare_config(cfg))
-    (hook,) = [h for h in trainer._hooks if isinstance(h, BestCheckpointer)]
-    assert hook._val_metric == f"{first}/bbox/AP"
+    (hook,) = [h for h in trainer._hooks if isinstance(h, EvaluationHook)]
+    assert hook.best.metric == f"{first}/bbox/AP"
 
 
 def test_weights_of_other_classes_load_as_far_as_they_fit(tmp_path, caplog):

@@ -12,7 +12,7 @@ from small_runs import make_config
 from detection_toolkit.config import apply_overrides
 from detection_toolkit.data import dataset_names, register_coco_json
 from detection_toolkit.engine import Trainer, prepare_config
-from detection_toolkit.engine import trainer as trainer_module
+from detection_toolkit.engine import evaluation as evaluation_module
 from detection_toolkit.evaluation import AllStages, StageEvaluator, evaluate_stages
 from detection_toolkit.structures import StageOutput
 
@@ -206,9 +206,9 @@ def test_the_last_stage_is_what_evaluation_without_stages_sees(tmp_path, kind):
 
 def test_training_evaluates_the_stages_once_at_its_end(tmp_path, monkeypatch):
     calls = []
-    evaluate = trainer_module.evaluate_stages
+    evaluate = evaluation_module.evaluate_stages
     monkeypatch.setattr(
-        trainer_module,
+        evaluation_module,
         "evaluate_stages",
         lambda *args, **kwargs: calls.append(kwargs) or evaluate(*args, **kwargs),
     )

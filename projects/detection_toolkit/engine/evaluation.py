@@ -1,0 +1,246 @@
+"""Evaluating a detector on the test sets of a config, and writing down what came out."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
+from detectron2.utils import comm
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from ..data import dataset_names
+from ..errors import UserError
+from ..evaluation import evaluate_stages
+from .interruption import Interruption
+from .precision import autocast_dtype
+from .settings import RunSettings
+
+__all__ = [
+    "EvaluationFacts",
+    "InterruptedEvaluation",
+    "evaluate_test_sets",
+    "inference_folder",
+    "metric_name",
+]
+
+logger = logging.getLogger(__name__)
+
+_facts_of_run: ContextVar[EvaluationFacts | None] = ContextVar("_facts_of_run", default=None)
+
+
+class InterruptedEvaluation(Exception):
+    """A signal has come within an evaluation."""
+
+
+@dataclass(frozen=True)
+class EvaluationFacts:
+    """What an evaluation must know, and no config can tell.
+
+    Attributes:
+        averaged: the model has averaged (EMA) weights; the results are labelled so.
+        by_stage: also evaluate every stage.
+        interruption: of the run that the evaluation is a part of; ends it, too.
+    """
+
+    averaged: bool
+    by_stage: bool
+    interruption: Interruption | None = None
+
+    @classmethod
+    def current(cls, cfg: DictConfig) -> EvaluationFacts:
+        """Those of the run that evaluates; without one, what the config asks for."""
+        facts = _facts_of_run.get()
+        if facts is not None:
+            return facts
+        settings = RunSettings.from_config(cfg.train)
+        return cls(averaged=settings.ema.enabled, by_stage=settings.stage_evaluation)
+
+    @contextlib.contextmanager
+    def of_run(self) -> Iterator[None]:
+        """While this lasts, these are the current ones.
+
+        As Detectron2's ``EventStorage`` does, this reaches what is called through a method whose
+        signature is Detectron2's: a trainer's ``test``, which other projects override.
+        """
+        token = _facts_of_run.set(self)
+        try:
+            yield
+        finally:
+            _facts_of_run.reset(token)
+
+
+def evaluate_test_sets(
+    cfg: DictConfig,
+    model: nn.Module,
+    evaluators: DatasetEvaluator | Sequence[DatasetEvaluator] | None = None,
+    *,
+    facts: EvaluationFacts,
+    build_loader: Callable[[DictConfig, str], Iterable[Any]],
+    build_evaluator: Callable[[DictConfig, str], DatasetEvaluator],
+) -> dict[str, Any]:
+    """What ``Trainer.test`` does; see there.
+
+    Args:
+        cfg: names the test sets, and the folder that the results go to.
+        model: what is evaluated.
+        evaluators: one for each test set; None: they are built.
+        facts: about this evaluation.
+        build_loader, build_evaluator: (config, name of a data set) -> its loader, its evaluator.
+
+    Returns:
+        the results; by data set where there are several.
+
+    Raises:
+        InterruptedEvaluation: the run is to end.
+        UserError, LoaderProcessError: see ``Trainer.test``.
+    """
+    settings = RunSettings.from_config(cfg.train)
+    names = dataset_names(cfg.dataloader.test.dataset)
+    if isinstance(evaluators, DatasetEvaluator):
+        evaluators = [evaluators]
+    if evaluators is not None and len(evaluators) != len(names):
+        raise UserError(f"{len(evaluators)} evaluators for {len(names)} test sets")
+    weights = "averaged" if facts.averaged else "plain"
+    results: dict[str, Any] = OrderedDict()
+    for i, name in enumerate(names):
+        folder = inference_folder(cfg, name)
+        loader = build_loader(cfg, name)
+        # A loader of another project has its own errors.
+        explained = getattr(loader, "process_errors", contextlib.nullcontext)
+        if facts.interruption is not None:
+            loader = _InterruptibleLoader(loader, facts.interruption)
+        evaluator = evaluators[i] if evaluators else build_evaluator(cfg, name)
+        with _autocast(settings), explained():
+            if facts.by_stage:
+                results[name] = _evaluate_stages(
+                    cfg, model, loader, evaluator, name, folder=folder, weights=weights
+                )
+            else:
+                _forget_stages(folder)
+                results[name] = inference_on_dataset(model, loader, evaluator) or {}
+        if comm.is_main_process():
+            _report(name, results[name], folder=folder, weights=weights)
+    return next(iter(results.values())) if len(results) == 1 else results
+
+
+def inference_folder(cfg: DictConfig, dataset_name: str) -> Path:
+    """Where the results of a test set are."""
+    return Path(RunSettings.from_config(cfg.train).output_dir, "inference", dataset_name)
+
+
+def metric_name(cfg: DictConfig, metric: str) -> str:
+    """With several test sets metrics begin with the set's name; the first one's is meant."""
+    names = dataset_names(cfg.dataloader.test.dataset)
+    if len(names) == 1 or any(metric.startswith(f"{name}/") for name in names):
+        return metric
+    return f"{names[0]}/{metric}"
+
+
+class _InterruptibleLoader:
+    """A test loader that ends an evaluation when the run is asked to end.
+
+    For one process only: several would have to agree before every batch.
+    """
+
+    def __init__(self, loader: Iterable[Any], interruption: Interruption):
+        self._loader = loader
+        self._interruption = interruption
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self._loader:
+            if self._interruption.signal_name is not None and comm.get_world_size() == 1:
+                raise InterruptedEvaluation
+            yield batch
+
+
+def _autocast(settings: RunSettings) -> torch.autocast | contextlib.nullcontext:
+    if not settings.amp.evaluation:
+        return contextlib.nullcontext()
+    dtype = autocast_dtype(settings.amp.precision, settings.device)
+    return torch.autocast(torch.device(settings.device).type, dtype=dtype)
+
+
+def _evaluate_stages(
+    cfg: DictConfig,
+    model: nn.Module,
+    loader: Iterable[Any],
+    evaluator: DatasetEvaluator,
+    name: str,
+    *,
+    folder: Path,
+    weights: str,
+) -> dict[str, Any]:
+    """Evaluate as always, and leave the metrics of every stage in ``stage_metrics.json``."""
+    path = folder / "stage_metrics.json"
+    if comm.is_main_process():
+        _keep_results_of_other_weights(path, weights)
+    results, _ = evaluate_stages(
+        model,
+        loader,
+        evaluator,
+        dataset_name=name,
+        max_dets_per_image=OmegaConf.select(cfg, "dataloader.evaluator.max_dets_per_image"),
+        output_file=path,
+        facts={"weights": weights},
+    )
+    return results
+
+
+def _forget_stages(folder: Path) -> None:
+    """Metrics by stage of an earlier evaluation do not go with the detections of this one."""
+    if comm.is_main_process():
+        (folder / "stage_metrics.json").unlink(missing_ok=True)
+
+
+def _report(name: str, results: dict[str, Any], *, folder: Path, weights: str) -> None:
+    """Print the results of one test set and write them to a file."""
+    if not results:
+        logger.info(
+            "%s has no annotations, or nothing was detected: the detections are in %s",
+            name,
+            folder / "coco_instances_results.json",
+        )
+        return
+    logger.info("Evaluation results for %s in csv format:", name)
+    print_csv_format(results)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "metrics.json"
+    _keep_results_of_other_weights(path, weights)
+    document = {
+        "dataset": name,
+        "classes": MetadataCatalog.get(name).get("thing_classes"),
+        "weights": weights,
+        "results": {
+            # A metric without any object, as APs without small ones, is NaN, which JSON lacks.
+            task: {k: v if math.isfinite(v) else None for k, v in metrics.items()}
+            for task, metrics in results.items()
+        },
+    }
+    path.write_text(json.dumps(document, indent=2), encoding="utf-8")
+
+
+def _keep_results_of_other_weights(path: Path, weights: str) -> None:
+    """Averaged weights do not overwrite the results of plain ones, nor the reverse."""
+    try:
+        other = json.loads(path.read_text(encoding="utf-8")).get("weights")
+    except (FileNotFoundError, json.JSONDecodeError):
+        return
+    if other in ("plain", "averaged") and other != weights:
+        kept = path.with_name(f"{path.stem}_{other}{path.suffix}")
+        path.replace(kept)
+        logger.info("the results of the %s weights are kept in %s", other, kept)
