@@ -11,7 +11,7 @@ COMPILE := uv pip compile --quiet --universal --python-version 3.9 --annotation-
 	--custom-compile-command "make requirements"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo web test soak lint docs ablation ablation-smoke clean distclean requirements shapes-checkpoint
+.PHONY: help demo web test test-isa soak lint docs ablation ablation-smoke clean distclean requirements shapes-checkpoint
 
 help:  ## list the targets
 	@echo "make <target> [PYTHON=python3] [ARGS='...']"
@@ -24,8 +24,20 @@ web: $(READY)  ## show the shipped detector on a page in the browser: docs/web.m
 	$(RUN) -m detection_toolkit.web $(ARGS)
 
 # One thread a worker: PyTorch would start one a core in each of them.
+TEST = OMP_NUM_THREADS=1 $(RUN) -m pytest tests -n $(TEST_WORKERS) --dist loadscope --durations=15 $(ARGS)
+
 test: $(READY)  ## run the tests; ARGS="-k matcher" chooses some
-	OMP_NUM_THREADS=1 $(RUN) -m pytest tests -n $(TEST_WORKERS) --dist loadscope --durations=15 $(ARGS)
+	$(TEST)
+
+# Instruction sets add in different orders. These keep PyTorch's own kernels, or oneDNN's, from using
+# the best one that the processor has, so that the tests round as on an older one.
+ISA ?= avx2
+ISA_default := ATEN_CPU_CAPABILITY=default
+ISA_avx2 := ATEN_CPU_CAPABILITY=avx2
+ISA_onednn := ONEDNN_MAX_CPU_ISA=AVX2
+
+test-isa: $(READY)  ## run the tests with other instructions, ISA=avx2, default or onednn
+	$(or $(ISA_$(ISA)),$(error ISA=$(ISA) is none of avx2, default, onednn)) $(TEST)
 
 # One process at a time, of one thread: two cores are enough.
 soak: $(READY)  ## kill runs, fill disks, damage files, many times; ends with a table (half an hour)

@@ -46,8 +46,11 @@ def soft_nms(
         indices (M,) of the kept boxes, and their decayed scores (M,), highest first.
     """
     candidates = (scores >= min_score).nonzero()[:, 0]
-    boxes, groups = boxes[candidates].float(), groups[candidates]
-    remaining = scores[candidates].float()
+    # Half precision has too few bits for many decays.
+    boxes, remaining = (
+        x[candidates].to(torch.promote_types(x.dtype, torch.float32)) for x in (boxes, scores)
+    )
+    groups = groups[candidates]
     picked, picked_scores = [], []
     for step in range(min(len(candidates), max_kept)):
         best, index = remaining.max(dim=0, keepdim=True)

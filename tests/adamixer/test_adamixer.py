@@ -76,20 +76,21 @@ def test_sampling_matches_the_equations(strides):
                 dx, dy, dz = offsets[g, p].tolist()
                 px, py = x + 2 ** (z - r / 2) * dx, y + 2 ** (z + r / 2) * dy
                 logits = [-((z + dz - math.log2(s)) ** 2) / 2 for s in strides]
-                weights = torch.tensor(logits).softmax(0).tolist()
+                weights = torch.tensor(logits, dtype=torch.double).softmax(0).tolist()
                 channels = slice(g * per_group, (g + 1) * per_group)
                 expected = sum(
                     w * bilinear(f[0, channels], px / s, py / s)
                     for w, f, s in zip(weights, features, strides)
                 )
                 expected = torch.zeros(per_group, dtype=torch.double) + expected
-                torch.testing.assert_close(sampled[0, n, g, p], expected, atol=1e-6, rtol=0)
+                torch.testing.assert_close(sampled[0, n, g, p], expected)
 
 
 def test_mixing_matches_the_equations():
     mixing = randomize(AdaptiveMixing(CHANNELS, groups=GROUPS, points=POINTS, out_points=4))
-    queries = torch.randn(1, 2, CHANNELS)
-    x = torch.randn(1, 2, GROUPS, POINTS, 8)
+    mixing.double()
+    queries = torch.randn(1, 2, CHANNELS, dtype=torch.double)
+    x = torch.randn(1, 2, GROUPS, POINTS, 8, dtype=torch.double)
     mixed, _ = mixing(queries, x, FilterBank())
     for n in range(2):
         numbers = mixing.filter_generator(queries[0, n]).view(GROUPS, -1)
@@ -100,7 +101,7 @@ def test_mixing_matches_the_equations():
             y = F.layer_norm(x[0, n, g] @ channel, (POINTS, 8)).relu()
             rows.append(F.layer_norm(spatial @ y, (4, 8)).relu())
         expected = mixing.norm(queries[0, n] + mixing.out_proj(torch.stack(rows).flatten()))
-        torch.testing.assert_close(mixed[0, n], expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(mixed[0, n], expected)
 
 
 def test_mixing_is_cascade_mixing_without_reuse_and_biases():
@@ -109,7 +110,9 @@ def test_mixing_is_cascade_mixing_without_reuse_and_biases():
         CHANNELS, groups=GROUPS, base_points=POINTS, sub_points=1, out_points=4, mix_bias=False
     )
     cascade.load_state_dict(mixing.state_dict())
-    queries, x = torch.randn(2, 5, CHANNELS), torch.randn(2, 5, GROUPS, POINTS, 8)
+    mixing.double(), cascade.double()
+    queries = torch.randn(2, 5, CHANNELS, dtype=torch.double)
+    x = torch.randn(2, 5, GROUPS, POINTS, 8, dtype=torch.double)
     expected, _ = cascade(queries, x, FilterBank())
     torch.testing.assert_close(mixing(queries, x, FilterBank())[0], expected)
 
@@ -122,9 +125,10 @@ def test_nothing_is_put_into_the_filter_bank():
 
 
 def test_centres_move_by_the_scale_whatever_the_aspect_ratio():
-    xyzr = torch.tensor([100.0, 50.0, 5.0, 3.0])
-    delta = torch.tensor([0.5, -0.25, 0.1, -0.2])
-    torch.testing.assert_close(refine_by_scale(xyzr, delta), torch.tensor([116.0, 42.0, 5.1, 2.8]))
+    xyzr = torch.tensor([100.0, 50.0, 5.0, 3.0], dtype=torch.double)
+    delta = torch.tensor([0.5, -0.25, 0.1, -0.2], dtype=torch.double)
+    expected = torch.tensor([116.0, 42.0, 5.1, 2.8], dtype=torch.double)
+    torch.testing.assert_close(refine_by_scale(xyzr, delta), expected)
 
 
 def test_first_stage_refines_nothing_at_the_start():

@@ -463,7 +463,8 @@ def checkout(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "target", ["demo", "test", "lint", "ablation", "ablation-smoke", "shapes-checkpoint"]
+    "target",
+    ["demo", "test", "test-isa", "lint", "ablation", "ablation-smoke", "shapes-checkpoint"],
 )
 def test_every_target_sets_up_only_when_something_changed(checkout, target):
     assert "setup_env.py" not in make(checkout, "-n", target)
@@ -471,6 +472,22 @@ def test_every_target_sets_up_only_when_something_changed(checkout, target):
     commands = make(checkout, "-n", target, "PYTHON=/my/python")
     assert commands.splitlines()[0].startswith("/my/python tools/setup_env.py")
     assert len(commands.splitlines()) > 1
+
+
+@pytest.mark.parametrize(
+    ("isa", "setting"),
+    [
+        ("avx2", "ATEN_CPU_CAPABILITY=avx2 "),
+        ("default", "ATEN_CPU_CAPABILITY=default "),
+        ("onednn", "ONEDNN_MAX_CPU_ISA=AVX2 "),
+    ],
+)
+def test_the_tests_run_with_other_instructions(checkout, isa, setting):
+    # `make test-isa ISA=...` exports ISA to what it runs, this test included.
+    plain = make(checkout, "-n", "test", "ARGS=-k matcher")
+    assert make(checkout, "-n", "test-isa", f"ISA={isa}", "ARGS=-k matcher") == setting + plain
+    with pytest.raises(AssertionError, match="ISA=sse is none of avx2, default, onednn"):
+        make(checkout, "-n", "test-isa", "ISA=sse")
 
 
 def test_help_lists_the_targets_and_needs_no_environment(checkout):

@@ -7,9 +7,10 @@ and its verdict reports what was found:
 
 1. A float32 case is repeated in float64. The row is accepted if it is within the same limit there:
    only the rounding of our own float32 run was in the way.
-2. The float32 run is repeated with every weight and feature changed by at most one unit in the last
-   place, several times. If one of these runs meets the reference within the same limit, rounding
-   alone decides between that result and ours: the reference took the other side of a kink.
+2. The case is computed with every weight and feature changed by at most one unit in the last place
+   of float32, several times; in float64, so that the verdict does not depend on how a machine
+   rounds. If one of these runs meets the reference within the same limit, rounding alone decides
+   between that result and ours: the reference took the other side of a kink.
 3. These runs also show how far rounding scatters a quantity around its float64 value. If the
    reference is not more than twice as far from that value, and the limit not exceeded more than
    tenfold, the limit is finer than what float32 can tell, and the row is accepted.
@@ -162,7 +163,7 @@ def _look_closer(kind: CaseKind, settings: Settings, rows: list[Row]) -> list[Ro
         failing = [i for i, row in enumerate(rows) if not row.ok and _may_be_rounding(row)]
         if not failing:
             return rows
-        nearby = _measure(kind, replace(settings, dtype=torch.float32, last_bit_seed=seed))
+        nearby = _measure(kind, replace(settings, dtype=torch.float64, last_bit_seed=seed))
         for i in failing:
             other = nearby[i].row()
             if other.ok:

@@ -28,20 +28,20 @@ def small_swin(**kwargs):
 
 def test_deformable_block_starts_as_the_ordinary_one():
     torch.manual_seed(0)
-    deformable = DeformBottleneckBlock(8, 32, **BLOCK)
-    ordinary = BottleneckBlock(8, 32, **BLOCK)
+    deformable = DeformBottleneckBlock(8, 32, **BLOCK).double()
+    ordinary = BottleneckBlock(8, 32, **BLOCK).double()
     result = ordinary.load_state_dict(deformable.state_dict(), strict=False)
     assert set(result.unexpected_keys) == {"conv2.offset.weight", "conv2.offset.bias"}
     assert not result.missing_keys
-    x = torch.randn(2, 8, 17, 14)
+    x = torch.randn(2, 8, 17, 14, dtype=torch.float64)
     torch.testing.assert_close(deformable(x), ordinary(x))
 
 
 @pytest.mark.parametrize(("dy", "dx"), [(1, 0), (0, 1), (2, -1)])
 def test_offsets_move_the_kernel_points_down_and_right(dy, dx):
     torch.manual_seed(0)
-    conv = OffsetDeformConv2d(4, 6, 3, padding=1, groups=2)
-    x = torch.randn(1, 4, 12, 12)
+    conv = OffsetDeformConv2d(4, 6, 3, padding=1, groups=2).double()
+    x = torch.randn(1, 4, 12, 12, dtype=torch.float64)
     plain = conv(x)
     with torch.no_grad():
         conv.offset.bias.view(9, 2)[:] = torch.tensor([dy, dx], dtype=torch.float)
@@ -58,7 +58,7 @@ def test_offsets_receive_gradients():
 
 
 def test_swin_computes_what_detectron2_computes():
-    ours = small_swin().eval()
+    ours = small_swin().eval().double()
     theirs = SwinTransformer(
         embed_dim=12,
         depths=[1, 1, 2, 1],
@@ -67,8 +67,8 @@ def test_swin_computes_what_detectron2_computes():
         drop_path_rate=0.0,
     ).eval()
     theirs.load_state_dict(ours.state_dict())
-    image = torch.randn(1, 3, 45, 70)
-    expected = theirs(image)
+    image = torch.randn(1, 3, 45, 70, dtype=torch.float64)
+    expected = theirs.double()(image)
     for name, value in ours(image).items():
         torch.testing.assert_close(value, expected[name])
 
@@ -91,8 +91,8 @@ def test_swin_drop_path_grows_linearly():
 
 
 def test_swin_drop_path_skips_whole_images_in_training_only():
-    backbone = small_swin(drop_path_rate=0.9)
-    images = torch.randn(1, 3, 32, 32).expand(4, -1, -1, -1)
+    backbone = small_swin(drop_path_rate=0.9).double()
+    images = torch.randn(1, 3, 32, 32, dtype=torch.float64).expand(4, -1, -1, -1)
     assert torch.unique(backbone.train()(images)["p3"], dim=0).shape[0] > 1
     torch.testing.assert_close(*backbone.eval()(images)["p3"][:2])
 

@@ -286,7 +286,7 @@ def test_unknown_choices_are_errors(arguments, message):
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 def test_the_kernel_computes_what_bilinear_sampling_does():
     # Triton decides when it is imported whether it interprets its kernels, as it must on a CPU.
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     script = Path(__file__).parent / "interpret_triton_sampling.py"
     done = subprocess.run(
         [sys.executable, script], env=environment, capture_output=True, text=True, check=False

@@ -10,18 +10,29 @@ import pytest
 import torch
 from check_parity import general_name, main
 from parity_cases import Settings, check_case
-from parity_cases.compare import Measurement, exact, geometry, gradient, loss, value
+from parity_cases.compare import Measurement, exact, geometry, gradient, loss, pixels, value
 from parity_cases.decoder import align_detections, assignment, not_finite
+from parity_cases.runner import MAX_SCATTER
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 
 FORWARD, TRAIN = "forward_reuse3", "train_basic"
 
+# In limits: three times as much as a look at rounding accepts, whatever the machine's rounding.
+CLEAR = 3 * MAX_SCATTER
+VALUE = value(Settings().atol)
+NORM = gradient("", 0.0)
 
-def shifted(amount):
+
+def altered(limit):
+    """Moves one element so far beyond its limit that no rounding explains it."""
+
     def change(array):
         array = array.copy()
-        array.flat[array.size // 2] += amount
+        at = array.size // 2
+        size = np.linalg.norm(array) if limit.as_norm else np.abs(array.flat[at])
+        allowed = limit.absolute + limit.relative * size
+        array.flat[at] += 1 if limit.is_exact else CLEAR * allowed
         return array
 
     return change
@@ -34,36 +45,37 @@ def run(path, capsys, *options):
 
 
 @pytest.mark.parametrize(
-    ("case", "name", "amount"),
+    ("case", "name", "limit"),
     [
-        (FORWARD, "stage4/cls_score", 2e-3),
-        (FORWARD, "stage3/sample_xy", 0.05),
-        (FORWARD, "stage3/mix_preln2", 5e-3),
-        (FORWARD, "stage3/level_weights", 2e-3),
-        (FORWARD, "stage5/bank3/S", 2e-3),
-        (FORWARD, "stage2/bank_provenance", 1),
-        (FORWARD, "det/0/labels", 1),
-        (FORWARD, "init/imgs_whwh", 1),
-        (TRAIN, "stage2/img1/assigned_gt", 1),
-        (TRAIN, "stage2/img0/cost_l1", 2e-3),
-        (TRAIN, "stage3/cls_target", 1),
-        (TRAIN, "stage1/loss_iou", 1e-3),
-        (TRAIN, "stage1/avg_factor_cls", 1),
-        (TRAIN, "stage0/pos_acc", 1),
-        (TRAIN, "total_loss", 0.1),
-        (TRAIN, "gradnorm/roi_head.bbox_head.4.fc_reg.weight", 1.0),
-        (TRAIN, "grad/roi_head.bbox_head.4.fc_cls.bias", 1.0),
-        (TRAIN, "gradnorm_input/feat2", 1.0),
-        ("assigner_cases_16", "case3/stage2/cls_target", 1),
-        ("backbone_swin_narrow", "neck/2", 2e-3),
-        ("backbone_swin_narrow", "backbone/1", 2e-3),
-        ("adamixer_train_one_empty_image", "stage1/reg_target", 1),
-        ("adamixer_train_one_empty_image", "grad_norm/values", 5.0),
-        ("adamixer_forward_padded_batch", "stage3/S", 2e-3),
+        (FORWARD, "stage4/cls_score", VALUE),
+        (FORWARD, "stage3/sample_xy", pixels()),
+        (FORWARD, "stage3/mix_preln2", VALUE),
+        (FORWARD, "stage3/level_weights", VALUE),
+        (FORWARD, "stage5/bank3/S", VALUE),
+        (FORWARD, "stage2/bank_provenance", exact()),
+        (FORWARD, "det/0/labels", exact()),
+        (FORWARD, "init/imgs_whwh", exact()),
+        (TRAIN, "stage2/img1/assigned_gt", exact()),
+        (TRAIN, "stage2/img0/cost_l1", VALUE),
+        (TRAIN, "stage3/cls_target", exact()),
+        (TRAIN, "stage1/loss_iou", loss()),
+        (TRAIN, "stage1/avg_factor_cls", exact()),
+        (TRAIN, "stage0/pos_acc", exact()),
+        (TRAIN, "total_loss", loss()),
+        (TRAIN, "gradnorm/roi_head.bbox_head.4.fc_reg.weight", NORM),
+        (TRAIN, "grad/roi_head.bbox_head.4.fc_cls.bias", NORM),
+        (TRAIN, "gradnorm_input/feat2", NORM),
+        ("assigner_cases_16", "case3/stage2/cls_target", exact()),
+        ("backbone_swin_narrow", "neck/2", VALUE),
+        ("backbone_swin_narrow", "backbone/1", VALUE),
+        ("adamixer_train_one_empty_image", "stage1/reg_target", exact()),
+        ("adamixer_train_one_empty_image", "grad_norm/values", NORM),
+        ("adamixer_forward_padded_batch", "stage3/S", VALUE),
     ],
+    ids=str,
 )
-def test_an_altered_reference_is_noticed(case, name, amount, edited_case, capsys):
-    status, text = run(edited_case(case, **{name: shifted(amount)}), capsys)
+def test_an_altered_reference_is_noticed(case, name, limit, edited_case, capsys):
+    status, text = run(edited_case(case, **{name: altered(limit)}), capsys)
     assert status == 1
     failing = [line for line in text.splitlines() if "FAIL" in line]
     assert failing and all(name.split("/")[0] in line for line in failing)
@@ -181,7 +193,7 @@ def test_other_cases_are_still_checked_after_a_damaged_one(tmp_path, capsys):
 
 
 def test_atol_is_the_limit_of_values(edited_case, capsys):
-    path = edited_case(FORWARD, **{"stage5/cls_score": shifted(1e-3)})
+    path = edited_case(FORWARD, **{"stage5/cls_score": altered(VALUE)})
     assert run(path, capsys)[0] == 1
     assert run(path, capsys, "--atol", "1e-2")[0] == 0
 

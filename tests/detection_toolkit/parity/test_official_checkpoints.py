@@ -325,12 +325,12 @@ def test_where_weights_are_found():
 
 
 def test_patch_merging_reads_the_same_neighbours_in_both_orders():
-    channels, image = 3, torch.randn(1, 3, 2, 2)
+    channels, image = 3, torch.randn(1, 3, 2, 2, dtype=torch.float64)
     # Official: unfold; original Swin: concatenation of four strided maps.
     unfolded = nn.functional.unfold(image, 2)[0, :, 0]
     corners = [image[0, :, row, col] for row, col in ((0, 0), (1, 0), (0, 1), (1, 1))]
     concatenated = torch.cat(corners)
-    weight = torch.randn(5, 4 * channels)
+    weight = torch.randn(5, 4 * channels, dtype=torch.float64)
     ours = merge_neighbour_major(weight)
     torch.testing.assert_close(ours @ concatenated, weight @ unfolded)
     assert torch.equal(merge_neighbour_major(unfolded), concatenated)
@@ -385,11 +385,11 @@ def test_imagenet_resnet_as_initial_checkpoint(small, tmp_path):
     block = backbone.res4[0]
     assert torch.equal(block.shortcut.weight, weights["layer3.0.downsample.0.weight"])
     assert torch.equal(block.conv2.norm.running_var, weights["layer3.0.bn2.running_var"])
-    image = torch.randn(1, 3, 64, 64)
+    image = torch.randn(1, 3, 64, 64, dtype=torch.float64)
     official = torchvision.models.resnet50(num_classes=2).eval()
     official.load_state_dict(weights)
-    expected = nn.Sequential(*list(official.children())[:-2])(image)
-    torch.testing.assert_close(backbone.eval()(image)["res5"], expected, rtol=1e-4, atol=1e-4)
+    expected = nn.Sequential(*list(official.double().children())[:-2])(image)
+    torch.testing.assert_close(backbone.eval().double()(image)["res5"], expected)
 
 
 def test_imagenet_weights_of_another_depth_are_refused(small):

@@ -35,7 +35,8 @@ def test_every_kind_of_case_is_there():
 
 
 def test_released_wiring_agrees_without_the_closer_look_at_rounding(capsys):
-    main([str(DATA / "forward_reuse3.npz")])
+    # In float64, as every machine rounds float32 in its own way.
+    main([str(DATA / "forward_reuse3.npz"), "--dtype", "float64"])
     assert "(0 of them after a look at rounding)" in capsys.readouterr().out
 
 

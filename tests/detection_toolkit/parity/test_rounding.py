@@ -64,6 +64,20 @@ def test_the_other_side_of_a_kink_is_accepted_and_said(only_kind, dtype):
     assert row.max_abs == pytest.approx(0.1)  # of the run itself
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_last_bits_are_changed_in_float64_which_every_machine_rounds_alike(only_kind, dtype):
+    looks = []
+
+    class Watched(StepCase):
+        def measure(self, settings):
+            if settings.last_bit_seed is not None:
+                looks.append(settings.dtype)
+            return super().measure(settings)
+
+    assert not parity_runner.check_case(only_kind(Watched, 1.2), Settings(dtype=dtype)).ok
+    assert looks == [torch.float64] * parity_runner.LAST_BIT_RUNS
+
+
 @pytest.mark.parametrize("y", [1.05, 1.2, 0.9])
 def test_values_on_neither_side_of_a_kink_fail(only_kind, y):
     report = parity_runner.check_case(only_kind(StepCase, y), Settings())
