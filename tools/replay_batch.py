@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import instantiate
 from detectron2.utils.events import EventStorage
 from detectron2.utils.visualizer import Visualizer
 from omegaconf import DictConfig
@@ -64,7 +64,7 @@ def load_config(args: argparse.Namespace) -> DictConfig:
     path = Path(args.batch).resolve().parents[1] / "config.yaml"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: name the run's config with --config-file")
-    return apply_overrides(LazyConfig.load(str(path)), args.opts)
+    return apply_overrides(get_config(str(path)), args.opts)
 
 
 def build_model(cfg: DictConfig, args: argparse.Namespace) -> nn.Module:

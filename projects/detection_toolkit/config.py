@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import importlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,20 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from .errors import UnknownNameError, UserError
 
-__all__ = ["apply_overrides", "arguments_of_target", "find_config_file", "get_config"]
+__all__ = [
+    "apply_overrides",
+    "arguments_of_target",
+    "find_config_file",
+    "get_config",
+    "register_moved_names",
+]
+
+_MOVED_NAMES: dict[str, str] = {}
 
 
 def _config_folders() -> list[Path]:
     package = Path(__file__).resolve().parent
-    # In an installed wheel; in a checkout, <checkout>/projects/stageinteractor/config.py.
+    # In an installed wheel; in a checkout, <checkout>/projects/detection_toolkit/config.py.
     folders = [package / "configs", package.parents[1] / "configs"]
     return [folder for folder in folders if folder.is_dir()]
 
@@ -32,7 +42,7 @@ def find_config_file(path: str) -> str:
 
     Args:
         path: a file, or a name relative to the configs that come with the project, with or
-            without a leading ``configs/``: ``stageinteractor/shapes_tiny.py``.
+            without a leading ``configs/``: ``<method>/<name>.py``.
 
     Raises:
         FileNotFoundError: neither exists; names configs that are spelled alike.
@@ -57,8 +67,52 @@ def find_config_file(path: str) -> str:
 
 
 def get_config(path: str) -> DictConfig:
-    """Load a config file; see :func:`find_config_file` for what ``path`` may be."""
-    return LazyConfig.load(find_config_file(path))
+    """Load a config file; see :func:`find_config_file` for what ``path`` may be.
+
+    It may also be the ``config.yaml`` of a run. That of an older one may name things where they no
+    longer are; the names of today take their place.
+    """
+    file = find_config_file(path)
+    cfg = LazyConfig.load(file)
+    if Path(file).suffix in (".yaml", ".yml"):
+        _follow_moves(cfg)
+    return cfg
+
+
+def register_moved_names(names: Mapping[str, str]) -> None:
+    """Let ``config.yaml`` of older runs name things where they were.
+
+    A package calls this when it is imported, for names that begin with its own.
+
+    Args:
+        names: dotted names as they were -> as they are. That of a package or module stands for all
+            that it holds and that has no entry of its own.
+    """
+    _MOVED_NAMES.update(names)
+
+
+def _follow_moves(node: DictConfig | ListConfig) -> None:
+    """Rename the targets of a config, in place."""
+    if node._is_none() or node._is_missing() or node._is_interpolation():
+        return
+    if isinstance(node, DictConfig) and isinstance(node.get("_target_"), str):
+        node._target_ = _moved_name(node._target_)
+    children = node._content.values() if isinstance(node, DictConfig) else node._content
+    for child in children:
+        if isinstance(child, (DictConfig, ListConfig)):
+            _follow_moves(child)
+
+
+def _moved_name(name: str) -> str:
+    package, *parts = name.split(".")
+    # Importing a package registers what has moved; whoever builds the target says if there is none.
+    with contextlib.suppress(ModuleNotFoundError, ValueError):
+        importlib.import_module(package)
+    for length in range(len(parts), 0, -1):
+        prefix = ".".join([package, *parts[:length]])
+        if prefix in _MOVED_NAMES:
+            return _MOVED_NAMES[prefix] + name[len(prefix) :]
+    return name
 
 
 def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:

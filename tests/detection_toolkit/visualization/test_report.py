@@ -11,6 +11,7 @@ from detectron2.config import LazyConfig
 from small_runs import make_config
 
 from detection_toolkit.engine import Trainer, prepare_config
+from detection_toolkit.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
 sys.path[:0] = [str(ROOT / "tools")]
@@ -95,6 +96,13 @@ def test_a_bad_evaluation_is_one_line_and_nothing_is_written(run, content, messa
         report.main([str(run)])
     assert "\n" not in str(ended.value)
     assert not list(run.glob("report.*"))
+
+
+def test_config_of_an_older_run_is_understood(tmp_path):
+    """Its names of what was moved are followed; it just has another data set."""
+    shutil.copy(ROOT / "tests" / "data" / "older_run" / "config.yaml", tmp_path)
+    with pytest.raises(UserError, match="no_such_set is not registered, and .* not describe it"):
+        report.register(tmp_path, "no_such_set")
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"stages": []}'])
