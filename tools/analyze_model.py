@@ -4,10 +4,13 @@
     python tools/analyze_model.py --config-file CONFIG [CONFIG ...] [--opts KEY=VALUE ...]
 
 CONFIG is a path or a name such as stageinteractor/stageinteractor_r50_100q_1x.py. With one config
-the table has a row a module, down to --depth; with several, a row a config. --json writes all
-modules and operators of all configs.
+the table has a row a module, down to --depth; with several, a row a config. --operators adds a
+table of FLOPs by operator, a column a config; its row "layers" holds convolutions, linear layers
+and norms, which is what MMDetection's tool counts. --json writes all modules and operators of all
+configs.
 
-The model infers one image of --size pixels, which it pads as always. Counts are fvcore's:
+The model infers one image of --size pixels, which it pads as always; one without pixel_mean, such
+as a classifier, is given the tensor itself. Counts are fvcore's:
 
 - FLOPs are multiply-adds of convolutions, linear layers and matrix products, among them those with
   generated filters, of attention, of norms, and of bilinear sampling. Element-wise operators count
@@ -51,6 +54,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from detection_toolkit.config import apply_overrides, get_config
 
 PROPOSALS, DETECTIONS = 1000, 100
+LAYERS = ("conv", "linear", "batch_norm", "layer_norm", "group_norm")
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,11 @@ PUBLISHED = {
     _ADAMIXER + "r50_100q_1x.py": Published(mparams=134.79),
     _ADAMIXER + "r50_300q_3x.py": Published(gflops=132),
     _ADAMIXER + "r101_300q_3x.py": Published(gflops=208),
-    # DFvT's table of Mask R-CNN; see docs/dfvt.md for why they do not add up.
+    # What DFvT's authors print, and their table of Mask R-CNN; docs/dfvt.md says why these do not
+    # add up.
+    "dfvt/classifier_tiny.py": Published(gflops=0.2714),
+    "dfvt/classifier_small.py": Published(gflops=0.8143),
+    "dfvt/classifier_base.py": Published(gflops=2.5038),
     "dfvt/mask_rcnn_dfvt_tiny_1x.py": Published(mparams=25, gflops=178),
     "dfvt/mask_rcnn_dfvt_small_1x.py": Published(mparams=32, gflops=198),
     "dfvt/mask_rcnn_dfvt_base_1x.py": Published(mparams=58, gflops=242),
@@ -181,7 +189,7 @@ def count(model: nn.Module, inputs: Any) -> tuple[list[ModuleCosts], Counter, Co
 
     Args:
         model: in evaluation mode; any device.
-        inputs: its arguments, or Detectron2's list of dicts.
+        inputs: its argument, as Detectron2's list of dicts, or a tuple of its arguments.
 
     Returns:
         the model (named "") and all its modules in their order; FLOPs by operator; number of
@@ -317,7 +325,10 @@ def analyze(
     """Costs of one config's model for one image of (height, width) pixels."""
     cfg = apply_overrides(get_config(config), list(overrides))
     height, width = size
-    inputs = [{"image": torch.zeros(3, height, width), "height": height, "width": width}]
+    image = torch.zeros(3, height, width)
+    inputs: Any = [{"image": image, "height": height, "width": width}]
+    if OmegaConf.select(cfg, "model.pixel_mean") is None:
+        inputs = image[None].to(device)  # a network that leaves the normalising to others
     modules, operators, not_counted = count(prepare(cfg.copy(), device), inputs)
     if with_memory:
         peaks = peak_memory(prepare(cfg.copy(), device, step_by_step=False), inputs)
@@ -396,6 +407,21 @@ def model_table(all_costs: Sequence[ModelCosts]) -> str:
     return tabulate(rows, headers, "github", disable_numparse=True, colalign=alignment)
 
 
+def operator_table(all_costs: Sequence[ModelCosts]) -> str:
+    """A row for each operator that counts, a column for each config, in Markdown."""
+    counted = [{k: v for k, v in costs.operators.items() if v} for costs in all_costs]
+    names = sorted(set().union(*counted))
+
+    def row(label: str, parts: Sequence[str]) -> list[str]:
+        return [label, *(f"{sum(c.get(part, 0) for part in parts) / 1e9:.4f}" for c in counted)]
+
+    rows = [row(name, [name]) for name in names]
+    rows += [row("layers", LAYERS), row("all", names)]
+    headers = ["GFLOPs", *(Path(costs.config).stem for costs in all_costs)]
+    alignment = ["left", *["right"] * len(counted)]
+    return tabulate(rows, headers, "github", disable_numparse=True, colalign=alignment)
+
+
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -411,6 +437,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
     parser.add_argument("--depth", type=int, default=2, help="of the modules (default: 2)")
+    parser.add_argument("--operators", action="store_true", help="show FLOPs by operator, too")
     parser.add_argument("--skip-memory", action="store_true", help="do not measure memory")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was counted")
     parser.add_argument(
@@ -449,6 +476,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(all_costs) == 1:
         print(module_table(all_costs[0], args.depth), end="\n\n")
     print(model_table(all_costs))
+    if args.operators:
+        print("\n" + operator_table(all_costs))
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps([asdict(c) for c in all_costs], indent=1))

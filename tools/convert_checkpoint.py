@@ -11,6 +11,12 @@ result is a .pth or, with the safetensors package, a .safetensors file, which tr
 train.init_checkpoint. There and back yields the same tensors bit for bit, also those few that the
 authors' network holds without using them.
 
+Of DFvT the file may also be the ImageNet classifier or the detection backbone: the result then
+holds the weights of the config's backbone. The ImageNet weights leave the output norms and output
+convolutions of the backbone as initialised. The authors' whole Mask R-CNN gives the whole detector
+if the config is of Mask R-CNN, else its backbone's part. dfvt/classifier_small.py and its like are
+the configs of the classifiers.
+
 Exit status: 0, or 1 with the names of the tensors if file and config do not fit; the output is then
 left as it was.
 """
@@ -84,10 +90,11 @@ def convert(args: argparse.Namespace) -> str:
         weights, model, require_unused=not args.allow_missing_unused
     )
     write_checkpoint(args.output, converted.model, converted.extras)
-    return (
-        f"{args.output}: {len(converted.model)} tensors, and {len(converted.extras)} without use "
-        "kept for the way back"
-    )
+    done = f"{args.output}: {len(converted.model)} tensors"
+    if converted.extras:
+        done += f", and {len(converted.extras)} without use kept for the way back"
+    left = len(model.state_dict()) - len(converted.model)
+    return f"{done}; {left} more tensors of the model are not among them" if left else done
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,6 +4,7 @@ The attention, feed-forward network, prediction towers, cascade, matcher and los
 own are the sampling, the mixing and how the centre of a box is refined.
 """
 
+from . import official_names  # noqa: F401  (registers the format of official weights)
 from .decoder import AdaMixerDecoder, refine_by_scale
 from .mixing import AdaptiveMixing
 from .sampling import AdaptiveSampling

@@ -10,24 +10,29 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from detection_toolkit.checkpoint.official import (
+from detection_toolkit.checkpoint.name_rules import Change, Rule
+from detection_toolkit.checkpoint.official_format import (
     CheckpointMismatchError,
-    register_official_weights,
-    register_weights_check,
+    ConvertedWeights,
+    OfficialFormat,
+    WeightFormat,
+    register_official_format,
+    rename_back,
+    some_names,
+    take_weights,
 )
-from detection_toolkit.checkpoint.official_names import OfficialFormat, Rule
 
 from .backbone import DFvTBackbone
 from .classifier import DFvTClassifier
 from .layers import relative_position_index, shift_mask
-from .network import DFvTNetwork, Stage
+from .network import NUM_STAGES, DFvTNetwork, Stage
 
 __all__ = [
     "check_variant",
@@ -37,15 +42,12 @@ __all__ = [
     "variant_of",
 ]
 
-_BATCH_COUNT = ".num_batches_tracked"
-_RECOMPUTED = re.compile(
-    r"(backbone\.)?layers\.\d+\.blocks\.\d+\.(attn_mask|attn\.relative_position_index)"
-)
 _BIAS_TABLE = ".attention.bias_table"
 _MARK = "patch_embed.proj1.weight"
 _STEM = "stem.conv1.weight"
 _OUR_MARK = f"network.{_STEM}"
 _BLOCK = re.compile(r"stages\.([0-3])\.blocks\.(\d+)\.")
+_OFFICIAL_BLOCK = re.compile(r"(?:backbone\.)?layers\.([0-3])\.blocks\.(\d+)\.norm1\.weight")
 _IMAGENET_SIZE = 224
 
 
@@ -87,16 +89,19 @@ def _network_pairs() -> list[tuple[str, str]]:
     ]
 
 
-def _format(name: str, pairs: Iterable[tuple[str, str]], *, prefix: str, ours: str):
+def _format(
+    name: str, pairs: Sequence[tuple[str, str]], *, prefix: str, ours: str
+) -> OfficialFormat:
     """The names of one kind of file; ``prefix`` and ``ours`` stand before the network's."""
-    network = [(prefix + a, ours + "network." + b) for a, b in _network_pairs()]
+    network = [(prefix + a, f"{ours}network.{b}") for a, b in _network_pairs()]
+    block = prefix + "layers.{i}.blocks.{j}."
     return OfficialFormat(
         name,
         [Rule(a, b) for a, b in [*network, *pairs]],
         mark=re.escape(prefix + _MARK),
-        our_mark=re.escape(ours + "network.stem.conv1.weight"),
-        unused=[],
-        initial_unused=lambda weights: {},
+        our_mark=re.escape(ours + _OUR_MARK),
+        # Computed anew, as they depend on the sizes of windows and images.
+        unused=[block + "attn_mask", block + "attn.relative_position_index"],
     )
 
 
@@ -141,6 +146,7 @@ _DETECTOR = _format(
     prefix="backbone.",
     ours=_DETECTOR_PREFIX,
 )
+_KINDS = (_CLASSIFIER, _BACKBONE, _DETECTOR)
 _OUTPUT = re.compile(r"(.*\.)?outputs\.res\d\..*")
 _CLASS_LAYER = re.compile(
     r"roi_heads\.(box_predictor\.(cls_score|bbox_pred)|mask_head\.predictor)\..*|head\..*"
@@ -149,8 +155,8 @@ _CLASS_LAYER = re.compile(
 
 def is_official_state_dict(keys: Iterable[str]) -> bool:
     """Whether the names are those of an official DFvT checkpoint, of any kind."""
-    marks = {_MARK, f"backbone.{_MARK}", f"module.{_MARK}", f"module.backbone.{_MARK}"}
-    return not marks.isdisjoint(keys)
+    names = list(keys)
+    return any(kind.recognises(names) for kind in _KINDS)
 
 
 def variant_of(state_dict: Mapping[str, Tensor]) -> str:
@@ -161,13 +167,20 @@ def variant_of(state_dict: Mapping[str, Tensor]) -> str:
     """
     weight = state_dict.get(f"backbone.{_MARK}", state_dict.get(_MARK))
     width = None if weight is None else 2 * weight.shape[0]
-    block = re.compile(r"(?:backbone\.)?layers\.(\d)\.blocks\.(\d+)\.norm1\.weight")
-    depths = [0] * 4
-    for match in filter(None, map(block.fullmatch, state_dict)):
-        stage = int(match.group(1))
-        if stage < 4:
-            depths[stage] = max(depths[stage], int(match.group(2)) + 1)
+    return _variant(width, _depths(_OFFICIAL_BLOCK, state_dict))
+
+
+def _variant(width: int | str | None, depths: Sequence[int]) -> str:
     return f"embed_dim {width}, depths {tuple(depths)}"
+
+
+def _depths(block: re.Pattern[str], names: Iterable[str]) -> list[int]:
+    """Blocks of each stage, by the names of their tensors."""
+    depths = [0] * NUM_STAGES
+    for match in filter(None, map(block.match, names)):
+        stage = int(match.group(1))
+        depths[stage] = max(depths[stage], int(match.group(2)) + 1)
+    return depths
 
 
 def convert_official_state_dict(
@@ -211,96 +224,80 @@ def convert_official_state_dict(
             f"{_MARK}; they are {some}, ..."
         )
     wanted = {key: value.shape for key, value in model.state_dict().items()}
-    to_name, required = _plan(state_dict, model, wanted)
-    weights: dict[str, Tensor] = {}
-    surplus, shapes = [], []
-    for key, value in state_dict.items():
-        if _RECOMPUTED.fullmatch(key):
-            continue
+    kind = _kind_of(state_dict)
+    to_name, is_required = _plan(kind, model, wanted)
+
+    def rename(key: str) -> tuple[str, Change | None] | None:
         name = to_name(key)
-        if name is None:
-            surplus.append(key)
-        elif name in wanted:
-            if name.endswith(_BIAS_TABLE):
-                value = _resize_bias_table(value, wanted[name])
-            weights[name] = value
-            if value.shape != wanted[name] and not (
-                allow_other_classes and _CLASS_LAYER.fullmatch(name)
-            ):
-                shapes.append(f"{key} is {tuple(value.shape)}, {name} {tuple(wanted[name])}")
-        elif name and not name.endswith(_BATCH_COUNT):  # a frozen batch norm has no count
-            surplus.append(f"{key} (would be {name})")
-    missing = [name for name in wanted if required(name) and name not in weights]
-    problems = [
-        f"{len(names)} {kind}: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
-        for kind, names in (
-            ("missing", missing),
-            ("surplus", surplus),
-            ("of the wrong shape", shapes),
-        )
-        if names
-    ]
-    if problems:
-        raise CheckpointMismatchError(
-            _difference(variant_of(state_dict), _variant_of_model(_network(model)))
-            + ":\n  "
-            + "\n  ".join(problems)
-        )
+        if name is None or not name.endswith(_BIAS_TABLE) or name not in wanted:
+            return None if name is None else (name, None)
+        return name, partial(_resize_bias_table, shape=wanted[name])
+
+    weights, _, problems = take_weights(
+        {key: value for key, value in state_dict.items() if to_name(key) != _DROPPED},
+        wanted,
+        rename,
+        is_unused=kind.is_unused,
+        is_required=is_required,
+        may_differ=_CLASS_LAYER if allow_other_classes else None,
+        label=lambda name, official: official or name,
+    )
+    problems.raise_if_any(_difference(variant_of(state_dict), _variant_of_model(_network(model))))
     return {name: weights[name] for name in wanted if name in weights}
 
 
+def _kind_of(state_dict: Mapping[str, Tensor]) -> OfficialFormat:
+    if _DETECTOR.recognises(state_dict):
+        return _DETECTOR
+    return _BACKBONE if "conv1x1layers.0.weight" in state_dict else _CLASSIFIER
+
+
+_DROPPED = ""
+"""Our name of what belongs to the file's network, but not to the model."""
+
+
 def _plan(
-    state_dict: Mapping[str, Tensor], model: nn.Module, wanted: Mapping[str, torch.Size]
+    kind: OfficialFormat, model: nn.Module, wanted: Mapping[str, torch.Size]
 ) -> tuple[Callable[[str], str | None], Callable[[str], bool]]:
-    """How a file's names become the model's ("" to drop one, None if unknown), and which of the
-    model's names the file must have."""
-    from_detector = f"backbone.{_MARK}" in state_dict
-    from_classifier = not from_detector and "conv1x1layers.0.weight" not in state_dict
+    """How a file's names become the model's (None if unknown), and which of the model's names the
+    file must have."""
+
+    def rename(key: str) -> str | None:
+        renamed = kind.to_ours(key)
+        return None if renamed is None else renamed[0]
 
     if isinstance(model, DFvTClassifier):
-        if not from_classifier:
+        if kind is not _CLASSIFIER:
             raise CheckpointMismatchError(
                 "these are weights of a detection backbone, and the model is the classifier"
             )
-        return _renamer(_CLASSIFIER), lambda name: True
+        return rename, lambda name: True
 
     prefix = "" if isinstance(model, DFvTBackbone) else _DETECTOR_PREFIX
     if not any(name.startswith(f"{prefix}network.stem.") for name in wanted):
         raise CheckpointMismatchError(
             f"the model, a {type(model).__name__}, has no DFvT at {_DETECTOR_PREFIX[:-1]}"
         )
-    whole = from_detector and {
-        "roi_heads.mask_head.deconv.weight",
-        "backbone.fpn_lateral2.weight",
-    } <= set(wanted)
-    if from_detector:
-        rename, source = _renamer(_DETECTOR), _DETECTOR_PREFIX
-    else:
-        rename, source = _renamer(_CLASSIFIER if from_classifier else _BACKBONE), ""
+    heads = {"roi_heads.mask_head.deconv.weight", "backbone.fpn_lateral2.weight"}
+    if kind is _DETECTOR and heads <= set(wanted):
+        return rename, lambda name: True
+    source = _DETECTOR_PREFIX if kind is _DETECTOR else ""
 
     def to_name(key: str) -> str | None:
         name = rename(key)
-        if name is None or whole:
-            return name
+        if name is None:
+            return None
         if not name.startswith((source + "network.", source + "outputs.")):
-            return ""  # the head that belongs to the file, not to this model
+            return _DROPPED
         name = prefix + name[len(source) :]
-        return "" if _OUTPUT.fullmatch(name) and name not in wanted else name
+        return _DROPPED if _OUTPUT.fullmatch(name) and name not in wanted else name
 
-    def required(name: str) -> bool:
-        if from_classifier and _OUTPUT.fullmatch(name):
+    def is_required(name: str) -> bool:
+        if kind is _CLASSIFIER and _OUTPUT.fullmatch(name):
             return False
-        return whole or name.startswith((prefix + "network.", prefix + "outputs."))
+        return name.startswith((prefix + "network.", prefix + "outputs."))
 
-    return to_name, required
-
-
-def _renamer(official_format: OfficialFormat) -> Callable[[str], str | None]:
-    def rename(key: str) -> str | None:
-        renamed = official_format.to_ours(key)
-        return None if renamed is None else renamed[0]
-
-    return rename
+    return to_name, is_required
 
 
 def _resize_bias_table(table: Tensor, shape: torch.Size) -> Tensor:
@@ -326,7 +323,7 @@ def _stages(model: nn.Module) -> list[Stage]:
 
 def _variant_of_model(network: DFvTNetwork) -> str:
     depths = tuple(len(cast(Stage, stage).blocks) for stage in network.stages)
-    return f"embed_dim {network.channels[0]}, depths {depths}"
+    return _variant(network.channels[0], depths)
 
 
 def _difference(of_weights: str, of_model: str) -> str:
@@ -364,22 +361,11 @@ def check_variant(weights: Mapping[str, Tensor], model: nn.Module) -> None:
             if k in wanted and v.shape != wanted[k].shape
         ]
         # Some stages alone may be given, but not some blocks of a stage.
-        theirs, ours = _depths(found), _depths(wanted)
+        theirs, ours = _depths(_BLOCK, found), _depths(_BLOCK, wanted)
         if shapes or any(depth not in (0, ours[i]) for i, depth in enumerate(theirs)):
             width = found[_STEM].shape[0] * 2 if _STEM in found else "unknown"
-            message = _difference(
-                f"embed_dim {width}, depths {tuple(theirs)}", _variant_of_model(module)
-            )
+            message = _difference(_variant(width, theirs), _variant_of_model(module))
             raise CheckpointMismatchError("; for example ".join([message, *shapes[:1]]))
-
-
-def _depths(names: Iterable[str]) -> list[int]:
-    """Blocks of each stage, by our names of a network's tensors."""
-    depths = [0] * 4
-    for match in filter(None, map(_BLOCK.match, names)):
-        stage = int(match.group(1))
-        depths[stage] = max(depths[stage], int(match.group(2)) + 1)
-    return depths
 
 
 def convert_to_official(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -401,18 +387,10 @@ def convert_to_official(weights: Mapping[str, Tensor], model: nn.Module) -> dict
         official_format, prefix = _BACKBONE, ""
     else:
         official_format, prefix = _DETECTOR, "backbone."
-    result: dict[str, Tensor] = {}
-    unknown = []
-    for name, value in weights.items():
-        renamed = official_format.to_official(name)
-        if renamed is None:
-            unknown.append(name)
-        else:
-            result[renamed[0]] = value
+    result, unknown = rename_back(weights, official_format)
     if unknown:
         raise CheckpointMismatchError(
-            f"the authors' network has no place for {len(unknown)} tensors: "
-            f"{', '.join(unknown[:8])}"
+            f"the authors' network has no place for {len(unknown)} tensors: {some_names(unknown)}"
         )
     for i, stage in enumerate(_stages(model)):
         size = stage.window_size
@@ -426,9 +404,51 @@ def convert_to_official(weights: Mapping[str, Tensor], model: nn.Module) -> dict
     return result
 
 
-# So that train.init_checkpoint may be an official file.
-register_official_weights(
-    is_official_state_dict, partial(convert_official_state_dict, allow_other_classes=True)
-)
-# Else the backbone of another variant would be left out with a warning, as other classes are.
-register_weights_check(check_variant)
+class _DFvTFormat(WeightFormat):
+    """All three kinds of files."""
+
+    name = "DFvT"
+
+    def recognises(self, names: Iterable[str]) -> bool:
+        return is_official_state_dict(names)
+
+    def describes(self, names: Iterable[str]) -> bool:
+        ours = list(names)
+        return any(
+            kind.describes(ours) and all(kind.to_official(name) for name in ours) for kind in _KINDS
+        )
+
+    def convert(
+        self,
+        state_dict: Mapping[str, Tensor],
+        model: nn.Module,
+        *,
+        allow_other_sizes: bool = False,
+        require_unused: bool = False,
+    ) -> ConvertedWeights:
+        # What is unused here is computed anew, so a file may lack it.
+        weights = convert_official_state_dict(
+            state_dict, model, allow_other_classes=allow_other_sizes
+        )
+        return ConvertedWeights(weights, {})
+
+    def convert_back(
+        self,
+        weights: Mapping[str, Tensor],
+        model: nn.Module,
+        *,
+        extras: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        if extras:
+            raise CheckpointMismatchError(
+                f"the extras {some_names(sorted(extras))} do not belong to this {self.name} model"
+            )
+        return convert_to_official(weights, model)
+
+    def check(self, weights: Mapping[str, Tensor], model: nn.Module) -> None:
+        # Else the backbone of another variant would be left out with a warning, as other classes
+        # are.
+        check_variant(weights, model)
+
+
+register_official_format(_DFvTFormat())

@@ -2,8 +2,8 @@
 
 from detection_toolkit import __version__, get_config
 
-# Registers names in config.yaml of older runs.
-from . import moved_names  # noqa: F401
+# Both register: the format of official weights, and names in config.yaml of older runs.
+from . import moved_names, official_names  # noqa: F401
 from .attention import IoFBiasedSelfAttention
 from .cross_stage_matcher import CrossStageMatcher
 from .decoder import FilterBankDecoder, StageInteractorDecoder

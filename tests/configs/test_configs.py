@@ -14,8 +14,8 @@ from detectron2.modeling.backbone.resnet import BottleneckBlock
 from detectron2.structures import Boxes, Instances
 from omegaconf import OmegaConf
 
-from detection_toolkit.checkpoint.official_names import STAGEINTERACTOR
 from detection_toolkit.config import find_config_file
+from stageinteractor.official_names import STAGEINTERACTOR
 
 FOLDER = Path(find_config_file("stageinteractor/stageinteractor_r50_100q_1x.py")).parents[1]
 CONFIGS = sorted(

@@ -6,7 +6,7 @@ import ast
 import gzip
 import re
 
-import convert_dfvt_checkpoint
+import convert_checkpoint
 import pytest
 import torch
 from detectron2.config import instantiate
@@ -306,7 +306,7 @@ def test_command_line_makes_an_initial_checkpoint(tmp_path, official_classifier,
     torch.save({"model": official_classifier, "epoch": 299}, tmp_path / "imagenet.pth")
     config, *overrides = MINI_CONFIG
     arguments = ["--config-file", config, *overrides, "--output", str(tmp_path / "ours.pth")]
-    assert convert_dfvt_checkpoint.main([str(tmp_path / "imagenet.pth"), *arguments]) == 0
+    assert convert_checkpoint.main([str(tmp_path / "imagenet.pth"), *arguments]) == 0
     assert "more tensors of the model are not among them" in capsys.readouterr().out
     weights = torch.load(tmp_path / "ours.pth", weights_only=True)["model"]
     with torch.device("meta"):
@@ -329,11 +329,12 @@ def test_command_line_goes_both_ways(tmp_path):
     recomputed = convert_to_official(convert_official_state_dict(official, model), model)
     official.update({k: v for k, v in recomputed.items() if "relative_position_index" in k})
     torch.save({"model": official}, tmp_path / "official.pth")
-    run = convert_dfvt_checkpoint.main
+    run = convert_checkpoint.main
     there = [str(tmp_path / "official.pth"), "--output", str(tmp_path / "ours.pth")]
     back = [str(tmp_path / "ours.pth"), "--output", str(tmp_path / "back.pth"), "--to-official"]
-    assert run([*there, "--classifier", "tiny"]) == 0
-    assert run([*back, "--classifier", "tiny"]) == 0
+    assert run([*there, "--config-file", "dfvt/classifier_tiny.py"]) == 0
+    assert run([*back, "--config-file", "dfvt/classifier_tiny.py"]) == 0
+    assert run([*back, "--config-file", "dfvt/classifier_small.py"]) == 1
     result = torch.load(tmp_path / "back.pth", weights_only=True)["state_dict"]
     assert set(result) == set(official)
     assert all(torch.equal(result[k], official[k]) for k in official)
@@ -344,7 +345,7 @@ def test_command_line_reports_another_variant_and_writes_nothing(
 ):
     torch.save({"model": official_classifier}, tmp_path / "imagenet.pth")
     arguments = ["--config-file", MINI_CONFIG[0], "--output", str(tmp_path / "ours.pth")]
-    assert convert_dfvt_checkpoint.main([str(tmp_path / "imagenet.pth"), *arguments]) == 1
+    assert convert_checkpoint.main([str(tmp_path / "imagenet.pth"), *arguments]) == 1
     error = capsys.readouterr().err
     assert "embed_dim 32, depths (2, 2, 2, 1)" in error and "embed_dim 48" in error
     assert not (tmp_path / "ours.pth").exists()

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import DeformConv2d
 
 from detection_toolkit.config import apply_overrides, find_config_file, get_config
+from dfvt import VARIANTS, DFvTBackbone
 from stageinteractor import FilterBank
 from stageinteractor.mixing import CascadeDynamicMixing
 
@@ -227,6 +228,42 @@ def test_several_configs_give_a_row_each(capsys):
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert len(lines) == 3 and lines[1] == lines[2]
     assert lines[1].rstrip("| ").endswith("0") or lines[1].split("|")[-2].strip() == ""
+
+
+def rows_of(text: str) -> dict[str, list[str]]:
+    """Cells of Markdown tables by the first one of their row."""
+    lines = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| ")]
+    return {first.strip(): [cell.strip() for cell in cells] for first, *cells in lines}
+
+
+def test_a_network_that_takes_a_tensor_and_its_operators(capsys):
+    config = "dfvt/classifier_tiny.py"
+    assert analyze_model.main(["--config-file", config, "--size", "224", "224", "--operators"]) == 0
+    rows = rows_of(capsys.readouterr().out)
+    assert rows["dfvt/classifier_tiny"][0] == "3.97"
+    assert rows["dfvt/classifier_tiny"][4] == "0.2714"  # what the authors print
+    conv, linear = float(rows["conv"][0]), float(rows["linear"][0])
+    assert conv + linear == pytest.approx(0.2968, abs=1.5e-4)  # both are rounded
+    layers = conv + linear + float(rows["batch_norm"][0]) + float(rows["layer_norm"][0])
+    assert float(rows["layers"][0]) == pytest.approx(layers, abs=2e-4)
+
+
+def test_a_detector_without_data_is_still_given_what_detectors_take():
+    costs = analyze_model.analyze(
+        "common/models/stageinteractor_tiny.py", size=(64, 64), with_memory=False
+    )
+    assert costs.total.parameters == 1_896_776
+
+
+def test_output_convolutions_of_dfvt_by_hand():
+    backbone = DFvTBackbone(**VARIANTS["tiny"]).eval()
+    modules, _, _ = analyze_model.count(backbone, (torch.zeros(1, 3, 64, 96),))
+    found = [m for m in modules if m.name.endswith(".fuse")]
+    assert sum(m.parameters for m in found) == 96_768
+    assert modules[0].parameters == 3_680_067
+    # 2 C to C channels at strides 4, 8 and 16.
+    places = [(64 // s) * (96 // s) for s in (4, 8, 16)]
+    assert sum(m.flops for m in found) == sum(n * 2 * c * c for n, c in zip(places, (48, 96, 192)))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from adamixer import AdaMixerDecoder
-from detection_toolkit.checkpoint.official_names import ADAMIXER
+from adamixer.official_names import ADAMIXER
 from detection_toolkit.structures import Predictions
 from detection_toolkit.training import StagewiseMatcher
 

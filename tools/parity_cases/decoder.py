@@ -16,7 +16,7 @@ from detection_toolkit.checkpoint.official import (
     CheckpointMismatchError,
     convert_official_state_dict,
 )
-from detection_toolkit.checkpoint.official_names import OfficialFormat
+from detection_toolkit.checkpoint.official_format import OfficialFormat
 from detection_toolkit.modeling import Execution, FeatureMaps
 from detection_toolkit.structures import GroundTruth, StageOutput
 from detection_toolkit.training import Criterion, HungarianMatcher

@@ -14,11 +14,11 @@ from torch import Tensor
 from torchvision.ops import box_convert
 
 from adamixer import AdaMixerDecoder
+from adamixer.official_names import ADAMIXER
 from detection_toolkit.checkpoint.official import (
     CheckpointMismatchError,
     convert_official_state_dict,
 )
-from detection_toolkit.checkpoint.official_names import ADAMIXER
 from detection_toolkit.modeling import FeatureMaps, SharedNormChannelMapper
 from detection_toolkit.structures import GroundTruth, Queries, StageOutput
 from detection_toolkit.training import Criterion, HungarianMatcher, StagewiseMatcher

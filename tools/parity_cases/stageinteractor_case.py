@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from detection_toolkit.checkpoint.official_names import STAGEINTERACTOR
 from detection_toolkit.structures import Predictions
 from detection_toolkit.training import StagewiseMatcher
 from stageinteractor import CrossStageMatcher, StageInteractorDecoder
+from stageinteractor.official_names import STAGEINTERACTOR
 
 from .case import Case, CaseError, Settings
 from .compare import Measurement, exact, loss, pixels, value

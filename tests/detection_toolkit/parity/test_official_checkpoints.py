@@ -16,6 +16,7 @@ from detectron2.config import instantiate
 from torch import nn
 
 from detection_toolkit.checkpoint.checkpointer import Checkpointer
+from detection_toolkit.checkpoint.name_rules import merge_channel_major, merge_neighbour_major
 from detection_toolkit.checkpoint.official import (
     CheckpointMismatchError,
     convert_backbone_state_dict,
@@ -31,7 +32,6 @@ from detection_toolkit.checkpoint.official_files import (
     split_weights,
     write_checkpoint,
 )
-from detection_toolkit.checkpoint.official_names import merge_channel_major, merge_neighbour_major
 from detection_toolkit.config import apply_overrides, get_config
 
 DATA = Path(__file__).resolve().parents[2] / "data"
@@ -237,7 +237,9 @@ def test_wrong_model(small, tmp_path, capsys):
     other = empty_model("stageinteractor/stageinteractor_r50_100q_1x.py")
     with pytest.raises(CheckpointMismatchError, match="AdaMixer weights, but .* StageInteractor"):
         convert_official_state_dict(official, other)
-    with pytest.raises(CheckpointMismatchError, match="no weights of StageInteractor or AdaMixer"):
+    with pytest.raises(
+        CheckpointMismatchError, match="no weights of AdaMixer, DFvT or StageInteractor"
+    ):
         convert_official_state_dict({"fc.weight": torch.ones(1)}, model)
     with pytest.raises(CheckpointMismatchError, match="missing"):
         convert_to_official({"fc.weight": torch.ones(1)}, model)
