@@ -28,7 +28,7 @@ from detection_toolkit.data import UnreadableImageError
 from detection_toolkit.data.images import read_image, shown_name
 from detection_toolkit.engine.arguments import add_config_arguments, find_pictures
 from detection_toolkit.engine.predictor import Predictor
-from detection_toolkit.engine.shipped import SHIPPED_CONFIG
+from detection_toolkit.engine.shipped import shipped_config
 from detection_toolkit.errors import UserError
 from detection_toolkit.export import OnnxPredictor
 from detection_toolkit.visualization import (
@@ -50,7 +50,7 @@ class UnreadablePicture(UserError):
 def get_parser() -> argparse.ArgumentParser:
     """The command line, with the flags of Detectron2's demo."""
     parser = argparse.ArgumentParser(description="StageInteractor demo")
-    add_config_arguments(parser, default=None)
+    add_config_arguments(parser, has_default=False)
     parser.add_argument(
         "--onnx",
         metavar="FILE",
@@ -273,7 +273,7 @@ def build_predictor(args: argparse.Namespace) -> Predictor | OnnxPredictor:
         FileNotFoundError, KeyError, ValueError: the files are missing or unfit.
     """
     if args.onnx is None:
-        return Predictor.from_config(args.config_file or SHIPPED_CONFIG, overrides=args.opts)
+        return Predictor.from_config(args.config_file or shipped_config(), overrides=args.opts)
     if args.config_file or args.opts:
         raise UserError("--onnx holds a whole detector: leave --config-file and --opts out")
     return OnnxPredictor(args.onnx)

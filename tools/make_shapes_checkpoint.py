@@ -32,7 +32,7 @@ from detection_toolkit.checkpoint.checkpointer import inference_weights
 from detection_toolkit.config import apply_overrides, get_config
 from detection_toolkit.engine.arguments import add_overrides_argument
 from detection_toolkit.engine.predictor import Predictor
-from detection_toolkit.engine.shipped import SHIPPED_CONFIG
+from detection_toolkit.engine.shipped import shipped_config
 from detection_toolkit.engine.trainer import Trainer
 from detection_toolkit.errors import UserError
 
@@ -130,7 +130,7 @@ def describe(facts: Mapping[str, object], name: str) -> str:
     lines = [
         "# Checkpoints",
         "",
-        f"`{name}` holds the weights of `{SHIPPED_CONFIG}`, trained from scratch on",
+        f"`{name}` holds the weights of `{shipped_config()}`, trained from scratch on",
         "the built-in data set `shapes_train`. `make demo`, `demo/demo.py` and the tools use it",
         "when no other weights are named. `make shapes-checkpoint` made it, by",
         "",
@@ -146,11 +146,13 @@ def describe(facts: Mapping[str, object], name: str) -> str:
         f"| commit | {facts['commit']} |",
         f"| size | {facts['bytes']:,} bytes, {facts['parameters']:,} numbers |",
         "",
+        "`shipped.json` tells programs which config the file belongs to.",
+        "",
         f"The same facts for programs: `{Path(name).stem}.json`. The AP is that of this very file",
         "on the machine above; other kinds of processors round differently, and training again on",
         "one ends with other weights:",
         "",
-        f"    python train_net.py --config-file {SHIPPED_CONFIG} --eval-only \\",
+        f"    python train_net.py --config-file {shipped_config()} --eval-only \\",
         f"        train.init_checkpoint=checkpoints/{name}",
         "",
     ]
@@ -164,8 +166,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     overrides = [f"train.output_dir={from_root(work_dir)}", *args.opts]
     if args.max_iter is not None:
         overrides.append(f"train.max_iter={args.max_iter}")
-    cfg = apply_overrides(get_config(SHIPPED_CONFIG), overrides)
-    arguments = ["train_net.py", "--config-file", SHIPPED_CONFIG, *overrides]
+    cfg = apply_overrides(get_config(shipped_config()), overrides)
+    arguments = ["train_net.py", "--config-file", shipped_config(), *overrides]
     print(f"$ python {' '.join(arguments)}", flush=True)
     start = time.perf_counter()
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}

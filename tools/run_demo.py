@@ -27,7 +27,7 @@ from detectron2.utils.logger import setup_logger
 from detection_toolkit.data import get_detection_dataset
 from detection_toolkit.engine.arguments import add_overrides_argument
 from detection_toolkit.engine.predictor import Predictor
-from detection_toolkit.engine.shipped import SHIPPED_CONFIG, shipped_checkpoint
+from detection_toolkit.engine.shipped import shipped_checkpoint, shipped_config
 from detection_toolkit.engine.trainer import Trainer
 from detection_toolkit.visualization import (
     contact_sheet,
@@ -179,9 +179,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     weights_shown = os.path.relpath(weights, ROOT) if weights.startswith(str(ROOT)) else weights
     start_from = f"train.init_checkpoint={weights_shown}"
-    command = ["train_net.py", "--config-file", SHIPPED_CONFIG, "--eval-only", start_from]
+    command = ["train_net.py", "--config-file", shipped_config(), "--eval-only", start_from]
     steps.next("the shipped checkpoint on shapes_val", command)
-    before = Predictor.from_config(SHIPPED_CONFIG, weights, args.opts)
+    before = Predictor.from_config(shipped_config(), weights, args.opts)
     ap_val = evaluate(before, "shapes_val", output / "before")
     sheet = draw_sheet(before, "shapes_val", output / "shapes_val.png")
 

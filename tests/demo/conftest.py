@@ -13,7 +13,7 @@ import torch
 from detectron2.config import instantiate
 
 from detection_toolkit.config import get_config
-from detection_toolkit.engine.shipped import SHIPPED_CONFIG
+from detection_toolkit.engine.shipped import shipped_config
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,7 +35,7 @@ def load_script() -> Callable[[str], ModuleType]:
 def weights(tmp_path_factory) -> str:
     """Checkpoint of a tiny detector that was never trained, and so finds many things."""
     torch.manual_seed(0)
-    model = instantiate(get_config(SHIPPED_CONFIG).model)
+    model = instantiate(get_config(shipped_config()).model)
     for stage in model.decoder.stages:
         torch.nn.init.zeros_(stage.class_tower.out.bias)  # scores around one half
     path = tmp_path_factory.mktemp("weights") / "random.pth"

@@ -17,12 +17,12 @@ from detection_toolkit.config import get_config
 from detection_toolkit.data import SHAPES, register_shapes
 from detection_toolkit.engine import predictor as predictor_module
 from detection_toolkit.engine.predictor import Predictor
-from detection_toolkit.engine.shipped import SHIPPED_CONFIG, is_shipped_config
+from detection_toolkit.engine.shipped import is_shipped_config, shipped_config
 
 
 @pytest.fixture(scope="module")
 def predictor(weights) -> Predictor:
-    return Predictor.from_config(SHIPPED_CONFIG, weights, ["train.device=cpu"])
+    return Predictor.from_config(shipped_config(), weights, ["train.device=cpu"])
 
 
 def test_it_is_called_like_detectron2s(predictor):
@@ -60,7 +60,7 @@ def test_detections_are_those_of_the_detector_in_pixels_of_the_picture(predictor
 
 
 def test_resizing_follows_the_config(weights, picture):
-    cfg = get_config(SHIPPED_CONFIG)
+    cfg = get_config(shipped_config())
     cfg.train.init_checkpoint, cfg.train.device = weights, "cpu"
     cfg.dataloader.test.mapper.augmentations = [
         {"_target_": T.ResizeShortestEdge, "short_edge_length": 45, "max_size": 64}
@@ -73,7 +73,7 @@ def test_resizing_follows_the_config(weights, picture):
 
 
 def test_channel_order_follows_the_config(predictor, weights, picture):
-    cfg = get_config(SHIPPED_CONFIG)
+    cfg = get_config(shipped_config())
     cfg.train.init_checkpoint, cfg.train.device = weights, "cpu"
     cfg.dataloader.test.mapper.image_format = "BGR"
     bgr = Predictor(cfg).preprocess(picture)["image"]
@@ -84,7 +84,7 @@ def test_channel_order_follows_the_config(predictor, weights, picture):
 
 
 def test_the_config_given_is_left_as_it_was(weights):
-    cfg = get_config(SHIPPED_CONFIG)
+    cfg = get_config(shipped_config())
     cfg.train.init_checkpoint, cfg.train.device = weights, "cpu"
     predictor = Predictor(cfg)
     predictor.cfg.train.device = "elsewhere"
@@ -101,7 +101,7 @@ def test_what_is_no_picture_is_refused(predictor, image):
 
 def test_class_names_need_no_files(monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    cfg = get_config(SHIPPED_CONFIG)
+    cfg = get_config(shipped_config())
     cfg.train.init_checkpoint, cfg.train.device = "", "cpu"
     register_shapes("never_drawn", SHAPES["shapes_val"])
     cfg.dataloader.test.dataset.names = "never_drawn"
@@ -119,11 +119,11 @@ def test_class_names_need_no_files(monkeypatch, tmp_path, caplog):
 
 def test_missing_weights_are_named():
     with pytest.raises(FileNotFoundError, match="nowhere.pth"):
-        Predictor.from_config(SHIPPED_CONFIG, "nowhere.pth", ["train.device=cpu"])
+        Predictor.from_config(shipped_config(), "nowhere.pth", ["train.device=cpu"])
 
 
 def test_no_weights_are_warned_about(caplog):
-    cfg = get_config(SHIPPED_CONFIG)
+    cfg = get_config(shipped_config())
     cfg.train.init_checkpoint, cfg.train.device = "", "cpu"
     with caplog.at_level(logging.WARNING, logger="detection_toolkit"):
         Predictor(cfg)
@@ -134,12 +134,12 @@ def test_the_shipped_checkpoint_is_used_for_its_config_alone(
     monkeypatch, weights, tmp_path, caplog
 ):
     monkeypatch.setattr(predictor_module, "shipped_checkpoint", lambda: weights)
-    shipped = Predictor.from_config(SHIPPED_CONFIG, overrides=["train.device=cpu"])
+    shipped = Predictor.from_config(shipped_config(), overrides=["train.device=cpu"])
     assert shipped.cfg.train.init_checkpoint == weights
     assert is_shipped_config("/any/where/configs/stageinteractor/shapes_tiny.py")
     assert not is_shipped_config("stageinteractor/stageinteractor_r50_100q_1x.py")
     named = Predictor.from_config(
-        SHIPPED_CONFIG, overrides=["train.device=cpu", f"train.init_checkpoint={weights}"]
+        shipped_config(), overrides=["train.device=cpu", f"train.init_checkpoint={weights}"]
     )
     assert named.cfg.train.init_checkpoint == weights
 
@@ -149,11 +149,17 @@ def test_without_the_shipped_checkpoint_the_error_says_how_to_make_it(monkeypatc
 
     package = tmp_path / "projects" / "detection_toolkit" / "engine" / "shipped.py"
     monkeypatch.setattr(shipped, "__file__", str(package))
-    with pytest.raises(FileNotFoundError, match="make shapes-checkpoint"):
+    with pytest.raises(FileNotFoundError, match=r"no shipped\.json in .*/checkpoints"):
         shipped.shipped_checkpoint()
+    assert not is_shipped_config("stageinteractor/shapes_tiny.py")
     for folder in ("checkpoints", "projects/detection_toolkit/checkpoints"):  # checkout, wheel
-        file = tmp_path / folder / "shapes_tiny.pth"
-        file.parent.mkdir(parents=True)
+        table, file = tmp_path / folder / "shipped.json", tmp_path / folder / "weights.pth"
+        table.parent.mkdir(parents=True)
+        table.write_text('{"method/small.py": "weights.pth"}')
+        assert shipped.shipped_config() == "method/small.py"
+        with pytest.raises(FileNotFoundError, match="make shapes-checkpoint"):
+            shipped.shipped_checkpoint()
         file.write_bytes(b"weights")
         assert shipped.shipped_checkpoint() == str(file)
         file.unlink()
+        table.unlink()

@@ -11,7 +11,7 @@ import torch
 from detectron2.config import instantiate
 
 from detection_toolkit.config import get_config
-from detection_toolkit.engine.shipped import SHIPPED_CONFIG, shipped_checkpoint
+from detection_toolkit.engine.shipped import shipped_checkpoint, shipped_config
 
 
 @pytest.fixture(scope="module")
@@ -63,5 +63,5 @@ def test_the_shipped_checkpoint_is_what_its_notes_say(maker):
     assert path.with_name("README.md").read_text() == maker.describe(facts, path.name)
     weights = torch.load(path, weights_only=True)["model"]
     assert sum(t.numel() for t in weights.values()) == facts["parameters"]
-    result = instantiate(get_config(SHIPPED_CONFIG).model).load_state_dict(weights)
+    result = instantiate(get_config(shipped_config()).model).load_state_dict(weights)
     assert not result.missing_keys and not result.unexpected_keys

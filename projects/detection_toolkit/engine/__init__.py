@@ -7,7 +7,7 @@ from .launch import launch
 from .predictor import Predictor
 from .settings import RunSettings
 from .setup import prepare_config
-from .shipped import shipped_checkpoint
+from .shipped import shipped_checkpoint, shipped_config
 from .trainer import Trainer
 
 __all__ = [
@@ -19,5 +19,6 @@ __all__ = [
     "launch",
     "prepare_config",
     "shipped_checkpoint",
+    "shipped_config",
     "user_errors",
 ]

@@ -9,25 +9,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..data.images import PICTURE_SUFFIXES
-from .shipped import SHIPPED_CONFIG
+from .shipped import shipped_config
 
 __all__ = ["add_config_arguments", "add_overrides_argument", "find_pictures"]
 
 
-def add_config_arguments(
-    parser: argparse.ArgumentParser, default: str | None = SHIPPED_CONFIG
-) -> None:
+def add_config_arguments(parser: argparse.ArgumentParser, *, has_default: bool = True) -> None:
     """Add ``--config-file``, and ``--opts`` for all that follows it.
 
     Args:
-        default: in the place of a missing ``--config-file``; None to see whether it was given.
+        has_default: the config of the shipped checkpoint takes the place of a missing
+            ``--config-file``; otherwise None does, to see whether it was given.
     """
+    default = shipped_config()
     parser.add_argument(
         "--config-file",
-        default=default,
+        default=default if has_default else None,
         metavar="FILE",
-        help="config, by path or by its name among the packaged ones "
-        f"(default: {default or SHIPPED_CONFIG})",
+        help=f"config, by path or by its name among the packaged ones (default: {default})",
     )
     add_overrides_argument(
         parser, "changes to the config, e.g. train.init_checkpoint=model.pth train.device=cpu"

@@ -26,8 +26,8 @@ def build_inspected_detector(
 
     Args:
         config_file: path of a config, or its name among the packaged ones.
-        overrides: ``key=value``, among them ``train.init_checkpoint=FILE``; without it
-            ``stageinteractor/shapes_tiny.py`` uses the shipped checkpoint.
+        overrides: ``key=value``, among them ``train.init_checkpoint=FILE``; without it the config
+            of the shipped checkpoint uses that.
         weights: checkpoint; takes the place of ``train.init_checkpoint``.
 
     Raises:

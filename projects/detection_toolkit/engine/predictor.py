@@ -56,7 +56,7 @@ class Predictor:
 
     Example::
 
-        predictor = Predictor.from_config("stageinteractor/shapes_tiny.py")
+        predictor = Predictor.from_config(shipped_config())
         instances = predictor(cv2.imread("input.jpg"))["instances"]
     """
 
@@ -95,7 +95,7 @@ class Predictor:
         Args:
             config_file: path of a config, or its name among the packaged ones.
             weights: checkpoint; takes the place of the config's ``train.init_checkpoint``. When
-                neither names one, ``stageinteractor/shapes_tiny.py`` uses the shipped checkpoint.
+                neither names one, the config of the shipped checkpoint uses that.
             overrides: ``key=value``, as on the command line of training.
 
         Raises:

@@ -1,8 +1,7 @@
 """Show a detector in the browser: detections after every stage, and how its queries get there.
 
     python -m detection_toolkit.web
-    python -m detection_toolkit.web --config-file stageinteractor/stageinteractor_r50_100q_1x.py \\
-        --weights model_final.pth --port 8000
+    python -m detection_toolkit.web --config-file CONFIG --weights model_final.pth --port 8000
 
 Without --config-file it is the detector of the built-in shapes. The page needs no network and is
 reachable from this machine only, unless --host says otherwise.

@@ -28,8 +28,7 @@ try:
     import gradio as gr
 except ImportError as missing:
     raise MissingPackageError(
-        'the page needs Gradio 6, for Python 3.10 or newer: pip install "stageinteractor[web]" '
-        f"({missing})"
+        f"the page needs Gradio 6, for Python 3.10 or newer: pip install 'gradio>=6' ({missing})"
     ) from missing
 
 __all__ = ["PAGE_POLICY", "STYLE", "Page", "build_page"]
@@ -52,7 +51,7 @@ def build_page(
     viewer: StageViewer,
     examples: ExampleImages | None = None,
     *,
-    title: str = "StageInteractor",
+    title: str,
     subtitle: str = "",
     max_upload: int,
 ) -> gr.Blocks:

@@ -46,6 +46,7 @@ def serve(
     page = build_page(
         StageViewer(predictor),
         ExampleImages(spec) if spec is not None else None,
+        title=type(predictor.model).__name__,
         subtitle=subtitle,
         max_upload=max_upload,
     )

@@ -16,7 +16,7 @@ from tolerances import tolerance
 from detection_toolkit.data import SHAPES
 from detection_toolkit.data.shapes import render_image
 from detection_toolkit.engine.inspection import build_inspected_detector
-from detection_toolkit.engine.shipped import SHIPPED_CONFIG
+from detection_toolkit.engine.shipped import shipped_config
 from detection_toolkit.web import ExampleImages, PictureRefused, StageViewer
 from detection_toolkit.web.viewing import coco_results, list_detections
 
@@ -28,7 +28,7 @@ SCORES = tolerance(torch.float32, scale=4, operations=100)
 
 @pytest.fixture(scope="module")
 def viewer():
-    return StageViewer(build_inspected_detector(SHIPPED_CONFIG, ["train.device=cpu"]))
+    return StageViewer(build_inspected_detector(shipped_config(), ["train.device=cpu"]))
 
 
 @pytest.fixture(scope="module")
