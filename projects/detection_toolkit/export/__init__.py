@@ -1,6 +1,7 @@
 """Detectors as one file that runs without this project: ONNX, or an exported PyTorch program.
 
-The optional packages (``pip install "stageinteractor[onnx]"``) are imported where they are used.
+The optional packages (``pip install onnx onnxruntime onnxscript``) are imported where they are
+used.
 """
 
 from .description import Description

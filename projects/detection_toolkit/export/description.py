@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 
 from detectron2.data import transforms as T
 
 from ..data.transforms import OpenCVResizeShortestEdge
 from ..errors import UserError
 
-__all__ = ["METADATA_KEY", "Description"]
+__all__ = ["METADATA_KEY", "Description", "find_description"]
 
-METADATA_KEY = "stageinteractor"
+METADATA_KEY = "detection_toolkit"
 _VERSION = 1
 _RESIZING = {"pillow": T.ResizeShortestEdge, "opencv": OpenCVResizeShortestEdge}
 
@@ -100,3 +100,23 @@ class Description:
         if description.image_format not in ("RGB", "BGR"):
             raise UserError(f"the description has channel order {description.image_format!r}")
         return description
+
+
+def find_description(metadata: Mapping[str, str]) -> str | None:
+    """The text of a :class:`Description` among the metadata of a file; None if there is none.
+
+    Older files have it under another key, so whatever says what a description says is one.
+    """
+    if METADATA_KEY in metadata:
+        return metadata[METADATA_KEY]
+    return next((text for text in metadata.values() if _describes(text)), None)
+
+
+def _describes(text: str) -> bool:
+    try:
+        values = json.loads(text)
+    except ValueError:
+        return False
+    return isinstance(values, dict) and {"version", *(f.name for f in fields(Description))} <= set(
+        values
+    )

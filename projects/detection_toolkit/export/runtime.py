@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import MissingPackageError, UserError
-from .description import METADATA_KEY, Description
+from .description import Description, find_description
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -34,7 +34,7 @@ def require(name: str, what: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         raise MissingPackageError(
-            f'{what} needs the package {name}: pip install "stageinteractor[onnx]" ({error})'
+            f"{what} needs the package {name}: pip install onnx onnxruntime onnxscript ({error})"
         ) from error
 
 
@@ -65,7 +65,7 @@ def open_onnx(
     except Exception as error:  # ONNX Runtime's own classes have no common base
         reason = str(error).partition("\n")[0]
         raise UserError(f"{shown} cannot be opened as an ONNX model: {reason}") from error
-    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    text = find_description(session.get_modelmeta().custom_metadata_map)
     if text is None:
         raise UserError(
             f"{shown} is an ONNX model, but not one that tools/export.py has written: it does not "

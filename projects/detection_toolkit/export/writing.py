@@ -51,7 +51,7 @@ def to_onnx(program: torch.export.ExportedProgram, description: Description) -> 
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param in names:
                 dim.dim_param = names[dim.dim_param]
-    proto.producer_name = "stageinteractor"
+    proto.producer_name = METADATA_KEY
     entry = proto.metadata_props.add()
     entry.key, entry.value = METADATA_KEY, description.to_json()
     if proto.ByteSize() >= 2**31:

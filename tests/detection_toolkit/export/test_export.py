@@ -21,6 +21,7 @@ from small_runs import SMALL_MODEL
 from detection_toolkit.config import apply_overrides, get_config
 from detection_toolkit.data.transforms import OpenCVResizeShortestEdge
 from detection_toolkit.engine import Predictor
+from detection_toolkit.errors import UserError
 from detection_toolkit.export import (
     Description,
     OnnxPredictor,
@@ -201,6 +202,33 @@ def test_the_predictor_of_the_file_is_that_of_the_config(
     assert torch.equal(actual.pred_classes, expected.pred_classes)
 
 
+def with_metadata(source, target, metadata: dict[str, str]):
+    proto = onnx.load(source)
+    del proto.metadata_props[:]
+    onnx.helper.set_model_props(proto, metadata)
+    onnx.save(proto, target)
+    return target
+
+
+def test_a_file_that_has_the_description_under_another_key_is_read(exported, tmp_path):
+    """As files do that were exported before the toolkit had its name."""
+    expected = open_onnx(exported[0])[1]
+    others = {"a": "no JSON", "b": "[1]", "c": '{"version": 1}', "old": expected.to_json()}
+    assert open_onnx(with_metadata(exported[0], tmp_path / "old.onnx", others))[1] == expected
+    newer = {"old": expected.to_json().replace('"version": 1', '"version": 9')}
+    with pytest.raises(UserError, match="has version 9, and this program reads 1"):
+        open_onnx(with_metadata(exported[0], tmp_path / "newer.onnx", newer))
+    del others["old"]
+    with pytest.raises(UserError, match="not one that tools/export.py has written"):
+        open_onnx(with_metadata(exported[0], tmp_path / "none.onnx", others))
+
+
+def test_the_file_names_its_producer(exported):
+    proto = onnx.load(exported[0])
+    assert proto.producer_name == "detection_toolkit"
+    assert [p.key for p in proto.metadata_props] == ["detection_toolkit"]
+
+
 def test_the_demo_needs_no_model(exported, picture, tmp_path, monkeypatch):
     demo = load_script("demo/demo.py")
 
@@ -288,5 +316,5 @@ def test_only_query_based_detectors_have_a_graph():
 
 def test_a_missing_package_is_named(tool, monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
-    with pytest.raises(SystemExit, match=r'onnxscript: pip install "stageinteractor\[onnx\]"'):
+    with pytest.raises(SystemExit, match="onnxscript: pip install onnx onnxruntime onnxscript"):
         tool.main(["--config-file", CONFIG, "--output", str(tmp_path / "model.onnx")])
