@@ -361,7 +361,7 @@ def _coco_document(spec: ShapesSpec, records: list[dict], title: str) -> dict:
                 }
             )
     return {
-        "info": {"description": f"{title}, drawn by stageinteractor", "spec": asdict(spec)},
+        "info": {"description": f"{title}, drawn by detection_toolkit", "spec": asdict(spec)},
         "images": images,
         "annotations": annotations,
         "categories": [{"id": i, "name": n} for i, n in enumerate(spec.classes, start=1)],

@@ -111,8 +111,9 @@ def count_score_changes(
 ) -> ScoreChanges:
     """True positives that fade and false positives that grow on the way to the last stage.
 
-    The diagnosis that motivates SQR (Chen et al., CVPR 2023). A detection of the last stage is a
-    query with a class; what the same query said about the same class earlier is compared.
+    The diagnosis of "Enhanced Training of Query-Based Object Detection via Selective Query
+    Recollection" (Chen et al., CVPR 2023). A detection of the last stage is a query with a class;
+    what the same query said about the same class earlier is compared.
 
     - A true positive *fades* from stage t to the last if stage t gave its class a higher score
       and its box a higher IoU with the object that the detection finds: stage t had the better

