@@ -45,12 +45,10 @@ IMPORTS_TO_GO: set[tuple[str, str]] = {
     ("evaluation/stages.py", "stageinteractor"),
     ("export/graph.py", "stageinteractor"),
     ("visualization/assignment.py", "stageinteractor"),
+    ("visualization/stage_traces.py", "stageinteractor"),
 }
 WORDS_TO_GO: set[tuple[str, str]] = {
     ("export/graph.py", "stageinteractor"),
-    ("structures/boxes.py", "adamixer"),
-    ("training/criterion.py", "stageinteractor"),
-    ("training/matcher.py", "adamixer"),
     ("visualization/stage_traces.py", "adamixer"),
     ("visualization/stage_traces.py", "sqr"),
     ("visualization/stage_traces.py", "stageinteractor"),
