@@ -6,7 +6,7 @@ import contextlib
 import difflib
 import importlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ __all__ = [
     "register_moved_names",
 ]
 
-_MOVED_NAMES: dict[str, str] = {}
+_MOVED_NAMES: dict[str, str | Callable[[DictConfig], None]] = {}
 
 
 def _config_folders() -> list[Path]:
@@ -79,14 +79,15 @@ def get_config(path: str) -> DictConfig:
     return cfg
 
 
-def register_moved_names(names: Mapping[str, str]) -> None:
+def register_moved_names(names: Mapping[str, str | Callable[[DictConfig], None]]) -> None:
     """Let ``config.yaml`` of older runs name things where they were.
 
     A package calls this when it is imported, for names that begin with its own.
 
     Args:
         names: dotted names as they were -> as they are. That of a package or module stands for all
-            that it holds and that has no entry of its own.
+            that it holds and that has no entry of its own. Where more than the name has changed,
+            a function that rewrites the node with this ``_target_``, in place.
     """
     _MOVED_NAMES.update(names)
 
@@ -96,22 +97,27 @@ def _follow_moves(node: DictConfig | ListConfig) -> None:
     if node._is_none() or node._is_missing() or node._is_interpolation():
         return
     if isinstance(node, DictConfig) and isinstance(node.get("_target_"), str):
-        node._target_ = _moved_name(node._target_)
+        rewrite = _moved(node._target_)
+        if callable(rewrite):
+            rewrite(node)
+        else:
+            node._target_ = rewrite
     children = node._content.values() if isinstance(node, DictConfig) else node._content
     for child in children:
         if isinstance(child, (DictConfig, ListConfig)):
             _follow_moves(child)
 
 
-def _moved_name(name: str) -> str:
+def _moved(name: str) -> str | Callable[[DictConfig], None]:
     package, *parts = name.split(".")
     # Importing a package registers what has moved; whoever builds the target says if there is none.
     with contextlib.suppress(ModuleNotFoundError, ValueError):
         importlib.import_module(package)
     for length in range(len(parts), 0, -1):
         prefix = ".".join([package, *parts[:length]])
-        if prefix in _MOVED_NAMES:
-            return _MOVED_NAMES[prefix] + name[len(prefix) :]
+        moved = _MOVED_NAMES.get(prefix)
+        if moved is not None:
+            return moved if callable(moved) else moved + name[len(prefix) :]
     return name
 
 

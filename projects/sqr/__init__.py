@@ -5,6 +5,7 @@ are the parameters. A schedule says which queries a stage is given; it works for
 :class:`~detection_toolkit.modeling.CascadeDecoder`.
 """
 
+from . import moved_names  # noqa: F401
 from .criterion import PathLabelAssigner, RecollectionCriterion, RecollectionResult
 from .recollection import QueryRecollection, QueryState, recollect
 from .schedule import (
