@@ -127,7 +127,6 @@ class StageInteractorDecoder(FilterBankDecoder):
         execution = execution or Execution()
         direct = execution.mixing == "direct"
         mixing_class = CascadeDynamicMixing if direct else FactoredDynamicMixing
-        reuse = spatial_reuse or channel_reuse_cap != 0
         stages = []
         for t in range(num_stages):
             points = dict(
@@ -144,7 +143,7 @@ class StageInteractorDecoder(FilterBankDecoder):
                 reused_channel_filters=reused,
                 apply_reused_channel_filters=apply_reused_channel_filters,
                 reuse_spatial_filters=spatial_reuse and t >= reuse_start,
-                mix_bias=reuse,
+                mix_bias=channel_reuse_cap != 0,
             )
             stages.append(
                 DecoderStage(

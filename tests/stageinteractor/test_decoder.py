@@ -95,11 +95,12 @@ def test_images_of_a_batch_do_not_see_each_other():
         torch.testing.assert_close(alone[-1].logits[0], together.logits[b])
 
 
-def test_the_mix_bias_exists_only_with_reuse():
-    with_reuse = make_decoder(spatial_reuse=False, channel_reuse_cap=1)
-    without = make_decoder(spatial_reuse=False, channel_reuse_cap=0)
-    assert with_reuse.stages[0].mixing.bias_generator is not None
-    assert without.stages[0].mixing.bias_generator is None
+@pytest.mark.parametrize("spatial_reuse", [True, False])
+@pytest.mark.parametrize("cap, expected", [(None, True), (1, True), (0, False)])
+def test_the_mix_bias_exists_only_with_channel_reuse(cap, expected, spatial_reuse):
+    decoder = make_decoder(spatial_reuse=spatial_reuse, channel_reuse_cap=cap)
+    found = [stage.mixing.bias_generator is not None for stage in decoder.stages]
+    assert found == [expected] * decoder.num_stages
 
 
 def test_query_heads_are_registered():
