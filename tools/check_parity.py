@@ -20,26 +20,21 @@ Exit status: 0 if every row is within tolerance and every array of every file wa
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from parity_cases import CaseError, Report, Row, Settings, check_case
+from torch import nn
 
 from detection_toolkit.modeling import Execution
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks.plain import to_plain  # noqa: E402
+from detection_toolkit.parity import CaseError, Report, Row, Settings, check_case
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 DIRECT = Execution(sampling="grid", mixing="direct", channels_last=False)
-FORMS = {
-    "default": {},
-    "direct": {"execution": DIRECT},
-    "plain": {"execution": DIRECT, "replace_parts": to_plain},
-}
+FORMS = ("default", "direct", "plain")
 HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -61,7 +56,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--form",
-        choices=sorted(FORMS),
+        choices=FORMS,
         default="default",
         help="of the detector: default, what the configs choose; direct, all optimisations off "
         "(model.execution); plain, the transcription that benchmarks compare with",
@@ -100,7 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         device=args.device,
         atol=args.atol,
         autocast=HALF.get(args.autocast),
-        **FORMS[args.form],
+        execution=Execution() if args.form == "default" else DIRECT,
+        replace_parts=load_plain() if args.form == "plain" else None,
     )
     reports = []
     errors = 0
@@ -116,6 +112,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         reports.append(report)
         print_report(report, summary=args.summary)
     return conclude(reports, errors)
+
+
+def load_plain() -> Callable[[nn.Module], nn.Module]:
+    """What makes the plain transcription of a part; the benchmarks have it, and are no package."""
+    path = Path(__file__).resolve().parents[1] / "benchmarks" / "plain.py"
+    spec = importlib.util.spec_from_file_location("plain", path)
+    plain = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(plain)
+    return plain.to_plain
 
 
 def print_report(report: Report, *, summary: bool) -> None:

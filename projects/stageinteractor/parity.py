@@ -1,38 +1,286 @@
-"""Cases of StageInteractor's query head."""
+"""Numeric cases of StageInteractor, and what those of its relatives share with them.
+
+Letters: B images, N queries, S stages, K classes.
+"""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from detection_toolkit.structures import Predictions
-from detection_toolkit.training import StagewiseMatcher
-from stageinteractor import CrossStageMatcher, StageInteractorDecoder
-from stageinteractor.official_names import STAGEINTERACTOR
-
-from .case import Case, CaseError, Settings
-from .compare import Measurement, exact, loss, pixels, value
-from .decoder import DecoderCase, Outcome, assignment, measure_gradient
-from .runner import register_kind
-
-__all__ = ["StageInteractorCase"]
-
-_IN_DETAIL = (
-    "attn_norm_out",
-    "sample_xy",
-    "sample_z",
-    "level_weights",
-    "sampled_feats",
-    "mixing_out",
-    "ffn_norm_out",
+from detection_toolkit.errors import UserError
+from detection_toolkit.modeling import QueryDetector
+from detection_toolkit.parity import (
+    CASE_KINDS,
+    Case,
+    CaseError,
+    CaseKind,
+    Inputs,
+    Quantity,
+    Settings,
+    expand,
 )
-_PREDICTIONS = ("cls_score", "xyzr", "boxes", "object_feats")
+from detection_toolkit.parity.compare import (
+    EXACT,
+    LOSS,
+    NORMALIZER,
+    PIXELS,
+    Table,
+    geometry,
+    of_part,
+    value,
+)
+from detection_toolkit.parity.detector import (
+    CaseFeatures,
+    QueryCase,
+    Run,
+    Trace,
+    read_truth,
+    same_matches,
+    supervise,
+)
+from detection_toolkit.structures import HeadOutput, Predictions
+from detection_toolkit.training import Criterion, HungarianMatcher, StagewiseMatcher
+
+from .cross_stage_matcher import CrossStageMatcher
+from .decoder import StageInteractorDecoder
+from .detector import StageInteractor
+from .official_names import STAGEINTERACTOR
+from .queries import InitialQueries
+
+__all__ = ["CrossStageCase", "FeaturesCase", "StageInteractorCase"]
 
 
-@register_kind
-class StageInteractorCase(DecoderCase):
+def _of_objects(term: str) -> Any:
+    def ours(run: Run, t: int, b: int) -> Tensor:
+        return getattr(run.cost, term)[t, b, :, : run.truth.num_objects[b]]
+
+    return ours
+
+
+def _bank(run: Run, t: int) -> Any:
+    """Entries of the filter bank that stage t leaves."""
+    return run.trace[t, "stage"][1].entries
+
+
+def _bank_origin(run: Run, t: int) -> Tensor:
+    """The stage that each of these comes from."""
+    deposited = [id(_bank(run, s)[-1]) for s in range(t + 1)]
+    return torch.tensor([deposited.index(id(entry)) for entry in _bank(run, t)])
+
+
+def _matched(run: Run, t: int, boxes: Tensor) -> Tensor:
+    """Rows of (B, N, 4) that belong to matched queries of stage t."""
+    return boxes[run.index[t] >= 0]
+
+
+# The tables: name of an array -> its limit, and what it is here.
+
+PREDICTIONS: Table = {
+    "cls_score": (value, lambda run, t: run.outputs[t].logits),
+    "xyzr": (geometry, lambda run, t: run.outputs[t].queries.geometry),
+    "boxes": (PIXELS, lambda run, t: run.outputs[t].boxes),
+    "object_feats": (value, lambda run, t: run.outputs[t].queries.content),
+}
+ON_THE_WAY: Table = {
+    "attn_norm_out": (value, lambda run, t: run.trace[t, "attention"]),
+    "level_weights": (value, lambda run, t: run.trace[t, "level_weights"]),
+    "sampled_feats": (value, lambda run, t: run.trace[t, "sampled"]),
+    "mixing_out": (value, lambda run, t: run.trace[t, "mixing"][0]),
+    "ffn_norm_out": (value, lambda run, t: run.trace[t, "ffn"]),
+}
+BOX_DELTA: Table = {"box_delta": (value, lambda run, t: run.trace[t, "box_tower"])}
+DETECTIONS: Table = {
+    "scores": (value, lambda run, b: run.detections[b][0]),
+    "labels": (EXACT, lambda run, b: run.detections[b][1]),
+    "boxes": (PIXELS, lambda run, b: run.detections[b][2]),
+}
+COSTS: Table = {
+    "cost_total": (value, _of_objects("total")),
+    "cost_cls": (value, _of_objects("classification")),
+    "cost_l1": (value, _of_objects("l1")),
+    "cost_giou": (value, _of_objects("giou")),
+}
+LABELS: Table = {"labels": (EXACT, lambda run, t: run.labels[t])}
+LOSSES: Table = {
+    "loss_cls": (LOSS, lambda run, t: run.losses.loss_cls[t]),
+    "loss_bbox": (LOSS, lambda run, t: run.losses.loss_bbox[t]),
+    "loss_iou": (LOSS, lambda run, t: run.losses.loss_giou[t]),
+}
+TOTAL: Table = {"total_loss": (LOSS, lambda run: run.total)}
+
+_SAMPLING_POINTS: Table = {
+    "sample_xy": (PIXELS, lambda run, t: run.trace[t, "points"].xy),
+    "sample_z": (value, lambda run, t: run.trace[t, "points"].z),
+}
+_ORIGIN: Table = {"bank_provenance": (EXACT, lambda run, t: _bank_origin(run, t))}
+_NEWEST_IN_BANK: Table = {
+    "M": (value, lambda run, t: _bank(run, t)[-1].channel),
+    "S": (value, lambda run, t: _bank(run, t)[-1].spatial),
+}
+_CLASS_TARGETS: Table = {
+    "cls_target": (EXACT, lambda run, t: run.losses.class_targets.multi_hot[t]),
+    "avg_factor_cls": (NORMALIZER, lambda run, t: run.losses.cls_normalizer[t]),
+    "avg_factor_reg": (NORMALIZER, lambda run, t: run.losses.box_normalizer[t]),
+}
+_OF_MATCHED: Table = {
+    # Every query weighs the same in our loss.
+    "cls_weight": (EXACT, lambda run, t: torch.ones(run.labels[t].shape)),
+    "reg_pred_xyxy": (PIXELS, lambda run, t: _matched(run, t, run.outputs[t].boxes)),
+    "reg_target_xyxy": (PIXELS, lambda run, t: _matched(run, t, run.boxes[t])),
+}
+_ACCURACY: Table = {"pos_acc": (LOSS, lambda run, t: run.losses.matched_accuracy[t])}
+
+# Argument of a decoder -> entry of a case's config.
+SIZES = {
+    "num_classes": "num_classes",
+    "num_stages": "num_stages",
+    "channels": "content_dim",
+    "num_heads": "attention_heads",
+    "ffn_channels": "ffn_dim",
+    "groups": "groups",
+    "out_points": "out_points",
+}
+
+# The inputs of these parameters reach log 1e-7, so that their gradients are less certain.
+LESS_CERTAIN = {"iof_tau": 1e-2}
+
+
+class FeaturesCase(QueryCase):
+    """A query head that refines xyzr on given features: a forward pass, or a training step."""
+
+    sizes_name = "image_sizes"
+    buffers = (*QueryCase.buffers, "init_proposal_bboxes")
+    less_certain = LESS_CERTAIN
+
+    def __init__(self, case: Case):
+        super().__init__(case)
+        self.summary = case.config()["summary"]
+        self.strides = [int(x) for x in self.summary["strides"]]
+        self.map_names = [f"feat/{i}" for i in range(len(self.strides))]
+        self.stages = range(int(self.summary["num_stages"]))
+
+    @abstractmethod
+    def build_decoder(self, settings: Settings) -> nn.Module:
+        """The query head that the case's config describes."""
+
+    def build_label_assigner(self) -> nn.Module:
+        """How class targets are made."""
+        return StagewiseMatcher()
+
+    @abstractmethod
+    def forward_stage(self, t: int) -> Iterator[Quantity]:
+        """What a stage of a forward pass is compared with."""
+
+    @abstractmethod
+    def training_stage(self, t: int) -> Iterator[Quantity]:
+        """What a stage of a training step is compared with, but for its costs."""
+
+    @abstractmethod
+    def training_gradients(self) -> Iterator[Quantity]:
+        """The gradients."""
+
+    def quantities(self) -> Iterator[Quantity]:
+        if self.is_training:
+            for t in self.stages:
+                for b in self.images:
+                    yield from expand(COSTS, f"stage{t}/img{b}/", t, b)
+            for t in self.stages:
+                yield from self.training_stage(t)
+            yield from expand(TOTAL)
+            yield from self.training_gradients()
+            return
+        yield from expand(
+            {
+                "content": (
+                    value,
+                    lambda run: run.model.initial_queries(self.sized_maps()).content,
+                ),
+                "xyzr": (
+                    geometry,
+                    lambda run: run.model.initial_queries(self.sized_maps()).geometry,
+                ),
+                "imgs_whwh": (EXACT, lambda run: self.sizes_whwh()),
+            },
+            "init/",
+        )
+        for t in self.stages:
+            yield from self.forward_stage(t)
+        for b in self.images:
+            yield from expand(DETECTIONS, f"det/{b}/", b)
+
+    def has_any(self, t: int, *tables: Table) -> bool:
+        """Whether the case shows this stage in detail."""
+        return any(f"stage{t}/{name}" in self.case.names for table in tables for name in table)
+
+    def compute(self, settings: Settings) -> Run:
+        inputs = Inputs(self.case, settings)
+        features = [inputs.tensor(name) for name in self.map_names]
+        sizes = self.summary.integers({"num_queries": "num_queries", "channels": "content_dim"})
+        parts = detector_parts(
+            settings,
+            num_classes=int(self.summary["num_classes"]),
+            decoder=self.build_decoder(settings),
+            label_assigner=self.build_label_assigner(),
+        )
+        model = StageInteractor(
+            backbone=CaseFeatures(features, self.strides),
+            initial_queries=InitialQueries(**sizes),
+            max_detections=int(self.summary["max_per_img"]),
+            **parts,
+        )
+        self.load_weights(model, inputs.weights(self.weights))
+        model.to(settings.device, settings.dtype).eval()
+        if self.is_training:
+            return self.train(model, features, settings)
+        names = [[f"det/{b}/{x}" for x in DETECTIONS] for b in self.images]
+        return self.infer(model, features, [[self.case.array(x) for x in of] for of in names])
+
+    def trace(self, model: QueryDetector) -> Trace:
+        """By stage and part."""
+        trace = Trace()
+        for t, stage in enumerate(model.decoder.stages):
+            trace.output((t, "stage"), stage)
+            for name in ("attention", "mixing", "ffn", "box_tower"):
+                trace.output((t, name), getattr(stage, name))
+            for norm in (stage.mixing.channel_norm, stage.mixing.spatial_norm):
+                trace.input((t, "before_norm"), norm)
+            trace.input((t, "before_last_norm"), stage.mixing.norm)
+            stage.sampling.register_forward_hook(partial(_keep_sampling, trace, t))
+        return trace
+
+
+def detector_parts(
+    settings: Settings, *, num_classes: int, decoder: nn.Module, label_assigner: nn.Module
+) -> dict[str, Any]:
+    """Arguments of a detector: query head and criterion, and what goes with them."""
+    criterion: nn.Module = Criterion(
+        num_classes=num_classes, matcher=HungarianMatcher(), label_assigner=label_assigner
+    )
+    if settings.replace_parts is not None:
+        decoder, criterion = map(settings.replace_parts, (decoder, criterion))
+    return dict(
+        num_classes=num_classes,
+        decoder=decoder,
+        criterion=criterion,
+        execution=settings.execution,
+    )
+
+
+def _keep_sampling(trace: Trace, t: int, module: Any, inputs: tuple, output: Tensor) -> None:
+    points = module.points(*inputs[:2])
+    trace.keep((t, "points"), points)
+    trace.keep((t, "level_weights"), module.level_weights(points.z, inputs[2].strides))
+    trace.keep((t, "sampled"), output)
+
+
+@CASE_KINDS.register()
+class StageInteractorCase(FeaturesCase):
     """Forward passes with every intermediate value, and training steps."""
 
     title = "StageInteractor"
@@ -40,7 +288,7 @@ class StageInteractorCase(DecoderCase):
 
     @classmethod
     def matches(cls, case: Case) -> bool:
-        return "config" in case.names and "reuse_start_stage" in case.json().get("summary", {})
+        return "config" in case.names and "reuse_start_stage" in case.config().get("summary", {})
 
     def __init__(self, case: Case):
         super().__init__(case)
@@ -52,174 +300,125 @@ class StageInteractorCase(DecoderCase):
                 f"{case.path}: cross_stage_candidates must be given for all stages or for none"
             )
 
-    def build_decoder(self) -> nn.Module:
-        summary = self.summary
-        base, sub = summary["base_points"], summary["sub_points"]
-        later = base[1] if len(base) > 1 else base[0]
+    def build_decoder(self, settings: Settings) -> nn.Module:
+        base, sub = self.summary["base_points"], self.summary["sub_points"]
         if len(set(base[1:])) > 1 or len(set(sub)) > 1:
-            raise CaseError(
-                f"{self.case.path}: all stages must have the same number of sub-points and all "
-                f"but the first of base points, not {sub} and {base}"
+            raise UserError(
+                "all stages must have the same number of sub-points and all but the first of base "
+                f"points, not {sub} and {base}"
             )
-        spatial = int(summary["spatial_reuse"])
+        spatial = int(self.summary["spatial_reuse"])
         if spatial not in (0, 1):
-            raise CaseError(f"{self.case.path}: spatial_reuse must be 0 or 1, not {spatial}")
-        try:
-            return StageInteractorDecoder(
-                int(summary["num_classes"]),
-                num_stages=self.num_stages,
-                channels=int(summary["content_dim"]),
-                num_heads=int(summary["attention_heads"]),
-                ffn_channels=int(summary["ffn_dim"]),
-                groups=int(summary["groups"]),
-                first_base_points=int(base[0]),
-                base_points=int(later),
-                sub_points=int(sub[0]),
-                out_points=int(summary["out_points"]),
-                reuse_start=int(summary["reuse_start_stage"]),
-                channel_reuse_cap=summary["channel_reuse_cap"],
-                apply_reused_channel_filters=not summary["no_previous_filters"],
-                spatial_reuse=bool(spatial),
-                execution=self.execution,
-            )
-        except ValueError as error:
-            raise CaseError(f"{self.case.path}: {error}") from error
+            raise UserError(f"spatial_reuse must be 0 or 1, not {spatial}")
+        return StageInteractorDecoder(
+            **self.summary.integers({**SIZES, "reuse_start": "reuse_start_stage"}),
+            first_base_points=int(base[0]),
+            base_points=int(base[-1]),
+            sub_points=int(sub[0]),
+            channel_reuse_cap=self.summary["channel_reuse_cap"],
+            apply_reused_channel_filters=not self.summary["no_previous_filters"],
+            spatial_reuse=bool(spatial),
+            execution=settings.execution,
+        )
 
     def build_label_assigner(self) -> nn.Module:
         if not self.is_cross_stage:
-            return StagewiseMatcher()
+            return super().build_label_assigner()
         return CrossStageMatcher(
             float(self.summary["iou_threshold"]), stage_offsets=self.candidates
         )
 
-    def _newest_in_bank(self, t: int) -> int:
-        """Place of the stage's own filters in the bank that it leaves."""
-        return max(0, t - int(self.summary["reuse_start_stage"]) + 1)
-
-    def _detail_names(self, t: int) -> set[str]:
-        if not any(f"stage{t}/{x}" in self.case.names for x in (*_IN_DETAIL, "mix_preln0")):
-            return set()
+    def forward_stage(self, t: int) -> Iterator[Quantity]:
+        stage = f"stage{t}/"
+        # Place of the stage's own filters in the bank that it leaves: so many were there before.
+        place = max(0, t - int(self.summary["reuse_start_stage"]) + 1)
         cap = self.summary["channel_reuse_cap"]
-        reused = self._newest_in_bank(t) if cap is None else min(self._newest_in_bank(t), cap)
-        names = {f"stage{t}/{x}" for x in _IN_DETAIL}
-        return names | {f"stage{t}/mix_preln{i}" for i in range(reused + 2)}
+        reused = place if cap is None else min(place, cap)
+        norms: Table = {
+            f"mix_preln{i}": (value, lambda run, t, i=i: run.trace.all((t, "before_norm"))[i])
+            for i in range(reused + 2)
+        }
+        in_detail = (ON_THE_WAY, _SAMPLING_POINTS, norms)
+        if self.has_any(t, *in_detail):
+            for table in in_detail:
+                yield from expand(table, stage, t)
+        for table in (BOX_DELTA, PREDICTIONS, _ORIGIN):
+            yield from expand(table, stage, t)
+        yield from expand(_NEWEST_IN_BANK, f"{stage}bank{place}/", t)
 
-    def forward_names(self) -> set[str]:
-        names = {"init/xyzr", "init/content", "init/imgs_whwh"} | self.detection_names()
-        for t in self.stages:
-            bank = f"bank{self._newest_in_bank(t)}"
-            own = (*_PREDICTIONS, "box_delta", "bank_provenance", f"{bank}/M", f"{bank}/S")
-            names |= {f"stage{t}/{x}" for x in own} | self._detail_names(t)
-        return names
+    def training_stage(self, t: int) -> Iterator[Quantity]:
+        stage = f"stage{t}/"
+        for b in self.images:
+            place = f"{stage}img{b}/"
+            yield from expand(matches(self.case, place + "cost_total"), place, t, b)
+        predictions = {name: PREDICTIONS[name] for name in ("cls_score", "boxes")}
+        of_labels = (_CLASS_TARGETS, _OF_MATCHED) if self.is_cross_stage else ()
+        for table in (LABELS, predictions, *of_labels, LOSSES, _ACCURACY):
+            yield from expand(table, stage, t)
 
-    def training_names(self) -> set[str]:
-        per_stage = ["labels", "cls_score", "boxes", "loss_cls", "loss_bbox", "loss_iou", "pos_acc"]
-        if self.is_cross_stage:
-            per_stage += ["cls_target", "cls_weight", "avg_factor_cls", "avg_factor_reg"]
-            per_stage += ["reg_pred_xyxy", "reg_target_xyxy"]
-        per_image = ["assigned_gt", "cost_total", "cost_cls", "cost_l1", "cost_giou"]
-        names = {f"stage{t}/{x}" for t in self.stages for x in per_stage} | {"total_loss"}
-        places = [f"stage{t}/img{b}" for t in self.stages for b in self.images]
-        names |= {f"{place}/{x}" for place in places for x in per_image}
-        names |= {f"gradnorm_input/feat{i}" for i in range(len(self.strides))}
-        names |= {f"gradnorm/{x}" for x in self.parameter_names()}
-        # Gradients in full are given for small parameters; which ones is the file's choice.
-        in_full = {f"grad/{x}" for x in self.parameter_names()}
-        return names | (in_full & self.case.names)
+    def training_gradients(self) -> Iterator[Quantity]:
+        return self.compare_gradients("gradnorm/", "grad/", norm_of_map="gradnorm_input/feat{}")
 
-    def measure_forward(self, outcome: Outcome, settings: Settings) -> Iterator[Measurement]:
-        atol, trace = settings.atol, outcome.trace
-        yield from self.measure_queries(outcome, settings)
-        deposits: list[int] = []
-        for t, output in enumerate(outcome.outputs):
-            prefix = f"stage{t}/"
-            if self._detail_names(t):
-                points = trace(t, "points")
-                for name, ours, limit in (
-                    ("attn_norm_out", trace(t, "attention"), value(atol)),
-                    ("sample_xy", points.xy, pixels()),
-                    ("sample_z", points.z, value(atol)),
-                    ("level_weights", trace(t, "level_weights"), value(atol)),
-                    ("sampled_feats", trace(t, "sampled"), value(atol)),
-                ):
-                    yield self.measured(prefix + name, ours, limit)
-                for i, before_norm in enumerate(trace.all(t, "before_norm")):
-                    yield self.measured(f"{prefix}mix_preln{i}", before_norm, value(atol))
-                yield self.measured(prefix + "mixing_out", trace(t, "mixing")[0], value(atol))
-                yield self.measured(prefix + "ffn_norm_out", trace(t, "ffn"), value(atol))
-            yield self.measured(prefix + "box_delta", trace(t, "delta"), value(atol))
-            yield from self.measure_predictions(t, output, settings, _PREDICTIONS)
-            entries = trace(t, "stage")[1].entries
-            deposits.append(id(entries[-1]))
-            origin = torch.tensor([deposits.index(id(entry)) for entry in entries])
-            yield self.measured(prefix + "bank_provenance", origin, exact())
-            bank = f"{prefix}bank{len(entries) - 1}/"
-            yield self.measured(bank + "M", entries[-1].channel, value(atol))
-            yield self.measured(bank + "S", entries[-1].spatial, value(atol))
-        yield from self.measure_detections(outcome, settings)
 
-    def measure_training(self, outcome: Outcome, settings: Settings) -> Iterator[Measurement]:
-        truth = self.truth(settings)
-        result = outcome.model.criterion(Predictions(outcome.outputs), truth)
-        total = torch.stack([result.loss_cls, result.loss_bbox, result.loss_giou]).sum()
-        total.backward()
-        yield from self.measure_costs(outcome, truth, settings)
-        index = result.assignment.object_index
-        matched = result.assignment.matched
-        for t, output in enumerate(outcome.outputs):
-            prefix = f"stage{t}/"
-            for b in self.images:
-                name = f"{prefix}img{b}/assigned_gt"
-                reference = self.case.array(name)
-                cost = self.case.array(f"{prefix}img{b}/cost_total")
-                verdict = assignment(index[t, b], reference, cost, settings.atol)
-                yield Measurement(name, index[t, b], reference, exact(), settled=verdict)
-            own = truth.labels.gather(1, index[t].clamp(min=0))
-            background = int(self.summary["num_classes"])
-            labels = torch.where(matched[t], own, torch.full_like(own, background))
-            yield self.measured(prefix + "labels", labels, exact())
-            yield from self.measure_predictions(t, output, settings, ("cls_score", "boxes"))
-            if self.is_cross_stage:
-                targets = result.class_targets.multi_hot[t]
-                yield self.measured(prefix + "cls_target", targets, exact())
-                # Every query weighs the same in our loss.
-                yield self.measured(prefix + "cls_weight", torch.ones(labels.shape), exact())
-                objects = truth.boxes.gather(1, index[t].clamp(min=0)[..., None].expand(-1, -1, 4))
-                yield self.measured(prefix + "reg_pred_xyxy", output.boxes[matched[t]], pixels())
-                yield self.measured(prefix + "reg_target_xyxy", objects[matched[t]], pixels())
-                yield from self.measure_losses(
-                    t,
-                    [
-                        ("avg_factor_cls", result.cls_normalizer[t]),
-                        ("avg_factor_reg", result.box_normalizer[t]),
-                    ],
-                )
-            yield from self.measure_losses(
-                t,
-                [
-                    ("loss_cls", result.loss_cls[t]),
-                    ("loss_bbox", result.loss_bbox[t]),
-                    ("loss_iou", result.loss_giou[t]),
-                ],
-            )
-            yield self.measured(prefix + "pos_acc", result.matched_accuracy[t], loss())
-        yield self.measure_total(total)
-        yield from self._measure_gradients(outcome)
+def matches(case: Case, cost: str) -> Table:
+    """The matches of one image, whose costs are the array ``cost``."""
+    limit = partial(same_matches, case, [cost])
+    return {"assigned_gt": (limit, lambda run, t, b: run.index[t, b])}
 
-    def _measure_gradients(self, outcome: Outcome) -> Iterator[Measurement]:
-        gradients = self.gradients(outcome)
-        norms = [float(self.case.array(f"gradnorm/{name}")) for name in gradients]
-        largest = max(norms, default=0.0)
-        for name, ours in gradients.items():
-            limit = self.gradient_limit(name, largest)
-            for quantity, is_norm in ((f"gradnorm/{name}", True), (f"grad/{name}", False)):
-                if quantity in self.case.names:
-                    yield measure_gradient(
-                        quantity, ours, self.case.array(quantity), limit=limit, is_norm=is_norm
-                    )
-        for i, feature in enumerate(outcome.features):
-            quantity = f"gradnorm_input/feat{i}"
-            limit = self.gradient_limit(quantity, largest)
-            yield measure_gradient(
-                quantity, feature.grad, self.case.array(quantity), limit=limit, is_norm=True
-            )
+
+@CASE_KINDS.register()
+class CrossStageCase(CaseKind):
+    """Matching, class targets and losses on given predictions: many small cases in one file."""
+
+    title = "cross-stage assigner"
+
+    @classmethod
+    def matches(cls, case: Case) -> bool:
+        return "num_cases" in case.names or bool(case.below("case0/stage0/"))
+
+    def __init__(self, case: Case):
+        super().__init__(case)
+        self.cases = range(int(case.array("num_cases")))
+        self.information = {*CaseKind.information, *(f"case{i}/mode" for i in self.cases)}
+        self.stages = [self._stages(f"case{i}/stage") for i in self.cases]
+        self.image_sizes = [
+            [(int(h), int(w)) for h, w in case.array(f"case{i}/image_sizes")] for i in self.cases
+        ]
+
+    def _stages(self, prefix: str) -> range:
+        found = {name[len(prefix) :].split("/")[0] for name in self.case.below(prefix)}
+        if not found or not all(x.isdigit() for x in found):
+            raise CaseError(f"{self.case.path} lacks the stages {prefix}*")
+        return range(max(map(int, found)) + 1)
+
+    def quantities(self) -> Iterator[Quantity]:
+        for i in self.cases:
+            yield from of_part(i, self._quantities(i))
+
+    def _quantities(self, i: int) -> Iterator[Quantity]:
+        for t in self.stages[i]:
+            stage = f"case{i}/stage{t}/"
+            for b in range(len(self.image_sizes[i])):
+                place = f"{stage}img{b}/"
+                yield from expand(matches(self.case, place + "cost"), place, t, b)
+                yield from expand({"cost": COSTS["cost_total"]}, place, t, b)
+            yield from expand(_CLASS_TARGETS, stage, t)
+            yield from expand(LOSSES, stage, t)
+
+    def compute(self, settings: Settings) -> list[Run]:
+        inputs = Inputs(self.case, settings)
+        return [self._compute(f"case{i}/", i, inputs) for i in self.cases]
+
+    def _compute(self, prefix: str, i: int, inputs: Inputs) -> Run:
+        logits, boxes = (
+            [inputs.tensor(f"{prefix}stage{t}/{name}") for t in self.stages[i]]
+            for name in ("logits", "boxes")
+        )
+        truth = read_truth(inputs, f"{prefix}gt/", self.image_sizes[i])
+        predictions = Predictions([HeadOutput(x, y) for x, y in zip(logits, boxes)])
+        criterion = Criterion(
+            num_classes=logits[0].shape[-1],
+            matcher=HungarianMatcher(),
+            label_assigner=CrossStageMatcher(),
+        )
+        return supervise(criterion, predictions, truth)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from check_parity import main
 from dfvt_cases import DATA
-from parity_cases import Settings
-from parity_cases.runner import MAX_SCATTER
+
+from detection_toolkit.parity import Settings
+from detection_toolkit.parity.runner import MAX_SCATTER
 
 CASES = ("cls_mini_224", "det_mini_128x160", "det_mini_train_64x96")
 # In limits: three times as much as a look at rounding accepts, whatever the machine's rounding.

@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from detectron2.modeling import Backbone
 from detectron2.modeling.backbone import BasicStem, BottleneckBlock, ResNet
-from torch import nn
+from torch import Tensor, nn
 
-from detection_toolkit.checkpoint.official import (
-    CheckpointMismatchError,
-    convert_official_state_dict,
-)
-from detection_toolkit.errors import UserError
-from detection_toolkit.modeling import FrozenStatsBatchNorm2d, SharedNormChannelMapper
-from detection_toolkit.modeling.backbones import DeformBottleneckBlock, SwinBackbone
-
-from .case import Case, CaseError, Inputs, Settings
-from .compare import Measurement, value
-from .runner import CaseKind, Layout, register_kind
+from ..checkpoint.official import convert_official_state_dict
+from ..errors import UserError
+from ..modeling import FrozenStatsBatchNorm2d, SharedNormChannelMapper
+from ..modeling.backbones import DeformBottleneckBlock, SwinBackbone
+from .case import Case, Config, Inputs, Settings
+from .compare import Quantity, expand, value
+from .runner import CASE_KINDS, CaseKind
 
 __all__ = ["BackboneCase"]
 
 _BLOCKS_PER_STAGE = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
-@register_kind
+@CASE_KINDS.register()
 class BackboneCase(CaseKind):
     """A normalised image batch, and the maps of the backbone and of the neck."""
 
@@ -35,44 +30,35 @@ class BackboneCase(CaseKind):
 
     @classmethod
     def matches(cls, case: Case) -> bool:
-        return "config" in case.names and {"backbone", "neck_out"} <= set(case.json())
+        return "config" in case.names and {"backbone", "neck_out"} <= set(case.config())
 
-    def layout(self) -> Layout:
-        levels = range(len(self.case.json()["neck_in"]))
-        return Layout(
-            {"image"}, {f"{part}/{i}" for part in ("backbone", "neck") for i in levels}, set()
+    def quantities(self) -> Iterator[Quantity]:
+        levels = range(len(self.case.config()["neck_in"]))
+        for part in ("backbone", "neck"):
+            maps = {str(i): (value, lambda run, part, i=i: run[part][i]) for i in levels}
+            yield from expand(maps, f"{part}/", part)
+
+    def compute(self, settings: Settings) -> dict[str, list[Tensor]]:
+        inputs, config = Inputs(self.case, settings), self.case.config()
+        bottom_up = build_backbone(config["backbone"])
+        neck = SharedNormChannelMapper(
+            bottom_up, list(bottom_up.output_shape()), int(config["neck_out"])
         )
-
-    def measure(self, settings: Settings) -> Iterator[Measurement]:
-        inputs = Inputs(self.case, settings)
-        config = self.case.json()
-        try:
-            bottom_up = build_backbone(config["backbone"])
-            neck = SharedNormChannelMapper(
-                bottom_up, list(bottom_up.output_shape()), int(config["neck_out"])
-            )
-            model = nn.ModuleDict({"backbone": neck})
-            weights = convert_official_state_dict(inputs.weights(), model)
-        except (CheckpointMismatchError, KeyError, ValueError) as error:
-            raise CaseError(f"{self.case.path}: {error}") from error
+        model = nn.ModuleDict({"backbone": neck})
+        weights = convert_official_state_dict(inputs.weights("weight/"), model)
         model.load_state_dict(weights.model)
         model.to(settings.device, settings.dtype).eval()
         with torch.no_grad():
             image = inputs.tensor("image")
-            maps = neck.bottom_up(image)
-            projected = neck(image)
-        for part, found in (("backbone", maps), ("neck", projected)):
-            for i, level in enumerate(found.values()):
-                name = f"{part}/{i}"
-                yield Measurement(name, level, self.case.array(name), value(settings.atol))
+            maps = {"backbone": neck.bottom_up(image), "neck": neck(image)}
+        return {part: list(found.values()) for part, found in maps.items()}
 
 
-def build_backbone(config: Mapping[str, Any]) -> Backbone:
+def build_backbone(config: Config) -> Backbone:
     """The backbone that a block of official settings describes.
 
     Raises:
-        KeyError: a setting is missing.
-        ValueError: an unknown type or depth.
+        UserError: a setting is missing, or a type or depth unknown.
     """
     kind = config["type"]
     if kind == "SwinTransformer":

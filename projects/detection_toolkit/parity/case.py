@@ -13,12 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from detection_toolkit.errors import UserError
-from detection_toolkit.modeling import Execution
+from ..errors import UserError
+from ..modeling import Execution
 
-__all__ = ["Case", "CaseError", "Inputs", "Settings"]
-
-WEIGHT = "weight/"
+__all__ = ["Case", "CaseError", "Config", "Inputs", "Settings"]
 
 
 class CaseError(UserError):
@@ -44,6 +42,21 @@ class Settings:
     """Makes another implementation, with the same parameters, of decoder and criterion."""
 
 
+class Config(dict[str, Any]):
+    """Sizes and switches of the network; reading one that is not there is a clear error."""
+
+    def __init__(self, values: Mapping[str, Any], path: Path):
+        super().__init__(values)
+        self._path = path
+
+    def __missing__(self, key: str) -> Any:
+        raise CaseError(f"the config in {self._path} lacks {key!r}")
+
+    def integers(self, names: Mapping[str, str]) -> dict[str, int]:
+        """Arguments of a constructor, from {argument: key}."""
+        return {argument: int(self[key]) for argument, key in names.items()}
+
+
 class Case:
     """The arrays of one file."""
 
@@ -55,6 +68,8 @@ class Case:
         """
         self.path = Path(path)
         self.name = self.path.stem
+        self.read: set[str] = set()
+        """Names of the arrays that were asked for."""
         if not self.path.is_file():
             raise FileNotFoundError(f"no such case file: {self.path}")
         try:
@@ -74,53 +89,50 @@ class Case:
         Raises:
             CaseError: the file has none of this name.
         """
+        self.read.add(name)
         try:
             return self._arrays[name]
         except KeyError:
             raise CaseError(f"{self.path} lacks the array {name!r}") from None
 
-    def json(self, name: str = "config") -> dict[str, Any]:
-        """A JSON document kept as bytes.
+    def config(self, name: str = "config") -> Config:
+        """A JSON object, kept as bytes or as a text; those inside it are :class:`Config`, too.
 
         Raises:
-            CaseError: missing or not JSON.
+            CaseError: missing or no JSON object.
         """
+        array = self.array(name)
         try:
-            document = json.loads(bytes(self.array(name)).decode())
+            text = str(array) if array.dtype.kind == "U" else bytes(array).decode()
+            document = json.loads(text, object_hook=lambda values: Config(values, self.path))
         except (TypeError, ValueError) as error:
             raise CaseError(f"{name!r} in {self.path} is no JSON document: {error}") from error
-        if not isinstance(document, dict):
+        if not isinstance(document, Config):
             raise CaseError(f"{name!r} in {self.path} is no JSON object")
         return document
-
-    @property
-    def summary(self) -> Summary:
-        """The ``summary`` block of the config."""
-        config = self.json()
-        if "summary" not in config:
-            raise CaseError(f"the config in {self.path} lacks its block 'summary'")
-        return Summary(config["summary"], self.path)
 
     def below(self, prefix: str) -> list[str]:
         """Names that start with ``prefix``, in the file's order."""
         return [name for name in self._arrays if name.startswith(prefix)]
 
+    def put(self, name: str, array: np.ndarray) -> None:
+        """Replace an array, by the same numbers in other units, say."""
+        self._arrays[name] = array
 
-class Summary:
-    """Sizes and switches of the network; reading one that is not there is a clear error."""
+    def unpack(self, names: str, values: str, prefix: str) -> None:
+        """Replace a list of names and the list of their values by one array for each name.
 
-    def __init__(self, values: Mapping[str, Any], path: Path):
-        self._values = values
-        self._path = path
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._values
-
-    def __getitem__(self, key: str) -> Any:
-        try:
-            return self._values[key]
-        except KeyError:
-            raise CaseError(f"the config summary in {self._path} lacks {key!r}") from None
+        Raises:
+            CaseError: a list is missing, or the two differ in length.
+        """
+        keys, numbers = self.array(names), self.array(values)
+        if keys.shape != numbers.shape or len(set(keys.tolist())) != len(keys):
+            raise CaseError(
+                f"{self.path}: {names} must list each name once, and {values} a number for each; "
+                f"they have the shapes {keys.shape} and {numbers.shape}"
+            )
+        del self._arrays[names], self._arrays[values]
+        self._arrays.update({prefix + str(k): np.asarray(x) for k, x in zip(keys, numbers)})
 
 
 class Inputs:
@@ -151,6 +163,6 @@ class Inputs:
             ).astype(array.dtype)
         return torch.from_numpy(array).to(self._settings.device, self._settings.dtype)
 
-    def weights(self) -> dict[str, Tensor]:
-        """All weights by their official names."""
-        return {name[len(WEIGHT) :]: self.tensor(name) for name in self._case.below(WEIGHT)}
+    def weights(self, prefix: str) -> dict[str, Tensor]:
+        """All weights, which are the arrays below ``prefix``, by their official names."""
+        return {name[len(prefix) :]: self.tensor(name) for name in self._case.below(prefix)}

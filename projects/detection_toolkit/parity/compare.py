@@ -1,19 +1,32 @@
-"""Limits, and the comparison of one quantity with its reference."""
+"""What is compared, within which limits, and the comparison itself."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Union
 
 import numpy as np
 import torch
 
-__all__ = ["Limit", "Measurement", "PIXELS", "Row", "exact", "gradient", "loss", "pixels", "value"]
-
-PIXELS = 5e-3
-LOSS = 1e-5
-GRADIENT = 2e-3
-GRADIENT_FLOOR = 1e-4
+__all__ = [
+    "EXACT",
+    "LOSS",
+    "NORMALIZER",
+    "PIXELS",
+    "Limit",
+    "Measurement",
+    "Quantity",
+    "Row",
+    "Table",
+    "expand",
+    "geometry",
+    "gradient",
+    "not_finite",
+    "of_part",
+    "value",
+]
 
 
 @dataclass(frozen=True)
@@ -22,18 +35,22 @@ class Limit:
 
     An element may differ by ``absolute`` (a number, or one a column) plus ``relative`` times the
     reference. With ``as_norm`` the arrays are compared as vectors, by L2 norm, where references
-    shorter than ``floor`` count as ``floor``.
+    shorter than ``floor`` count as ``floor``. Where the reference of a relative limit is infinite
+    or no number, as without any object in the batch, when it divides by zero, ours must be finite.
     """
 
     absolute: float | tuple[float, ...] = 0.0
     relative: float = 0.0
     as_norm: bool = False
     floor: float = 0.0
+    settle: Callable[[np.ndarray, np.ndarray], str] | None = field(default=None, compare=False)
+    """(ours, reference) -> a verdict that needs no comparison, starting with "ok" or "FAIL"; empty
+    if there is none."""
 
     @property
     def is_exact(self) -> bool:
         """Whether nothing may differ."""
-        return self == Limit()
+        return self == EXACT
 
     def __str__(self) -> str:
         if self.is_exact:
@@ -49,55 +66,99 @@ class Limit:
         return " + ".join(parts)
 
 
+def _no_object(ours: np.ndarray, reference: np.ndarray) -> str:
+    same = reference == 0 and ours == 1
+    return "ok (no object: the reference divides by 0, we by 1)" if same else ""
+
+
+def _no_gradient(ours: np.ndarray, reference: np.ndarray) -> str:
+    # In place of a norm, -1 says that there is no gradient.
+    none = reference.ndim == 0 and reference == -1 and ours == 0
+    return "ok (no gradient on either side)" if none else ""
+
+
+EXACT = Limit()
+"""Indices, labels, targets."""
+PIXELS = Limit(absolute=5e-3)
+"""Boxes, sampling points."""
+LOSS = Limit(relative=1e-5)
+"""Losses."""
+NORMALIZER = replace(LOSS, settle=_no_object)
+"""What losses are divided by."""
+
+
 def value(atol: float) -> Limit:
     """Logits, features, filters."""
     return Limit(absolute=atol)
 
 
-def pixels() -> Limit:
-    """Boxes, sampling points."""
-    return Limit(absolute=PIXELS)
+def geometry(atol: float, logarithms: int = 2) -> Limit:
+    """x and y in pixels, then columns that are logarithms."""
+    pixels = float(np.max(PIXELS.absolute))
+    return Limit(absolute=(pixels, pixels, *[atol] * logarithms))
 
 
-def geometry(atol: float, others: int) -> Limit:
-    """x and y in pixels, then ``others`` columns that are logarithms."""
-    return Limit(absolute=(PIXELS, PIXELS, *[atol] * others))
-
-
-def loss() -> Limit:
-    """Losses and what they are divided by."""
-    return Limit(relative=LOSS)
-
-
-def exact() -> Limit:
-    """Indices, labels, targets."""
-    return Limit()
-
-
-def gradient(name: str, largest_norm: float) -> Limit:
+def gradient(largest_norm: float, relative: float = 2e-3) -> Limit:
     """Gradients and their norms.
 
     Args:
-        name: official name of the parameter. The inputs of ``iof_tau`` reach log 1e-7, so its
-            gradient is less certain.
         largest_norm: of all parameters; a share of it is the least norm to compare with.
+        relative: share of the norm that the difference may have.
     """
-    relative = 1e-2 if name.endswith("iof_tau") else GRADIENT
-    return Limit(relative=relative, as_norm=True, floor=GRADIENT_FLOOR * largest_norm)
+    return Limit(relative=relative, as_norm=True, floor=1e-4 * largest_norm, settle=_no_gradient)
+
+
+AnyLimit = Union[Limit, Callable[[float], Limit]]  # or how it follows from ``Settings.atol``
+Table = Mapping[str, tuple[AnyLimit, Callable[..., Any]]]
+"""Name of an array -> its limit, and how a run of the case has ours: (run, *indices) -> value."""
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """An array of a case, and what it is compared with."""
+
+    name: str
+    limit: AnyLimit
+    ours: Callable[[Any], Any]
+    """run of the case -> our value."""
+    optional: bool = False
+    """Compared if the case has it; otherwise a case without it is incomplete."""
+
+
+def expand(
+    table: Table, prefix: str = "", *indices: int, optional: bool = False
+) -> Iterator[Quantity]:
+    """The quantities of a table at one place.
+
+    Args:
+        table: names and how to get them.
+        prefix: of the place, before each name.
+        indices: of the place, for each entry's function.
+        optional: see :class:`Quantity`.
+    """
+    for name, (limit, ours) in table.items():
+        yield Quantity(prefix + name, limit, partial(_call, ours, indices), optional)
+
+
+def of_part(part: Any, quantities: Iterable[Quantity]) -> Iterator[Quantity]:
+    """The quantities of one of several runs: each is then given a mapping of runs."""
+    for quantity in quantities:
+        ours = quantity.ours
+        yield replace(quantity, ours=lambda runs, ours=ours: ours(runs[part]))
+
+
+def _call(ours: Callable[..., Any], indices: tuple[int, ...], run: Any) -> Any:
+    return ours(run, *indices)
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Our value of a quantity, and the arrays of the case that are thereby compared."""
+    """Our value of a quantity, and the reference."""
 
     quantity: str
     ours: Any
     reference: np.ndarray
     limit: Limit
-    covers: tuple[str, ...] = ()
-    """Names of the compared arrays; the quantity's own by default."""
-    settled: str = ""
-    """Verdict of a comparison that was made elsewhere, starting with "ok" or "FAIL"."""
 
     def row(self) -> Row:
         """Compare."""
@@ -115,7 +176,6 @@ class Row:
     """Largest difference in units of the limit; above 1 is out of tolerance."""
     limit: str
     verdict: str
-    covers: tuple[str, ...] = ()
     by_rounding: bool = False
     """Accepted only after a closer look at rounding."""
 
@@ -130,16 +190,13 @@ class Row:
 
 
 def _compare(m: Measurement) -> Row:
-    covers = m.covers or (m.quantity,)
     ours, reference = to_array(m.ours), np.asarray(m.reference)
     if ours.shape != reference.shape:
         verdict = f"FAIL shape {ours.shape}, reference {reference.shape}"
-        return Row(m.quantity, np.inf, np.inf, np.inf, str(m.limit), verdict, covers)
-    if reference.dtype.kind not in "fiub":
-        same = bool((ours == reference).all())
-        distance = 0.0 if same else np.inf
-        verdict = m.settled or ("ok" if same else "FAIL not identical")
-        return Row(m.quantity, distance, distance, distance, "identical", verdict, covers)
+        return Row(m.quantity, np.inf, np.inf, np.inf, str(m.limit), verdict)
+    settled = m.limit.settle(ours, reference) if m.limit.settle else ""
+    if m.limit.relative:
+        settled = not_finite(ours, reference) or settled
     ours, reference = ours.astype(np.float64), reference.astype(np.float64)
     # Equal infinities have no difference; any other non-finite number can only fail.
     with np.errstate(invalid="ignore"):
@@ -153,7 +210,7 @@ def _compare(m: Measurement) -> Row:
     if m.limit.as_norm:
         length = max(float(np.linalg.norm(reference)), m.limit.floor)
         max_rel = float(np.linalg.norm(difference)) / length if length > 0 else max_rel
-    return Row(m.quantity, max_abs, max_rel, excess, str(m.limit), m.settled or verdict, covers)
+    return Row(m.quantity, max_abs, max_rel, excess, str(m.limit), settled or verdict)
 
 
 def _excess(difference: np.ndarray, reference: np.ndarray, limit: Limit) -> float:
@@ -164,9 +221,19 @@ def _excess(difference: np.ndarray, reference: np.ndarray, limit: Limit) -> floa
     if limit.as_norm:
         allowed = limit.relative * max(float(np.linalg.norm(reference)), limit.floor)
         return float(np.linalg.norm(difference)) / allowed if allowed > 0 else np.inf
-    allowed = np.asarray(limit.absolute) + limit.relative * np.abs(reference)
+    tolerance = np.asarray(limit.absolute) + limit.relative * np.abs(reference)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return float(np.max(np.where(difference == 0, 0.0, difference / allowed)))
+        return float(np.max(np.where(difference == 0, 0.0, difference / tolerance)))
+
+
+def not_finite(ours: np.ndarray, reference: np.ndarray) -> str:
+    """Verdict where the reference is infinite or no number: ours must be finite. Empty if the
+    reference is finite."""
+    if np.isfinite(reference).all():
+        return ""
+    if np.isfinite(ours).all():
+        return "ok (reference not finite, ours finite)"
+    return "FAIL ours is not finite either"
 
 
 def to_array(x: Any) -> np.ndarray:

@@ -1,10 +1,14 @@
-"""What cases of all detectors of the family have in common: features in, stages out."""
+"""What cases of query-based detectors have in common, whatever the names of their arrays.
+
+Letters: B images, N queries, S stages, K classes, M objects.
+"""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -12,42 +16,29 @@ from detectron2.layers import ShapeSpec
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
-from detection_toolkit.checkpoint.official import (
-    CheckpointMismatchError,
-    convert_official_state_dict,
-)
-from detection_toolkit.checkpoint.official_format import OfficialFormat
-from detection_toolkit.modeling import Execution, FeatureMaps
-from detection_toolkit.structures import GroundTruth, StageOutput
-from detection_toolkit.training import Criterion, HungarianMatcher
-from stageinteractor import InitialQueries, StageInteractor
-
-from .case import WEIGHT, Case, CaseError, Inputs, Settings
-from .compare import (
-    Limit,
-    Measurement,
-    exact,
-    geometry,
-    gradient,
-    loss,
-    pixels,
-    value,
-)
-from .runner import CaseKind, Layout
+from ..checkpoint.official import convert_official_state_dict
+from ..checkpoint.official_format import OfficialFormat
+from ..modeling import FeatureMaps, QueryDetector
+from ..structures import GroundTruth, Predictions
+from .case import Case, CaseError, Inputs, Settings
+from .compare import Limit, Quantity, gradient, to_array
+from .runner import CaseKind
 
 __all__ = [
     "CaseFeatures",
-    "DecoderCase",
-    "Outcome",
+    "QueryCase",
+    "Run",
+    "Trace",
     "align_detections",
     "assignment",
-    "measure_gradient",
-    "not_finite",
+    "read_truth",
+    "same_matches",
+    "supervise",
 ]
 
 
 class CaseFeatures(nn.Module):
-    """Stands in for backbone and neck: returns the features of the case."""
+    """Stands in for a backbone: returns the features of the case."""
 
     def __init__(self, features: Sequence[Tensor], strides: Sequence[int]):
         super().__init__()
@@ -64,320 +55,282 @@ class CaseFeatures(nn.Module):
         return {f"level{i}": feature for i, feature in enumerate(self.features)}
 
 
-def sized_maps(image_sizes: Sequence[tuple[int, int]]) -> FeatureMaps:
-    """Maps of which only the sizes of the images are known."""
-    return FeatureMaps((), (), torch.tensor(image_sizes), (0, 0))
-
-
 class Trace:
-    """Records what goes through the parts of a decoder, by forward hooks."""
+    """Records what goes through parts of a network, by forward hooks, in the order of calls."""
 
-    def __init__(self, decoder: nn.Module):
-        self.values: dict[tuple[int, str], list[Any]] = {}
-        for t, stage in enumerate(decoder.stages):
-            self._watch(t, "attention", stage.attention)
-            self._watch(t, "mixing", stage.mixing)
-            self._watch(t, "ffn", stage.ffn)
-            self._watch(t, "delta", stage.box_tower)
-            self._watch(t, "stage", stage)
-            stage.sampling.register_forward_hook(self._sampling_hook(t))
-            for norm in (stage.mixing.channel_norm, stage.mixing.spatial_norm):
-                self._watch_input(t, "before_norm", norm)
-            self._watch_input(t, "before_last_norm", stage.mixing.norm)
+    def __init__(self) -> None:
+        self._values: dict[Hashable, list[Any]] = {}
 
-    def __call__(self, t: int, name: str) -> Any:
-        return self.values[t, name][-1]
+    def __getitem__(self, key: Hashable) -> Any:
+        """What was recorded last under this key."""
+        return self.all(key)[-1]
 
-    def all(self, t: int, name: str) -> list[Any]:
-        return self.values[t, name]
+    def all(self, key: Hashable) -> list[Any]:
+        """Everything that was recorded under this key."""
+        try:
+            return self._values[key]
+        except KeyError:
+            raise CaseError(f"nothing in our network is {key}") from None
 
-    def _record(self, t: int, name: str, x: Any) -> None:
-        self.values.setdefault((t, name), []).append(x)
+    def keep(self, key: Hashable, value: Any) -> None:
+        """Record a value."""
+        self._values.setdefault(key, []).append(value)
 
-    def _watch(self, t: int, name: str, module: nn.Module) -> None:
-        module.register_forward_hook(lambda _, __, output: self._record(t, name, output))
+    def output(
+        self, key: Hashable, module: nn.Module, pick: Callable[[Any], Any] = lambda output: output
+    ) -> None:
+        """Record what a module returns, or a part of it."""
+        module.register_forward_hook(lambda _, __, output: self.keep(key, pick(output)))
 
-    def _watch_input(self, t: int, name: str, module: nn.Module) -> None:
-        module.register_forward_pre_hook(lambda _, inputs: self._record(t, name, inputs[0]))
-
-    def _sampling_hook(self, t: int):
-        def record(module: nn.Module, inputs: tuple, output: Tensor) -> None:
-            points = module.points(*inputs[:2])
-            self._record(t, "points", points)
-            self._record(t, "level_weights", module.level_weights(points.z, inputs[2].strides))
-            self._record(t, "sampled", output)
-
-        return record
+    def input(self, key: Hashable, module: nn.Module) -> None:
+        """Record a module's first argument."""
+        module.register_forward_pre_hook(lambda _, inputs: self.keep(key, inputs[0]))
 
 
-class Outcome(NamedTuple):
-    """Everything that one run of a case leads to."""
+@dataclass
+class Run:
+    """A forward pass of a detector, or a training step."""
 
-    model: StageInteractor
-    outputs: list[StageOutput]
-    trace: Trace
-    features: list[Tensor]
+    outputs: Sequence[Any]
+    """Of the S stages, or groups of queries: logits, boxes, and queries where there are any."""
+    model: Any = None
+    trace: Trace = field(default_factory=Trace)
+    detections: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]] = ()
+    """Scores, labels and boxes of each image."""
+    truth: Any = None
+    losses: Any = None
+    """The criterion's result."""
+    index: Any = None
+    """(S, B, N) object of each query, -1 for background."""
+    cost: Any = None
+    """Matching cost with terms (S, B, N, M)."""
+    total: Any = None
+    gradients: Mapping[Any, Tensor | None] = field(default_factory=dict)
+    """By official name of the parameter, or index of the feature map; None where there is none."""
+
+    @property
+    def labels(self) -> Tensor:
+        """(S, B, N) class of the object, K for background."""
+        labels = self.truth.labels.expand(len(self.index), -1, -1).gather(2, self.index.clamp(0))
+        return torch.where(self.index < 0, self.outputs[0].logits.shape[-1], labels)
+
+    @property
+    def boxes(self) -> Tensor:
+        """(S, B, N, 4) box of the object, zero for background."""
+        index = self.index[..., None].expand(-1, -1, -1, 4)
+        boxes = self.truth.boxes.expand(len(index), -1, -1, -1).gather(2, index.clamp(0))
+        return boxes * (index >= 0)
 
 
-class DecoderCase(CaseKind):
-    """Case of a query head on given features, with or without a training step."""
+def supervise(
+    criterion: Any,
+    predictions: Predictions,
+    truth: GroundTruth,
+    by_output: Callable[[Any], Any] = lambda losses: losses,
+) -> Run:
+    """Match and judge predictions.
 
-    official_format: OfficialFormat
+    Args:
+        by_output: takes from the criterion's result that with a row for each of the outputs.
+    """
+    losses = criterion(predictions, truth)
+    outputs = predictions.stages
+    logits = torch.stack([x.logits for x in outputs]).detach().to(truth.boxes.dtype)
+    boxes = torch.stack([x.boxes for x in outputs]).detach()
+    return Run(
+        outputs,
+        truth=truth,
+        losses=losses,
+        index=by_output(losses).assignment.object_index,
+        cost=criterion.matcher.cost(logits, boxes, truth),
+        total=torch.stack([losses.loss_cls, losses.loss_bbox, losses.loss_giou]).sum(),
+    )
+
+
+class QueryCase(CaseKind):
+    """Case of a detector on given feature maps, with or without a training step."""
+
+    weights: ClassVar[str] = "weight/"
+    """What the names of all weights begin with."""
+    official_format: ClassVar[OfficialFormat]
+    buffers: ClassVar[tuple[str, ...]] = ("running_mean", "running_var", "num_batches_tracked")
+    """How the official names of weights without a gradient end."""
+    less_certain: ClassVar[Mapping[str, float]] = {}
+    """How the official names of parameters end whose gradients have a limit of their own -> it."""
+    sizes_name: ClassVar[str]
+    """Array (B, 2) with the height and width of each unpadded image."""
+    map_names: list[str]
+    """Arrays of the feature maps, finest first."""
+    strides: list[int]
 
     def __init__(self, case: Case):
         super().__init__(case)
-        self.summary = case.summary
-        self.execution = Execution()
-        self.num_stages = int(self.summary["num_stages"])
-        self.strides = [int(x) for x in self.summary["strides"]]
-        sizes = case.array("image_sizes")
+        sizes = case.array(self.sizes_name)
         if sizes.ndim != 2 or sizes.shape[1] != 2:
-            raise CaseError(f"{case.path}: image_sizes must be (B, 2), not {sizes.shape}")
+            raise CaseError(f"{case.path}: {self.sizes_name} must be (B, 2), not {sizes.shape}")
         self.image_sizes = [(int(h), int(w)) for h, w in sizes]
-        self.is_training = "total_loss" in case.names or bool(case.below("gt/"))
-
-    @abstractmethod
-    def build_decoder(self) -> nn.Module:
-        """The query head that the case's config describes."""
-
-    @abstractmethod
-    def build_label_assigner(self) -> nn.Module:
-        """How class targets are made."""
-
-    @property
-    def stages(self) -> range:
-        """Indices of the stages."""
-        return range(self.num_stages)
+        self.is_training = bool(case.below("gt/"))
 
     @property
     def images(self) -> range:
         """Indices of the images."""
         return range(len(self.image_sizes))
 
-    def input_names(self) -> set[str]:
-        """Arrays that every case of the family is fed with."""
-        names = {"image_sizes"} | {f"feat/{i}" for i in range(len(self.strides))}
-        if self.is_training:
-            names |= {f"gt/{b}/{x}" for b in self.images for x in ("boxes", "labels")}
-        return names
-
-    def detection_names(self) -> set[str]:
-        """Final detections of all images."""
-        return {f"det/{b}/{x}" for b in self.images for x in ("boxes", "scores", "labels")}
-
     def parameter_names(self) -> list[str]:
         """Official names of the weights that a gradient may reach."""
-        buffers = ("running_mean", "running_var", "num_batches_tracked", "init_proposal_bboxes")
-        names = [name[len(WEIGHT) :] for name in self.case.below(WEIGHT)]
-        return [name for name in names if not name.endswith(buffers)]
+        names = [name[len(self.weights) :] for name in self.case.below(self.weights)]
+        return [name for name in names if not name.endswith(self.buffers)]
 
-    def compute(self, settings: Settings) -> Outcome:
-        """Build the detector around the case's features, load its weights, and run it.
-
-        Raises:
-            CaseError: the weights do not fit the config.
-        """
-        self.execution = settings.execution
-        inputs = Inputs(self.case, settings)
-        features = [inputs.tensor(f"feat/{i}") for i in range(len(self.strides))]
-        num_classes = int(self.summary["num_classes"])
-        try:
-            model = StageInteractor(
-                backbone=CaseFeatures(features, self.strides),
-                initial_queries=InitialQueries(
-                    int(self.summary["num_queries"]), int(self.summary["content_dim"])
-                ),
-                decoder=self.build_decoder(),
-                criterion=Criterion(
-                    num_classes=num_classes,
-                    matcher=HungarianMatcher(),
-                    label_assigner=self.build_label_assigner(),
-                ),
-                num_classes=num_classes,
-                max_detections=int(self.summary["max_per_img"]),
-                execution=self.execution,
-            )
-            weights = convert_official_state_dict(inputs.weights(), model, require_unused=True)
-        except CheckpointMismatchError as error:
-            raise CaseError(f"{self.case.path}: {error}") from error
-        model.load_state_dict(weights.model)
-        if settings.replace_parts is not None:
-            model.decoder = settings.replace_parts(model.decoder)
-            model.criterion = settings.replace_parts(model.criterion)
-        model.to(settings.device, settings.dtype).train(self.is_training)
-        if self.is_training:
-            for feature in features:
-                feature.requires_grad_()
-        trace = Trace(model.decoder)
-        stride = self.strides[0]
-        height, width = (x * stride for x in features[0].shape[-2:])
+    def batch(self, features: Sequence[Tensor]) -> ImageList:
+        """The batch of images that the features would come from."""
+        height, width = (x * self.strides[0] for x in features[0].shape[-2:])
         image = features[0].new_zeros(len(features[0]), 3, height, width)
-        with torch.set_grad_enabled(self.is_training):
-            outputs = model.predict(ImageList(image, self.image_sizes)).stages
-        return Outcome(model, outputs, trace, features)
+        return ImageList(image, self.image_sizes)
 
-    def layout(self) -> Layout:
-        compared = self.training_names() if self.is_training else self.forward_names()
-        return Layout(self.input_names(), compared, set())
-
-    @abstractmethod
-    def training_names(self) -> set[str]:
-        """Arrays that a training case is compared with."""
-
-    @abstractmethod
-    def forward_names(self) -> set[str]:
-        """Arrays that a forward case is compared with."""
-
-    def measure(self, settings: Settings) -> Iterator[Measurement]:
-        outcome = self.compute(settings)
-        if self.is_training:
-            yield from self.measure_training(outcome, settings)
-        else:
-            yield from self.measure_forward(outcome, settings)
-
-    @abstractmethod
-    def measure_training(self, outcome: Outcome, settings: Settings) -> Iterator[Measurement]:
-        """Compare a training step."""
-
-    @abstractmethod
-    def measure_forward(self, outcome: Outcome, settings: Settings) -> Iterator[Measurement]:
-        """Compare a forward pass."""
-
-    # Pieces for the subclasses.
-
-    def measured(self, name: str, ours: Any, limit: Limit) -> Measurement:
-        """Compare with the array of this name."""
-        return Measurement(name, ours, self.case.array(name), limit)
-
-    def truth(self, settings: Settings) -> GroundTruth:
-        """The objects of the case."""
-        inputs = Inputs(self.case, settings)
-        return GroundTruth.collate(
-            [inputs.tensor(f"gt/{b}/boxes", exact=True) for b in self.images],
-            [inputs.tensor(f"gt/{b}/labels") for b in self.images],
-            self.image_sizes,
+    def load_weights(self, model: nn.Module, weights: dict[str, Tensor]) -> None:
+        """Load the case's weights through the converter of official checkpoints."""
+        model.load_state_dict(
+            convert_official_state_dict(weights, model, require_unused=True).model
         )
 
-    def measure_queries(self, outcome: Outcome, settings: Settings) -> Iterator[Measurement]:
-        """Initial queries."""
-        content, xyzr = outcome.model.initial_queries(sized_maps(self.image_sizes))[:2]
-        none = [content.new_zeros(0, 4)] * len(self.image_sizes)
-        labels = [content.new_zeros(0, dtype=torch.long)] * len(self.image_sizes)
-        sizes = GroundTruth.collate(none, labels, self.image_sizes).image_sizes
-        yield self.measured("init/content", content, value(settings.atol))
-        yield self.measured("init/xyzr", xyzr, geometry(settings.atol, 2))
-        yield self.measured("init/imgs_whwh", sizes.repeat(1, 2)[:, None], exact())
+    def sizes_whwh(self) -> Tensor:
+        """(B, 1, 4) width, height, width, height of each image."""
+        return torch.tensor([(w, h, w, h) for h, w in self.image_sizes])[:, None]
 
-    def measure_predictions(
-        self, t: int, output: StageOutput, settings: Settings, names: Sequence[str]
-    ) -> Iterator[Measurement]:
-        """Those of a stage's predictions that the case holds under ``names``."""
-        every = {
-            "cls_score": (output.logits, value(settings.atol)),
-            "xyzr": (output.queries.geometry, geometry(settings.atol, 2)),
-            "boxes": (output.boxes, pixels()),
-            "object_feats": (output.queries.content, value(settings.atol)),
-        }
-        for name in names:
-            yield self.measured(f"stage{t}/{name}", *every[name])
+    def sized_maps(self) -> FeatureMaps:
+        """Maps of which only the sizes of the images are known, for initial queries."""
+        return FeatureMaps((), (), torch.tensor(self.image_sizes), (0, 0))
 
-    def measure_detections(self, outcome: Outcome, settings: Settings) -> Iterator[Measurement]:
-        """Final detections, best first. Those of equal score may come in any order."""
-        found = outcome.model.inference(outcome.outputs[-1], self.image_sizes)
-        for b, instances in enumerate(found):
-            scores = instances.scores.cpu().double().numpy()
-            labels = instances.pred_classes.cpu().numpy()
-            boxes = instances.pred_boxes.tensor.detach().cpu().double().numpy()
-            expected = [self.case.array(f"det/{b}/{x}") for x in ("scores", "labels", "boxes")]
-            if len(scores) == len(expected[0]):
-                order = align_detections((scores, labels, boxes), expected)
-                scores, labels, boxes = scores[order], labels[order], boxes[order]
-            yield self.measured(f"det/{b}/scores", scores, value(settings.atol))
-            yield self.measured(f"det/{b}/labels", labels, exact())
-            yield self.measured(f"det/{b}/boxes", boxes, pixels())
+    def trace(self, model: QueryDetector) -> Trace:
+        """Record what goes through the parts of the model from now on."""
+        return Trace()
 
-    def measure_costs(
-        self, outcome: Outcome, truth: GroundTruth, settings: Settings
-    ) -> Iterator[Measurement]:
-        """Matching costs by term; terms before weighting."""
-        logits = torch.stack([x.logits for x in outcome.outputs]).detach().to(truth.boxes.dtype)
-        boxes = torch.stack([x.boxes for x in outcome.outputs]).detach()
-        cost = outcome.model.criterion.matcher.cost(logits, boxes, truth)
-        for t in self.stages:
-            for b, count in enumerate(truth.num_objects):
-                for name, term in (
-                    ("total", cost.total),
-                    ("cls", cost.classification),
-                    ("l1", cost.l1),
-                    ("giou", cost.giou),
-                ):
-                    yield self.measured(
-                        f"stage{t}/img{b}/cost_{name}", term[t, b, :, :count], value(settings.atol)
-                    )
+    @torch.no_grad()
+    def infer(
+        self,
+        model: QueryDetector,
+        features: Sequence[Tensor],
+        expected: Sequence[Sequence[np.ndarray]],
+    ) -> Run:
+        """A forward pass.
 
-    def measure_losses(self, t: int, terms: Sequence[tuple[str, Tensor]]) -> Iterator[Measurement]:
-        """Loss terms, or what they are divided by, of a stage."""
-        for name, ours in terms:
-            quantity = f"stage{t}/{name}"
-            reference = self.case.array(quantity)
-            settled = not_finite(ours, reference)
-            if name.startswith("avg_factor") and float(reference) == 0 and float(ours) == 1:
-                settled = "ok (no object: the reference divides by 0, we by 1)"
-            yield Measurement(quantity, ours, reference, loss(), settled=settled)
+        Args:
+            model: in evaluation mode.
+            features: of the case.
+            expected: scores, labels and boxes of each image; ours that have (nearly) the same
+                score are brought into the same order.
+        """
+        trace = self.trace(model)
+        outputs = model.predict(self.batch(features)).stages
+        detections = []
+        for instances, reference in zip(model.inference(outputs[-1], self.image_sizes), expected):
+            boxes, scores = instances.pred_boxes.tensor, instances.scores
+            ours = [to_array(x) for x in (scores.double(), instances.pred_classes, boxes.double())]
+            if len(scores) == len(reference[0]):
+                order = align_detections(ours, reference)
+                ours = [x[order] for x in ours]
+            detections.append((ours[0], ours[1], ours[2]))
+        return Run(outputs, model, trace, detections)
 
-    def measure_total(self, total: Tensor) -> Measurement:
-        """Sum of all losses."""
-        reference = self.case.array("total_loss")
-        return Measurement(
-            "total_loss", total, reference, loss(), settled=not_finite(total, reference)
-        )
-
-    def gradients(self, outcome: Outcome) -> dict[str, Tensor | None]:
-        """Gradients by official name, None where there is none, of all parameters of the case."""
-        ours = {name: p.grad for name, p in outcome.model.named_parameters()}
-        found: dict[str, Tensor | None] = {}
+    def train(
+        self,
+        model: QueryDetector,
+        features: Sequence[Tensor],
+        settings: Settings,
+        by_output: Callable[[Any], Any] = lambda losses: losses,
+    ) -> Run:
+        """A training step; see :func:`supervise`."""
+        model.train().zero_grad()
+        for feature in features:
+            feature.requires_grad_().grad = None
+        truth = read_truth(Inputs(self.case, settings), "gt/", self.image_sizes)
+        predictions = model.predict(self.batch(features))
+        run = supervise(model.criterion, predictions, truth, by_output)
+        run.total.backward()
+        ours = {name: p.grad for name, p in model.named_parameters()}
+        gradients: dict[Any, Tensor | None] = {i: x.grad for i, x in enumerate(features)}
         for official in self.parameter_names():
             renamed = self.official_format.to_ours(official)
-            found[official] = ours.get(renamed[0]) if renamed else None
-        return found
+            gradients[official] = ours.get(renamed[0]) if renamed else None
+        return replace(run, model=model, gradients=gradients)
 
-    def gradient_limit(self, name: str, largest: float) -> Limit:
-        """Limit of a gradient, with the largest norm of the case as its scale."""
-        return gradient(name, largest if np.isfinite(largest) else 0.0)
+    def compare_gradients(
+        self,
+        norm: str,
+        full: str,
+        *,
+        norm_of_map: str,
+        full_of_map: str = "",
+        optional: bool = False,
+    ) -> Iterator[Quantity]:
+        """The gradients of a training step, whose run has them as ``gradients``.
+
+        Those in full are given for some tensors only; which is the file's choice.
+
+        Args:
+            norm, full: what the arrays of norms, and of gradients in full, begin with; the
+                official name follows.
+            norm_of_map, full_of_map: names of those of the feature maps, with {} for the index.
+            optional: the norms, too.
+        """
+        norms = [norm + name for name in self.parameter_names() if norm + name in self.case.names]
+        largest = max((float(self.case.array(name)) for name in norms), default=0.0)
+        largest = largest if np.isfinite(largest) else 0.0
+        names: list[tuple[Any, str, str]] = [
+            (name, norm + name, full + name) for name in self.parameter_names()
+        ]
+        names += [
+            (i, norm_of_map.format(i), full_of_map.format(i)) for i in range(len(self.map_names))
+        ]
+        for key, norm_name, full_name in names:
+            own = [x for end, x in self.less_certain.items() if norm_name.endswith(end)]
+            limit = gradient(largest, *own)
+            yield Quantity(norm_name, limit, partial(_gradient, key, None), optional)
+            if full_name in self.case.names:
+                shape = self.case.array(full_name).shape
+                yield Quantity(full_name, limit, partial(_gradient, key, shape))
 
 
-def measure_gradient(
-    quantity: str,
-    ours: Tensor | None,
-    reference: np.ndarray,
-    *,
-    limit: Limit,
-    is_norm: bool,
-    covers: tuple[str, ...] = (),
-) -> Measurement:
-    """Compare a gradient, or its L2 norm. A reference of -1 says that there is none; a tensor
-    that our model does without has none either, and the reference must then be zero."""
-    if ours is None:
-        computed = torch.zeros(()) if is_norm else torch.zeros(reference.shape)
-    else:
-        computed = ours.norm() if is_norm else ours
-    settled = not_finite(computed, reference)
-    if is_norm and float(reference) == -1 and float(computed) == 0:
-        settled = "ok (no gradient on either side)"
-    return Measurement(quantity, computed, reference, limit, covers, settled)
+def _gradient(key: Any, shape: tuple[int, ...] | None, run: Run) -> Tensor:
+    """A gradient, or its norm where no shape is given. A tensor that our model does without has
+    none; the reference must then be zero."""
+    found = run.gradients[key]
+    if found is None:
+        return torch.zeros(shape or ())
+    return found if shape else found.norm()
 
 
-def not_finite(ours: Tensor, reference: np.ndarray) -> str:
-    """Verdict where the reference is infinite or no number, as without any object in the batch,
-    where it divides by zero: ours must be finite. Empty if the reference is finite."""
-    if np.isfinite(reference).all():
-        return ""
-    if torch.isfinite(ours).all():
-        return "ok (reference not finite, ours finite)"
-    return "FAIL ours is not finite either"
+def read_truth(inputs: Inputs, prefix: str, image_sizes: Sequence[tuple[int, int]]) -> GroundTruth:
+    """The objects of a batch."""
+    images = range(len(image_sizes))
+    return GroundTruth.collate(
+        [inputs.tensor(f"{prefix}{b}/boxes", exact=True) for b in images],
+        [inputs.tensor(f"{prefix}{b}/labels") for b in images],
+        image_sizes,
+    )
 
 
-def assignment(ours: Tensor, reference: np.ndarray, cost: np.ndarray, atol: float) -> str:
+def same_matches(case: Case, cost_names: Sequence[str], atol: float) -> Limit:
+    """The limit of matches of one or several images: identical, or of the same total cost.
+
+    Args:
+        case: holds the reference's matching costs (N, M).
+        cost_names: their arrays, one an image.
+        atol: see :func:`assignment`.
+    """
+
+    def settle(ours: np.ndarray, reference: np.ndarray) -> str:
+        verdicts = []
+        for one, other, name in zip(np.atleast_2d(ours), np.atleast_2d(reference), cost_names):
+            if not np.array_equal(one, other):
+                verdicts.append(assignment(one, other, case.array(name), atol))
+        # Whatever is no tie, if any, decides; an empty verdict leaves it to the comparison.
+        return min(verdicts, key=lambda verdict: verdict.startswith("ok"), default="")
+
+    return Limit(settle=settle)
+
+
+def assignment(ours: Any, reference: np.ndarray, cost: np.ndarray, atol: float) -> str:
     """Verdict on matches that differ from the reference: fine if both cost the same in total.
 
     Args:
@@ -386,7 +339,7 @@ def assignment(ours: Tensor, reference: np.ndarray, cost: np.ndarray, atol: floa
         cost: (N, M) the reference's matching cost.
         atol: largest difference between total costs of a tie.
     """
-    matches = ours.cpu().numpy()
+    matches = to_array(ours)
     if np.array_equal(matches, reference):
         return ""
     in_range = matches.shape == reference.shape and matches.max(initial=-1) < cost.shape[1]

@@ -20,38 +20,37 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from detectron2.utils.registry import Registry
 
-from .case import WEIGHT, Case, CaseError, Settings
-from .compare import Measurement, Row, to_array
+from ..errors import UserError
+from ..projects import project_names
+from .case import Case, CaseError, Settings
+from .compare import Limit, Measurement, Quantity, Row, to_array
 
-__all__ = ["CaseKind", "Layout", "Report", "check_case", "register_kind"]
+__all__ = ["CASE_KINDS", "CaseKind", "Report", "check_case"]
 
 LAST_BIT_RUNS = 8
 MAX_SCATTER = 10.0  # limits
-# Entries of any kind of case that describe it without being part of the computation.
-INFORMATION = frozenset({"config", "meta"})
 
-
-@dataclass
-class Layout:
-    """The role of every array of a case."""
-
-    inputs: set[str]
-    compared: set[str]
-    information: set[str]
+CASE_KINDS = Registry("CASE_KINDS")
+CASE_KINDS.__doc__ = "Kinds of cases: subclasses of :class:`CaseKind`."
 
 
 class CaseKind(ABC):
     """One layout of case files. An instance belongs to one case."""
 
     title: ClassVar[str]
+    information: Collection[str] = ("config", "meta")
+    """Arrays that describe the case without being part of the computation."""
 
     def __init__(self, case: Case):
         self.case = case
@@ -62,21 +61,12 @@ class CaseKind(ABC):
         """Whether the case has this layout, judged by marks that no other kind has."""
 
     @abstractmethod
-    def layout(self) -> Layout:
-        """The arrays that a complete case has, less the weights; config and meta are implied."""
+    def quantities(self) -> Iterable[Quantity]:
+        """Every array that a complete case has a reference for."""
 
     @abstractmethod
-    def measure(self, settings: Settings) -> Iterator[Measurement]:
-        """Compute the case, and yield everything that it holds a reference for."""
-
-
-_KINDS: list[type[CaseKind]] = []
-
-
-def register_kind(kind: type[CaseKind]) -> type[CaseKind]:
-    """Class decorator: let :func:`check_case` know a kind. Earlier ones are asked first."""
-    _KINDS.append(kind)
-    return kind
+    def compute(self, settings: Settings) -> Any:
+        """Run the case: what the functions of the quantities are given."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +90,8 @@ def check_case(path: str | Path, settings: Settings) -> Report:
     """
     case = Case(path)
     kind = find_kind(case)(case)
-    layout = kind.layout()
-    missing = sorted((layout.inputs | layout.compared) - case.names)
+    quantities = list(kind.quantities())
+    missing = sorted({q.name for q in quantities if not q.optional} - case.names)
     if missing:
         raise CaseError(f"{case.path} ({kind.title}) lacks {len(missing)} arrays: {_some(missing)}")
     rows = [measurement.row() for measurement in _measure(kind, settings)]
@@ -110,13 +100,12 @@ def check_case(path: str | Path, settings: Settings) -> Report:
         rows = [replace(row, verdict="ok (drift)", limit="-") for row in rows]
     elif not all(row.ok for row in rows):
         rows = _look_closer(kind, settings, rows)
-    known = layout.inputs | layout.compared | layout.information | INFORMATION
-    known |= set(case.below(WEIGHT))
-    covered = {name for row in rows for name in row.covers}
-    for name in sorted(case.names - known):
-        rows.append(_failure(name, "FAIL not compared: no array of this name is known"))
-    for name in sorted(layout.compared - covered):
-        rows.append(_failure(name, "FAIL not compared"))
+    # What the case is fed with was read; what it is compared with is among the quantities.
+    known = {*case.read, *kind.information, *(q.name for q in quantities)}
+    rows += [
+        Row(name, np.nan, np.nan, np.inf, "-", "FAIL not compared: no array of this name is known")
+        for name in sorted(case.names - known)
+    ]
     return Report(case.name, tuple(rows))
 
 
@@ -126,10 +115,14 @@ def find_kind(case: Case) -> type[CaseKind]:
     Raises:
         CaseError: no kind has this layout.
     """
-    for kind in _KINDS:
+    for name in project_names():
+        if find_spec(f"{name}.parity"):
+            import_module(f"{name}.parity")
+    kinds = [kind for _, kind in CASE_KINDS]
+    for kind in kinds:
         if kind.matches(case):
             return kind
-    known = ", ".join(kind.title for kind in _KINDS)
+    known = ", ".join(kind.title for kind in kinds)
     hint = "" if "config" in case.names else "; it has no array 'config'"
     raise CaseError(
         f"{case.path} has none of the known layouts ({known}){hint}; "
@@ -138,15 +131,29 @@ def find_kind(case: Case) -> type[CaseKind]:
 
 
 def _measure(kind: CaseKind, settings: Settings) -> list[Measurement]:
+    case = kind.case
     autocast = contextlib.nullcontext()
     if settings.autocast is not None:
         autocast = torch.autocast(torch.device(settings.device).type, settings.autocast)
     try:
         with autocast:
-            return list(kind.measure(settings))
+            run = kind.compute(settings)
+            return [
+                Measurement(q.name, q.ours(run), case.array(q.name), _limit(q, settings.atol))
+                for q in kind.quantities()
+                if q.name in case.names
+            ]
+    except CaseError:
+        raise
+    except UserError as error:
+        raise CaseError(f"{case.path}: {error}") from error
     except (ArithmeticError, IndexError, RuntimeError) as error:
-        # What layout and converter let through may still be of the wrong shape or out of range.
-        raise CaseError(f"{kind.case.path} cannot be computed: {error}") from error
+        # What names and converter let through may still be of the wrong shape or out of range.
+        raise CaseError(f"{case.path} cannot be computed: {error}") from error
+
+
+def _limit(quantity: Quantity, atol: float) -> Limit:
+    return quantity.limit if isinstance(quantity.limit, Limit) else quantity.limit(atol)
 
 
 def _look_closer(kind: CaseKind, settings: Settings, rows: list[Row]) -> list[Row]:
@@ -171,7 +178,8 @@ def _look_closer(kind: CaseKind, settings: Settings, rows: list[Row]) -> list[Ro
                     f"ok (last bit of the inputs: {other.max_abs:.1e} abs, "
                     f"{other.max_rel:.1e} rel; rounding)"
                 )
-            to_double = replace(nearby[i], reference=to_array(double[i].ours), settled="")
+            limit = replace(nearby[i].limit, settle=None)
+            to_double = replace(nearby[i], reference=to_array(double[i].ours), limit=limit)
             scatter[i] = max(scatter[i], to_double.row().excess)
     for i, row in enumerate(rows):
         distance = in_double[i].excess
@@ -186,10 +194,6 @@ def _look_closer(kind: CaseKind, settings: Settings, rows: list[Row]) -> list[Ro
 def _may_be_rounding(row: Row) -> bool:
     # A kink moves a gradient by some percent; what is a hundred limits away is simply different.
     return row.excess <= 100 or row.limit == "identical"
-
-
-def _failure(name: str, verdict: str) -> Row:
-    return Row(name, np.nan, np.nan, np.inf, "-", verdict, (name,))
 
 
 def _some(names: Sequence[str], count: int = 12) -> str:

@@ -9,10 +9,19 @@ import numpy as np
 import pytest
 import torch
 from check_parity import general_name, main
-from parity_cases import Settings, check_case
-from parity_cases.compare import Measurement, exact, geometry, gradient, loss, pixels, value
-from parity_cases.decoder import align_detections, assignment, not_finite
-from parity_cases.runner import MAX_SCATTER
+
+from detection_toolkit.parity import Measurement, Settings, check_case
+from detection_toolkit.parity.compare import (
+    EXACT,
+    LOSS,
+    PIXELS,
+    geometry,
+    gradient,
+    not_finite,
+    value,
+)
+from detection_toolkit.parity.detector import align_detections, assignment
+from detection_toolkit.parity.runner import MAX_SCATTER
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 
@@ -21,7 +30,7 @@ FORWARD, TRAIN = "forward_reuse3", "train_basic"
 # In limits: three times as much as a look at rounding accepts, whatever the machine's rounding.
 CLEAR = 3 * MAX_SCATTER
 VALUE = value(Settings().atol)
-NORM = gradient("", 0.0)
+NORM = gradient(0.0)
 
 
 def altered(limit):
@@ -48,27 +57,27 @@ def run(path, capsys, *options):
     ("case", "name", "limit"),
     [
         (FORWARD, "stage4/cls_score", VALUE),
-        (FORWARD, "stage3/sample_xy", pixels()),
+        (FORWARD, "stage3/sample_xy", PIXELS),
         (FORWARD, "stage3/mix_preln2", VALUE),
         (FORWARD, "stage3/level_weights", VALUE),
         (FORWARD, "stage5/bank3/S", VALUE),
-        (FORWARD, "stage2/bank_provenance", exact()),
-        (FORWARD, "det/0/labels", exact()),
-        (FORWARD, "init/imgs_whwh", exact()),
-        (TRAIN, "stage2/img1/assigned_gt", exact()),
+        (FORWARD, "stage2/bank_provenance", EXACT),
+        (FORWARD, "det/0/labels", EXACT),
+        (FORWARD, "init/imgs_whwh", EXACT),
+        (TRAIN, "stage2/img1/assigned_gt", EXACT),
         (TRAIN, "stage2/img0/cost_l1", VALUE),
-        (TRAIN, "stage3/cls_target", exact()),
-        (TRAIN, "stage1/loss_iou", loss()),
-        (TRAIN, "stage1/avg_factor_cls", exact()),
-        (TRAIN, "stage0/pos_acc", exact()),
-        (TRAIN, "total_loss", loss()),
+        (TRAIN, "stage3/cls_target", EXACT),
+        (TRAIN, "stage1/loss_iou", LOSS),
+        (TRAIN, "stage1/avg_factor_cls", EXACT),
+        (TRAIN, "stage0/pos_acc", EXACT),
+        (TRAIN, "total_loss", LOSS),
         (TRAIN, "gradnorm/roi_head.bbox_head.4.fc_reg.weight", NORM),
         (TRAIN, "grad/roi_head.bbox_head.4.fc_cls.bias", NORM),
         (TRAIN, "gradnorm_input/feat2", NORM),
-        ("assigner_cases_16", "case3/stage2/cls_target", exact()),
+        ("assigner_cases_16", "case3/stage2/cls_target", EXACT),
         ("backbone_swin_narrow", "neck/2", VALUE),
         ("backbone_swin_narrow", "backbone/1", VALUE),
-        ("adamixer_train_one_empty_image", "stage1/reg_target", exact()),
+        ("adamixer_train_one_empty_image", "stage1/reg_target", EXACT),
         ("adamixer_train_one_empty_image", "grad_norm/values", NORM),
         ("adamixer_forward_padded_batch", "stage3/S", VALUE),
     ],
@@ -131,6 +140,20 @@ def test_an_unknown_array_is_not_passed_over(edited_case, capsys):
     assert "stage1/secret" in text and "not compared" in text
 
 
+@pytest.mark.parametrize("name", ["gradnorm/secret", "gt/2/boxes", "stage1/img2/cost_l1", "feat/9"])
+def test_an_unknown_array_among_known_ones_is_not_passed_over(name, edited_case, capsys):
+    status, text = run(edited_case(TRAIN, **{name: np.zeros(3, "f4")}), capsys)
+    assert status == 1
+    (line,) = [line for line in text.splitlines() if "FAIL" in line]
+    assert name in line and "not compared" in line
+
+
+def test_the_attentions_tau_has_a_wider_limit_of_its_own():
+    rows = {row.quantity: row for row in check_case(DATA / f"{TRAIN}.npz", Settings()).rows}
+    assert rows["gradnorm/roi_head.bbox_head.1.iof_tau"].limit == "0.01 rel"
+    assert rows["gradnorm/roi_head.bbox_head.1.fc_reg.weight"].limit == "0.002 rel"
+
+
 def test_a_surplus_weight_is_named(edited_case, capsys):
     name = "weight/roi_head.bbox_head.0.extra.weight"
     status, text = run(edited_case(FORWARD, **{name: np.zeros(3, "f4")}), capsys)
@@ -185,6 +208,14 @@ def test_damaged_and_foreign_files(tmp_path, capsys):
         assert str(path) in text and said in text
 
 
+def test_every_package_brings_the_kinds_of_its_cases(tmp_path, capsys):
+    np.savez(tmp_path / "foreign.npz", a=np.zeros(2))
+    _, text = run(tmp_path / "foreign.npz", capsys)
+    known = set(text.split("layouts (")[1].split(")")[0].split(", "))
+    methods = {"StageInteractor", "cross-stage assigner", "AdaMixer", "AdaMixer with SQR", "DFvT"}
+    assert known >= methods | {"backbone"}
+
+
 def test_other_cases_are_still_checked_after_a_damaged_one(tmp_path, capsys):
     status = main([str(tmp_path / "nowhere.npz"), str(DATA / "assigner_cases_16.npz"), "--summary"])
     text = capsys.readouterr().out
@@ -229,8 +260,8 @@ def test_infinite_reference_losses_only_ask_for_finite_ones(edited_case, capsys)
         assert rows[name].verdict == "ok (reference not finite, ours finite)"
     # Everything else is compared as ever.
     assert rows["stage1/loss_cls"].verdict == "ok"
-    assert not_finite(torch.tensor(float("nan")), np.array(np.inf)).startswith("FAIL")
-    assert not_finite(torch.tensor(1.0), np.array(1.0)) == ""
+    assert not_finite(np.array(np.nan), np.array(np.inf)).startswith("FAIL")
+    assert not_finite(np.array(1.0), np.array(1.0)) == ""
 
 
 def test_a_tie_is_judged_by_its_total_cost():
@@ -258,14 +289,14 @@ def test_detections_of_equal_score_may_swap_and_others_may_not():
     [
         (value(1e-4), 0.9e-4, True),
         (value(1e-4), 1.1e-4, False),
-        (loss(), 0.9e-3, True),  # of 100
-        (loss(), 1.1e-3, False),
-        (exact(), 1e-9, False),
-        (exact(), 0.0, True),
-        (gradient("fc.weight", 1e3), 0.19, True),
-        (gradient("fc.weight", 1e3), 0.21, False),
-        (gradient("iof_tau", 1e3), 0.9, True),
-        (gradient("fc.weight", 1e9), 100.0, True),  # short against the longest gradient
+        (LOSS, 0.9e-3, True),  # of 100
+        (LOSS, 1.1e-3, False),
+        (EXACT, 1e-9, False),
+        (EXACT, 0.0, True),
+        (gradient(1e3), 0.19, True),
+        (gradient(1e3), 0.21, False),
+        (gradient(1e3, 1e-2), 0.9, True),
+        (gradient(1e9), 100.0, True),  # short against the longest gradient
     ],
 )
 def test_limits(limit, difference, ok):

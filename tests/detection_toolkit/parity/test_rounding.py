@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from parity_cases import Case, CaseKind, Layout, Measurement, Settings
-from parity_cases import runner as parity_runner
-from parity_cases.case import Inputs
-from parity_cases.compare import gradient, value
+from detectron2.utils.registry import Registry
+
+from detection_toolkit.parity import Case, CaseKind, Inputs, Quantity, Settings
+from detection_toolkit.parity import runner as parity_runner
+from detection_toolkit.parity.compare import gradient, value
 
 KINK = float(np.float32(0.3))
 
@@ -17,37 +18,37 @@ class StepCase(CaseKind):
     """A "gradient" that jumps by ten percent where the input crosses 0.3, as at a kink."""
 
     title = "step"
-    reference = 1.1
-    bias = 0.0
+    limit = gradient(1.0)
 
     @classmethod
     def matches(cls, case):
         return "x" in case.names
 
-    def layout(self):
-        return Layout({"x"}, {"y"}, set())
+    def quantities(self):
+        return [Quantity("y", self.limit, lambda y: y)]
 
-    def measure(self, settings):
+    def compute(self, settings):
         x = Inputs(self.case, settings).tensor("x")
-        y = torch.where(x > KINK, 1.1, 1.0).to(x.dtype) + self.bias
-        yield Measurement("y", y, self.case.array("y"), gradient("y", 1.0))
+        return torch.where(x > KINK, 1.1, 1.0).to(x.dtype)
 
 
 class NoisyCase(StepCase):
     """A value that amplifies the last bit of its input."""
 
     amplification = 1e4
+    limit = value(1e-4)
 
-    def measure(self, settings):
+    def compute(self, settings):
         x = Inputs(self.case, settings).tensor("x")
-        y = (x.double() - KINK) * self.amplification + self.bias
-        yield Measurement("y", y, self.case.array("y"), value(1e-4))
+        return (x.double() - KINK) * self.amplification
 
 
 @pytest.fixture
 def only_kind(monkeypatch, tmp_path):
     def prepare(kind, y):
-        monkeypatch.setattr(parity_runner, "_KINDS", [kind])
+        kinds = Registry("CASE_KINDS")
+        kinds.register(kind)
+        monkeypatch.setattr(parity_runner, "CASE_KINDS", kinds)
         path = tmp_path / "case.npz"
         np.savez(path, x=np.float32(KINK), y=np.float32(y))
         return path
@@ -69,10 +70,10 @@ def test_last_bits_are_changed_in_float64_which_every_machine_rounds_alike(only_
     looks = []
 
     class Watched(StepCase):
-        def measure(self, settings):
+        def compute(self, settings):
             if settings.last_bit_seed is not None:
                 looks.append(settings.dtype)
-            return super().measure(settings)
+            return super().compute(settings)
 
     assert not parity_runner.check_case(only_kind(Watched, 1.2), Settings(dtype=dtype)).ok
     assert looks == [torch.float64] * parity_runner.LAST_BIT_RUNS
@@ -87,9 +88,11 @@ def test_values_on_neither_side_of_a_kink_fail(only_kind, y):
 
 def test_rounding_of_float32_alone_is_settled_in_float64(only_kind):
     class Float32Noise(StepCase):
-        def measure(self, settings):
+        limit = value(1e-4)
+
+        def compute(self, settings):
             noise = 1.0 if settings.dtype is torch.float32 else 0.0
-            yield Measurement("y", 1.0 + noise, self.case.array("y"), value(1e-4))
+            return super().compute(settings) + noise
 
     report = parity_runner.check_case(only_kind(Float32Noise, 1.0), Settings())
     assert report.ok
