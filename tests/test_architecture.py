@@ -7,7 +7,7 @@ Layers, each of which imports only what stands below it:
     detection_toolkit, in itself:
         web
         engine
-        export, visualization, evaluation
+        export, visualization, evaluation, parity
         modeling, training (not one another)
         data, checkpoint
         structures, config, errors, projects
@@ -33,7 +33,7 @@ LAYERS = [
     {"structures", "config", "errors", "projects", "__init__"},
     {"data", "checkpoint"},
     {"modeling", "training"},
-    {"export", "visualization", "evaluation"},
+    {"export", "visualization", "evaluation", "parity"},
     {"engine"},
     {"web"},
 ]
