@@ -3,6 +3,10 @@
 8,000 iterations x 16 images = 128,000 images, about 21 epochs of 6,000.
 """
 
+from detectron2.config import LazyCall as L
+
+from stageinteractor import CrossStageMatcher
+
 from ..common.data.shapes import dataloader
 from ..common.models.stageinteractor_tiny import model
 from ..common.optim import optimizer
@@ -10,6 +14,9 @@ from ..common.schedule import cosine_schedule
 from ..common.train import train
 
 lr_multiplier = cosine_schedule(warmup_share=0.1)
+
+# Whatever the model is trained with: its variants are compared by it.
+dataloader.stage_evaluator.label_assigners = [L(CrossStageMatcher)()]
 
 model.num_classes = 6
 optimizer.lr = 7e-4

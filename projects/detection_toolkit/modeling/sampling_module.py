@@ -32,8 +32,8 @@ class SampledPoints(NamedTuple):
 class SamplingModule(nn.Module):
     """Features of every query at points of its own.
 
-    A subclass defines :meth:`points`, :meth:`boxes` and :meth:`level_weights`. Whoever wants to see them finds
-    the module by its class, anywhere in a stage, and asks it for a :meth:`recording`.
+    A subclass defines :meth:`points`, :meth:`boxes` and :meth:`level_weights`. Whoever wants to see
+    them finds the module by its class, anywhere in a stage, and asks it for a :meth:`recording`.
     """
 
     def __init__(self) -> None:
