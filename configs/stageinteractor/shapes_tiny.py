@@ -3,11 +3,8 @@
 8,000 iterations x 16 images = 128,000 images, about 21 epochs of 6,000.
 """
 
-from detectron2.config import LazyCall as L
-
-from stageinteractor import CrossStageMatcher
-
 from ..common.data.shapes import dataloader
+from ..common.label_assigners import compared as _compared
 from ..common.models.stageinteractor_tiny import model
 from ..common.optim import optimizer
 from ..common.schedule import cosine_schedule
@@ -15,8 +12,7 @@ from ..common.train import train
 
 lr_multiplier = cosine_schedule(warmup_share=0.1)
 
-# Whatever the model is trained with: its variants are compared by it.
-dataloader.stage_evaluator.label_assigners = [L(CrossStageMatcher)()]
+dataloader.stage_evaluator.label_assigners = _compared
 
 model.num_classes = 6
 optimizer.lr = 7e-4

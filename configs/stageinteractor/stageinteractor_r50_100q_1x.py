@@ -3,18 +3,14 @@
 12 epochs x 7,330 iterations of 16 images = 87,960; drops after epochs 8 and 11.
 """
 
-from detectron2.config import LazyCall as L
-
-from stageinteractor import CrossStageMatcher
-
 from ..common.data.coco_opencv import dataloader
+from ..common.label_assigners import compared as _compared
 from ..common.models.stageinteractor_r50 import model
 from ..common.optim import optimizer
 from ..common.schedule import schedule_1x as lr_multiplier
 from ..common.train import train
 
-# Whatever the model is trained with: its variants are compared by it.
-dataloader.stage_evaluator.label_assigners = [L(CrossStageMatcher)()]
+dataloader.stage_evaluator.label_assigners = _compared
 
 train.output_dir = "./output/stageinteractor_r50_100q_1x"
 train.init_checkpoint = "detectron2://ImageNetPretrained/torchvision/R-50.pkl"
