@@ -1,11 +1,13 @@
 """A detector and runs small enough for tests, on the real parts."""
 
+import numpy as np
 import torch
 from coco_files import write_dataset
 from detectron2.config import instantiate
 from detectron2.structures import Boxes, Instances
 
 from detection_toolkit.config import apply_overrides, get_config
+from detection_toolkit.engine.shipped import shipped_config
 
 SMALL_MODEL = [
     "model.backbone.bottom_up.widths=[8,8,8,8]",
@@ -64,6 +66,26 @@ def make_detector(seed=0):
         for parameter in detector.parameters():
             parameter.add_(0.03 * torch.randn_like(parameter))
     return detector.train()
+
+
+def save_untrained_detector(folder):
+    """Checkpoint of the shipped config that was never trained, and so finds many things."""
+    torch.manual_seed(0)
+    model = instantiate(get_config(shipped_config()).model)
+    for stage in model.decoder.stages:
+        torch.nn.init.zeros_(stage.class_tower.out.bias)  # scores around one half
+    path = folder / "random.pth"
+    torch.save({"model": model.state_dict()}, path)
+    return str(path)
+
+
+def draw_blocks():
+    """(90, 120, 3) uint8: blocks on noise."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 80, (90, 120, 3), dtype=np.uint8)
+    image[20:60, 30:70] = (40, 200, 220)
+    image[50:80, 80:110] = (230, 60, 90)
+    return image
 
 
 def make_batch(counts, seed=0, height=64, width=96):

@@ -41,18 +41,8 @@ LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 APART = {frozenset({"modeling", "training"})}
 
 # To go: (file in the toolkit, the method that it imports or names).
-IMPORTS_TO_GO: set[tuple[str, str]] = {
-    ("evaluation/stages.py", "stageinteractor"),
-    ("export/graph.py", "stageinteractor"),
-    ("visualization/assignment.py", "stageinteractor"),
-    ("visualization/stage_traces.py", "stageinteractor"),
-}
-WORDS_TO_GO: set[tuple[str, str]] = {
-    ("export/graph.py", "stageinteractor"),
-    ("visualization/stage_traces.py", "adamixer"),
-    ("visualization/stage_traces.py", "sqr"),
-    ("visualization/stage_traces.py", "stageinteractor"),
-}
+IMPORTS_TO_GO: set[tuple[str, str]] = set()
+WORDS_TO_GO: set[tuple[str, str]] = set()
 # To go: (part, the part above it or beside it that it imports).
 LAYERS_TO_GO: set[tuple[str, str]] = set()
 

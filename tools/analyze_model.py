@@ -52,6 +52,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from detection_toolkit.config import apply_overrides, get_config
+from detection_toolkit.modeling import QueryDetector
 
 PROPOSALS, DETECTIONS = 1000, 100
 LAYERS = ("conv", "linear", "batch_norm", "layer_norm", "group_norm")
@@ -195,7 +196,7 @@ def count(model: nn.Module, inputs: Any) -> tuple[list[ModuleCosts], Counter, Co
         the model (named "") and all its modules in their order; FLOPs by operator; number of
         calls of operators that count nothing.
     """
-    is_cascade = hasattr(model, "inference_stages")
+    is_cascade = isinstance(model, QueryDetector)
     traced = _AllStages(model) if is_cascade else model
     path = "model.model" if is_cascade else "model"  # within fvcore's wrapper
     flops = FlopCountAnalysis(traced, inputs)

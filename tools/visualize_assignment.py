@@ -30,14 +30,14 @@ from detection_toolkit.engine.arguments import add_config_arguments
 from detection_toolkit.engine.inspection import build_inspected_detector
 from detection_toolkit.engine.predictor import Predictor
 from detection_toolkit.errors import UserError
-from detection_toolkit.training import HungarianMatcher
+from detection_toolkit.evaluation import compared_label_assigners, configured_label_assigners
+from detection_toolkit.training import HungarianMatcher, LabelAssigner
 from detection_toolkit.visualization import (
     draw_assignment,
     explain_labels,
     figure_stems,
     save_figure,
 )
-from stageinteractor import CrossStageMatcher
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -126,6 +126,15 @@ def prepare(predictor: Predictor, record: dict[str, Any]) -> tuple[dict[str, Any
     return batched_input, image.clip(0, 255).astype(np.uint8)
 
 
+def choose_label_assigner(predictor: Predictor) -> LabelAssigner:
+    """The model's own; if each stage has its own match only, the first that the config names for
+    comparison, to show what it would do."""
+    own, *others = compared_label_assigners(
+        predictor.model, configured_label_assigners(predictor.cfg)
+    )
+    return others[0] if others else own
+
+
 @torch.no_grad()
 def draw(predictor: Predictor, record: dict[str, Any], stem: Path) -> list[str]:
     """Assign, draw and write one image; returns the paths."""
@@ -136,11 +145,8 @@ def draw(predictor: Predictor, record: dict[str, Any], stem: Path) -> list[str]:
     outputs = model.predict(images).stages
     logits = torch.stack([o.logits.float() for o in outputs])
     boxes = torch.stack([o.boxes.float() for o in outputs])
-    criterion = getattr(model, "criterion", None)
-    matcher = getattr(criterion, "matcher", None) or HungarianMatcher()
-    assigner = getattr(criterion, "label_assigner", None)
-    if not isinstance(assigner, CrossStageMatcher):
-        assigner = CrossStageMatcher()  # what it would do to a detector trained without it
+    matcher = HungarianMatcher() if model.criterion is None else model.criterion.matcher
+    assigner = choose_label_assigner(predictor)
     assignment = matcher(logits, boxes, truth)
     decisions = explain_labels(assignment, boxes, truth, assigner)
     figure = draw_assignment(
@@ -150,7 +156,7 @@ def draw(predictor: Predictor, record: dict[str, Any], stem: Path) -> list[str]:
         truth,
         decisions,
         predictor.metadata,
-        iou_threshold=assigner.iou_threshold,
+        assigner=assigner,
     )
     written = save_figure(figure, stem)
     table = stem.with_name(stem.name + ".json")

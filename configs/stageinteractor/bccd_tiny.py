@@ -9,6 +9,7 @@ from detectron2.config import LazyCall as L
 from detectron2.data.transforms import RandomFlip, ResizeShortestEdge
 
 from ..common.data.coco import dataloader
+from ..common.label_assigners import compared as _compared
 from ..common.models.stageinteractor_tiny import model
 from ..common.optim import optimizer
 from ..common.schedule import cosine_schedule
@@ -36,6 +37,7 @@ dataloader.train.num_workers = 0  # all on one core
 dataloader.test.mapper.augmentations = [L(ResizeShortestEdge)(short_edge_length=192, max_size=320)]
 dataloader.test.batch_size = 8
 dataloader.test.num_workers = 0
+dataloader.stage_evaluator.label_assigners = _compared
 
 model.num_classes = 3
 model.initial_queries.num_queries = 40  # an image has up to 30 objects

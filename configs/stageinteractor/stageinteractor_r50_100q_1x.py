@@ -4,10 +4,13 @@
 """
 
 from ..common.data.coco_opencv import dataloader
+from ..common.label_assigners import compared as _compared
 from ..common.models.stageinteractor_r50 import model
 from ..common.optim import optimizer
 from ..common.schedule import schedule_1x as lr_multiplier
 from ..common.train import train
+
+dataloader.stage_evaluator.label_assigners = _compared
 
 train.output_dir = "./output/stageinteractor_r50_100q_1x"
 train.init_checkpoint = "detectron2://ImageNetPretrained/torchvision/R-50.pkl"

@@ -8,6 +8,7 @@ from detectron2.config import LazyCall as L
 from detectron2.data.transforms import RandomFlip, ResizeShortestEdge
 
 from ..common.data.coco import dataloader
+from ..common.label_assigners import compared as _compared
 from ..common.models.stageinteractor_tiny import model
 from ..common.optim import optimizer
 from ..common.schedule import cosine_schedule
@@ -26,6 +27,7 @@ dataloader.train.num_workers = 2
 dataloader.test.dataset.names = None
 dataloader.test.mapper.augmentations = [L(ResizeShortestEdge)(short_edge_length=240, max_size=480)]
 dataloader.test.num_workers = 2
+dataloader.stage_evaluator.label_assigners = _compared
 
 model.initial_queries.num_queries = 60
 optimizer.lr = 4e-4

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from detection_toolkit.errors import UserError
-from detection_toolkit.modeling import FeatureMaps
-from detection_toolkit.modeling.sampling import SamplingPoints, sample_features
-from stageinteractor.boxes import xyzr_to_size
+from detection_toolkit.modeling import SamplingModule
+from detection_toolkit.modeling.sampling import SamplingPoints
+from stageinteractor.boxes import xyzr_to_box, xyzr_to_size
 from stageinteractor.sampling import level_weights
 
 __all__ = ["AdaptiveSampling"]
 
 
-class AdaptiveSampling(nn.Module):
+class AdaptiveSampling(SamplingModule):
     """x' = x + w dx,  y' = y + h dy,  z' = z + dz, with w and h the size of the query's box."""
 
     def __init__(self, channels: int, *, groups: int, points: int):
@@ -61,20 +61,10 @@ class AdaptiveSampling(nn.Module):
             center + offset[..., :2] * size, xyzr[:, :, None, None, 2] + offset[..., 2]
         )
 
+    def boxes(self, xyzr: Tensor) -> Tensor:
+        """(B, N, 4) ``xyxy`` of (B, N, 4) geometry."""
+        return xyzr_to_box(xyzr)
+
     def level_weights(self, z: Tensor, strides: Sequence[int]) -> Tensor:
         """(..., L), softmax over l of -(z - log2 stride_l)^2 / 2, of (...) scales of points."""
         return level_weights(z, [math.log2(stride) for stride in strides])
-
-    def forward(self, queries: Tensor, xyzr: Tensor, maps: FeatureMaps) -> Tensor:
-        """
-        Args:
-            queries: (B, N, C).
-            xyzr: (B, N, 4), no gradient needed.
-            maps: L levels with C channels.
-
-        Returns:
-            (B, N, G, P, e).
-        """
-        points = self.points(queries, xyzr)
-        weights = self.level_weights(points.z, maps.strides)
-        return sample_features(maps, points.xy, weights)

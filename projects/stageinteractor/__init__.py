@@ -14,6 +14,7 @@ from .mixing import CascadeDynamicMixing
 from .queries import InitialQueries
 from .sampling import SubBoxSampling
 from .stage import DecoderStage
+from .viewers import FilterReuse
 
 __all__ = [
     "CascadeDynamicMixing",
@@ -23,6 +24,7 @@ __all__ = [
     "FactoredDynamicMixing",
     "FilterBank",
     "FilterBankDecoder",
+    "FilterReuse",
     "InitialQueries",
     "IoFBiasedSelfAttention",
     "StageInteractor",

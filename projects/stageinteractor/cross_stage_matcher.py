@@ -1,6 +1,6 @@
 """Cross-stage label assignment (paper, section on the cross-stage label assigner, Fig. 5).
 
-Letters: S stages, B images, N queries, M objects, K classes. ``t`` is the stage whose targets
+Letters: S stages, B images, N queries, M objects. ``t`` is the stage whose targets
 are made, ``k`` the stage that a label comes from.
 """
 
@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from detection_toolkit.errors import UserError
-from detection_toolkit.structures import Assignment, ClassTargets, GroundTruth, box_iou
+from detection_toolkit.structures import Assignment, GroundTruth, box_iou
+from detection_toolkit.training import LabelAssigner
 
 __all__ = ["CrossStageMatcher"]
 
 
-class CrossStageMatcher(nn.Module):
+class CrossStageMatcher(LabelAssigner):
     r"""Gathers the labels of several stages and reallocates them query by query.
 
     Let g_k(q) be the object that query q is matched to at stage k. Stage t listens to a set A(t)
@@ -29,6 +30,9 @@ class CrossStageMatcher(nn.Module):
     So a query gains the label of an object that its box covers already although another stage
     matched it, and loses the label of its own match while its box does not reach the threshold.
     """
+
+    name = "cross_stage"
+    iou_threshold: float
 
     def __init__(
         self,
@@ -69,30 +73,15 @@ class CrossStageMatcher(nn.Module):
                     scope[t, t + offset] = True
         return scope
 
-    @torch.no_grad()
-    def forward(
-        self, assignment: Assignment, boxes: Tensor, truth: GroundTruth, *, num_classes: int
-    ) -> ClassTargets:
-        """
-        Args:
-            assignment: one-to-one matches of all stages.
-            boxes: (S, B, N, 4) refined boxes of all stages, ``xyxy`` in pixels.
-            truth: the objects.
-            num_classes: K.
-        """
+    def sources(self, assignment: Assignment, boxes: Tensor, truth: GroundTruth) -> Tensor:
+        """(S_t, B, N, S_k): stages in the scope whose object the query's box covers at stage t."""
         num_stages, num_images, num_queries, _ = boxes.shape
         source = assignment.object_index.permute(1, 2, 0)  # (B, N, S_k)
         # The boxes of all objects that a query was given anywhere: (B, N, S_k, 4).
         flat = source.clamp(min=0).flatten(1)
         objects = truth.boxes.gather(1, flat[..., None].expand(-1, -1, 4))
-        labels = truth.labels.gather(1, flat).view_as(source)
         objects = objects.view(num_images, num_queries, num_stages, 4)
 
         iou = box_iou(boxes[:, :, :, None], objects)  # (S_t, B, N, S_k)
         scope = self.listens_to(num_stages).to(boxes.device)
-        takes = (iou >= self.iou_threshold) & (source >= 0) & scope[:, None, None, :]
-        targets = boxes.new_zeros(num_stages, num_images, num_queries, num_classes)
-        targets.scatter_reduce_(
-            3, labels.expand(num_stages, -1, -1, -1), takes.to(targets.dtype), reduce="amax"
-        )
-        return ClassTargets(targets)
+        return (iou >= self.iou_threshold) & (source >= 0) & scope[:, None, None, :]

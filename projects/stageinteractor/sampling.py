@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from detection_toolkit.errors import UserError
-from detection_toolkit.modeling import FeatureMaps
-from detection_toolkit.modeling.sampling import SamplingPoints, sample_features
+from detection_toolkit.modeling import SamplingModule
+from detection_toolkit.modeling.sampling import SamplingPoints
 
-from .boxes import xyzr_to_size
+from .boxes import xyzr_to_box, xyzr_to_size
 
 __all__ = ["SubBoxSampling", "level_weights"]
 
@@ -40,7 +40,7 @@ def level_weights(z: Tensor, scales: Sequence[float]) -> Tensor:
     return torch.softmax(-0.5 * (z - first - level) ** 2, dim=0).movedim(0, -1)
 
 
-class SubBoxSampling(nn.Module):
+class SubBoxSampling(SamplingModule):
     """Adaptive sampling in two steps: base points in the box, sub-points around each.
 
     A base point moves by (dx0, dy0) box sizes and dz0 octaves; around it Q sub-points, shared by
@@ -91,20 +91,10 @@ class SubBoxSampling(nn.Module):
         z = xyzr[..., 2] + base[..., 2] + sub[..., 2]
         return SamplingPoints(xy.flatten(3, 4), z.flatten(3, 4))
 
+    def boxes(self, xyzr: Tensor) -> Tensor:
+        """(B, N, 4) ``xyxy`` of (B, N, 4) geometry."""
+        return xyzr_to_box(xyzr)
+
     def level_weights(self, z: Tensor, strides: Sequence[int]) -> Tensor:
         """(..., L) of (...) scales of points; the levels are counted, whatever their strides."""
         return level_weights(z, [self.SCALE_OF_FIRST_LEVEL + i for i in range(len(strides))])
-
-    def forward(self, queries: Tensor, xyzr: Tensor, maps: FeatureMaps) -> Tensor:
-        """
-        Args:
-            queries: (B, N, C).
-            xyzr: (B, N, 4), no gradient needed.
-            maps: L levels with C channels.
-
-        Returns:
-            (B, N, G, PQ, e).
-        """
-        points = self.points(queries, xyzr)
-        weights = self.level_weights(points.z, maps.strides)
-        return sample_features(maps, points.xy, weights)

@@ -9,11 +9,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-import torch
-from detectron2.config import instantiate
-
-from detection_toolkit.config import get_config
-from detection_toolkit.engine.shipped import shipped_config
+from small_runs import draw_blocks, save_untrained_detector
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,13 +30,7 @@ def load_script() -> Callable[[str], ModuleType]:
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory) -> str:
     """Checkpoint of a tiny detector that was never trained, and so finds many things."""
-    torch.manual_seed(0)
-    model = instantiate(get_config(shipped_config()).model)
-    for stage in model.decoder.stages:
-        torch.nn.init.zeros_(stage.class_tower.out.bias)  # scores around one half
-    path = tmp_path_factory.mktemp("weights") / "random.pth"
-    torch.save({"model": model.state_dict()}, path)
-    return str(path)
+    return save_untrained_detector(tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(scope="session")
@@ -52,8 +42,4 @@ def demo() -> ModuleType:
 @pytest.fixture()
 def picture() -> np.ndarray:
     """(90, 120, 3) uint8: blocks on noise."""
-    rng = np.random.default_rng(0)
-    image = rng.integers(0, 80, (90, 120, 3), dtype=np.uint8)
-    image[20:60, 30:70] = (40, 200, 220)
-    image[50:80, 80:110] = (230, 60, 90)
-    return image
+    return draw_blocks()

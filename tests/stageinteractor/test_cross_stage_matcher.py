@@ -92,6 +92,18 @@ def test_own_scope_with_threshold_zero_is_the_baseline():
     assert torch.equal(baseline.sum((1, 2, 3)), assignment.matched.sum((1, 2)).float())
 
 
+def test_the_sources_of_a_label_are_the_stages_that_gave_it():
+    # Stage 0 matches query 0, stage 1 matches query 1; only query 1 covers the object.
+    assignment = Assignment(torch.tensor([[[0, -1]], [[-1, 0]]]))
+    away, over = [10.0, 10, 20, 20], [0.0, 0, 10, 10]
+    boxes = torch.tensor([away, over]).expand(2, 1, 2, 4)
+    sources = CrossStageMatcher().sources(assignment, boxes, one_object())
+    assert sources.shape == (2, 1, 2, 2) and sources.dtype == torch.bool
+    assert sources.nonzero().tolist() == [[0, 0, 1, 1], [1, 0, 1, 1]]
+    own = StagewiseMatcher().sources(assignment, boxes, one_object())
+    assert own.nonzero().tolist() == [[0, 0, 0, 0], [1, 0, 1, 1]]
+
+
 def test_offsets_for_another_number_of_stages_are_refused():
     matcher = CrossStageMatcher(stage_offsets=[[1], [-1]])
     with pytest.raises(ValueError, match="2 entries, but the decoder has 3 stages"):

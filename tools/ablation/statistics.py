@@ -25,7 +25,8 @@ def _score_change(name: str) -> Callable[[Record], Any]:
 
 
 def _label_change(name: str) -> Callable[[Record], Any]:
-    return _by_stage(lambda m: m["label_changes"][name]["share_of_labelled"])
+    # Which label assigners were compared is the config's choice.
+    return _by_stage(lambda m: m["label_changes"].get(name, {}).get("share_of_labelled"))
 
 
 def _uninterrupted(record: Record, key: str) -> Any:

@@ -46,3 +46,7 @@ dataloader.test = L(build_test_loader)(
 
 # dataset_name and output_dir are filled in for each test set.
 dataloader.evaluator = L(COCOEvaluator)(dataset_name=None, output_dir=None, max_dets_per_image=None)
+
+# Of train.stage_evaluation: with these, too, labels are assigned and their changes counted; always
+# with each stage's own match and with the model's own label assigner.
+dataloader.stage_evaluator = dict(label_assigners=[])

@@ -22,7 +22,7 @@ from torch import nn
 
 from ..data import dataset_names
 from ..errors import UserError
-from ..evaluation import evaluate_stages
+from ..evaluation import configured_label_assigners, evaluate_stages
 from .interruption import Interruption
 from .precision import autocast_dtype
 from .settings import RunSettings
@@ -194,6 +194,7 @@ def _evaluate_stages(
         loader,
         evaluator,
         dataset_name=name,
+        label_assigners=configured_label_assigners(cfg),
         max_dets_per_image=OmegaConf.select(cfg, "dataloader.evaluator.max_dets_per_image"),
         output_file=path,
         facts={"weights": weights},

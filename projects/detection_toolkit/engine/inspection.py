@@ -11,7 +11,7 @@ from ..checkpoint.checkpointer import inference_weights
 from ..checkpoint.official import adapt_checkpoint
 from ..checkpoint.official_files import read_checkpoint
 from ..errors import UserError
-from ..visualization.stage_traces import check_has_stages
+from ..modeling import require_query_detector
 from .predictor import Predictor, predictor_config
 
 __all__ = ["build_inspected_detector"]
@@ -22,7 +22,7 @@ def build_inspected_detector(
 ) -> Predictor:
     """The predictor of a config, once it is sure that every weight comes from the checkpoint.
 
-    The decoder is not compiled, whatever the config says, so that forward hooks are called.
+    The decoder is not compiled, whatever the config says, so that its parts can be recorded.
 
     Args:
         config_file: path of a config, or its name among the packaged ones.
@@ -60,7 +60,7 @@ class _CheckedPredictor(Predictor):
         super().__init__(cfg)
 
     def load_weights(self) -> None:
-        check_has_stages(self.model)
+        require_query_detector(self.model, "a look at stages")
         path = self.cfg.train.init_checkpoint
         if "://" not in path:
             _check_weights(self, path, self._config_file)

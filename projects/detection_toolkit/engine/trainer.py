@@ -25,7 +25,7 @@ from torch import nn
 from ..checkpoint.checkpointer import Checkpointer, ResumeError
 from ..data import dataset_names, loader_process_errors
 from ..errors import UserError
-from ..evaluation import check_stage_evaluation
+from ..evaluation import check_stage_evaluation, configured_label_assigners
 from .evaluation import EvaluationFacts, evaluate_test_sets, inference_folder, metric_name
 from .hooks import BestCheckpoint, EMAHook, EvaluationHook, PeriodicCheckpointer, build_ema
 from .interruption import Interruption
@@ -71,7 +71,11 @@ class Trainer(DefaultTrainer):
             # What is wrong with it is told now, and not hours later.
             self.build_test_loader(cfg, name)
         if settings.stage_evaluation:
-            check_stage_evaluation(model, dataset_names(cfg.dataloader.test.dataset))
+            check_stage_evaluation(
+                model,
+                dataset_names(cfg.dataloader.test.dataset),
+                configured_label_assigners(cfg),
+            )
         self.ema = build_ema(model, settings.ema.decay) if settings.ema.enabled else None
         ddp_model = create_ddp_model(
             model,

@@ -8,7 +8,14 @@ from .diagnosis import (
     find_duplicates,
     match_detections,
 )
-from .stages import AllStages, StageEvaluator, check_stage_evaluation, evaluate_stages
+from .stages import (
+    AllStages,
+    StageEvaluator,
+    check_stage_evaluation,
+    compared_label_assigners,
+    configured_label_assigners,
+    evaluate_stages,
+)
 
 __all__ = [
     "AllStages",
@@ -16,6 +23,8 @@ __all__ = [
     "ScoreChanges",
     "StageEvaluator",
     "check_stage_evaluation",
+    "compared_label_assigners",
+    "configured_label_assigners",
     "count_label_changes",
     "count_score_changes",
     "evaluate_stages",

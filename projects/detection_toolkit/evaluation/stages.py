@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import (
     COCOEvaluator,
@@ -22,16 +23,16 @@ from detectron2.evaluation import (
 from detectron2.layers import batched_nms
 from detectron2.structures import BoxMode, Instances
 from detectron2.utils import comm
+from omegaconf import DictConfig, OmegaConf
 from tabulate import tabulate
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from stageinteractor import CrossStageMatcher
-
 from ..data import get_detection_dataset
 from ..errors import UserError
+from ..modeling import QueryDetector, require_query_detector
 from ..structures import GroundTruth
-from ..training import HungarianMatcher, StagewiseMatcher
+from ..training import HungarianMatcher, LabelAssigner, StagewiseMatcher
 from .diagnosis import (
     count_label_changes,
     count_score_changes,
@@ -39,7 +40,14 @@ from .diagnosis import (
     match_detections,
 )
 
-__all__ = ["AllStages", "StageEvaluator", "check_stage_evaluation", "evaluate_stages"]
+__all__ = [
+    "AllStages",
+    "StageEvaluator",
+    "check_stage_evaluation",
+    "compared_label_assigners",
+    "configured_label_assigners",
+    "evaluate_stages",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -56,15 +64,12 @@ class AllStages(nn.Module):
     def __init__(self, detector: nn.Module):
         """
         Raises:
-            ValueError: the detector has no stages that could answer.
+            UserError: the detector has no stages that could answer.
         """
         super().__init__()
-        if not callable(getattr(detector, "inference_stages", None)):
-            raise UserError(
-                f"{type(detector).__name__} offers no inference_stages: evaluation by stage "
-                "(train.stage_evaluation) needs a detector with a cascade of stages"
-            )
-        self.detector = detector
+        self.detector = require_query_detector(
+            detector, "evaluation by stage (train.stage_evaluation)"
+        )
         # Whoever switches the mode of this module back must not switch the detector's.
         self.training = detector.training
 
@@ -89,8 +94,8 @@ class StageEvaluator(DatasetEvaluator):
     To be used with :class:`AllStages`. What fades and grows is defined in
     :func:`~detection_toolkit.evaluation.count_score_changes`, a label's change in
     :func:`~detection_toolkit.evaluation.count_label_changes`. Labels are assigned to the model's
-    predictions on the test images as a training step would, once by the stage's own match alone
-    and once with the cross-stage matcher, whatever the model was trained with.
+    predictions on the test images as a training step would, by each label assigner in turn,
+    whatever the model was trained with.
     """
 
     def __init__(
@@ -100,7 +105,7 @@ class StageEvaluator(DatasetEvaluator):
         *,
         num_classes: int,
         matcher: nn.Module | None = None,
-        cross_stage_matcher: nn.Module | None = None,
+        label_assigners: Sequence[LabelAssigner] = (),
         iou_thresholds: Sequence[float] = (0.5, 0.75),
         duplicate_iou: float = 0.7,
         score_threshold: float = 0.1,
@@ -114,7 +119,8 @@ class StageEvaluator(DatasetEvaluator):
             num_stages: S.
             num_classes: K.
             matcher: one-to-one matcher; default :class:`HungarianMatcher` as released.
-            cross_stage_matcher: default :class:`CrossStageMatcher` as released.
+            label_assigners: those whose changes are counted, each under its ``name``; default
+                :class:`~detection_toolkit.training.StagewiseMatcher`, each stage's own match.
             iou_thresholds: IoUs from which on a detection is a true positive.
             duplicate_iou: two detections of a class that overlap more are duplicates; also the
                 threshold of the NMS that AP is computed with once more.
@@ -124,19 +130,14 @@ class StageEvaluator(DatasetEvaluator):
             facts: further entries at the top of the JSON.
 
         Raises:
-            ValueError: the data set has no annotations.
+            UserError: the data set has no annotations.
         """
         records = _annotated_records(dataset_name)
         self.dataset_name = dataset_name
         self.num_stages = num_stages
         self.num_classes = num_classes
         self.matcher = HungarianMatcher() if matcher is None else matcher
-        self.label_assigners = {
-            "own_match": StagewiseMatcher(),
-            "cross_stage": CrossStageMatcher()
-            if cross_stage_matcher is None
-            else cross_stage_matcher,
-        }
+        self.label_assigners = tuple(label_assigners) or (StagewiseMatcher(),)
         self.iou_thresholds = tuple(iou_thresholds)
         self.duplicate_iou = duplicate_iou
         self.score_threshold = score_threshold
@@ -269,10 +270,10 @@ class StageEvaluator(DatasetEvaluator):
 
     def _count_label_changes(self, logits: Tensor, boxes: Tensor, truth: GroundTruth) -> None:
         assignment = self.matcher(logits, boxes, truth)
-        for name, assigner in self.label_assigners.items():
+        for assigner in self.label_assigners:
             targets = assigner(assignment, boxes, truth, num_classes=self.num_classes)
             for key, value in count_label_changes(targets)._asdict().items():
-                self._add(("label_changes", name, key), value)
+                self._add(("label_changes", assigner.name, key), value)
 
     def _add(self, key: tuple, value: Tensor) -> None:
         self._counts[key] = self._counts[key] + value if key in self._counts else value
@@ -322,7 +323,7 @@ class StageEvaluator(DatasetEvaluator):
                 }
             )
         label_changes = {}
-        for name in self.label_assigners:
+        for name in (assigner.name for assigner in self.label_assigners):
             changed, labelled, queries = (
                 counts[("label_changes", name, key)] for key in ("changed", "labelled", "queries")
             )
@@ -353,6 +354,7 @@ def evaluate_stages(
     evaluator: DatasetEvaluator | None = None,
     *,
     dataset_name: str,
+    label_assigners: Iterable[LabelAssigner] = (),
     max_dets_per_image: int | None = None,
     output_file: str | Path | None = None,
     facts: Mapping[str, Any] | None = None,
@@ -360,29 +362,28 @@ def evaluate_stages(
     """Detectron2's ``inference_on_dataset``, with the metrics of every stage from the same pass.
 
     Args:
-        model: a detector with ``inference_stages``, also inside of a DistributedDataParallel.
-            Its criterion's matcher and, where it has one, its cross-stage matcher are used to
-            count label changes.
+        model: a :class:`~detection_toolkit.modeling.QueryDetector`, also inside of a
+            DistributedDataParallel. Its criterion's matcher is used to count label changes.
         data_loader: as ``build_test_loader`` makes it.
         evaluator: of the last stage's detections.
+        label_assigners: whose label changes are counted beside those of each stage's own match
+            and of the model's own label assigner; see :func:`compared_label_assigners`.
         dataset_name, max_dets_per_image, output_file, facts: see :class:`StageEvaluator`.
 
     Returns:
         the evaluator's results, and the metrics by stage; both empty but in the main process.
 
     Raises:
-        ValueError: the model has no stages, or the data set no annotations.
+        UserError: the model has no stages, or the data set no annotations.
     """
     detector = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
     all_stages = AllStages(detector)
-    criterion = getattr(detector, "criterion", None)
-    assigner = getattr(criterion, "label_assigner", None)
     stage_evaluator = StageEvaluator(
         dataset_name,
         detector.decoder.num_stages,
         num_classes=detector.num_classes,
-        matcher=getattr(criterion, "matcher", None),
-        cross_stage_matcher=assigner if isinstance(assigner, CrossStageMatcher) else None,
+        matcher=None if detector.criterion is None else detector.criterion.matcher,
+        label_assigners=compared_label_assigners(detector, label_assigners),
         max_dets_per_image=max_dets_per_image,
         output_file=output_file,
         facts=facts,
@@ -392,6 +393,27 @@ def evaluate_stages(
     both = _Both(evaluator, stage_evaluator)
     results = inference_on_dataset(all_stages, loader, both) or {}
     return results, both.stage_metrics
+
+
+def compared_label_assigners(
+    detector: QueryDetector, others: Iterable[LabelAssigner] = ()
+) -> list[LabelAssigner]:
+    """Each stage's own match, the detector's own label assigner, and others; no name twice.
+
+    Of several with the same name the first counts, so that the detector's own takes the place of
+    one of its kind with other settings.
+    """
+    own = () if detector.criterion is None else (detector.criterion.label_assigner,)
+    by_name: dict[str, LabelAssigner] = {}
+    for assigner in (StagewiseMatcher(), *own, *others):
+        by_name.setdefault(assigner.name, assigner)
+    return list(by_name.values())
+
+
+def configured_label_assigners(cfg: DictConfig) -> list[LabelAssigner]:
+    """Those that a config names in ``dataloader.stage_evaluator.label_assigners``, if any."""
+    nodes = OmegaConf.select(cfg, "dataloader.stage_evaluator.label_assigners") or ()
+    return [instantiate(node) for node in nodes]
 
 
 class _Both(DatasetEvaluators):
@@ -409,13 +431,15 @@ class _Both(DatasetEvaluators):
         return results
 
 
-def check_stage_evaluation(model: nn.Module, dataset_names: Iterable[str]) -> None:
+def check_stage_evaluation(
+    model: nn.Module, dataset_names: Iterable[str], label_assigners: Iterable[LabelAssigner] = ()
+) -> None:
     """Tell before a training what would stop the evaluation after it.
 
     Raises:
-        ValueError: the model has no stages, or a data set no annotations.
+        UserError: the model has no stages, or a data set no annotations.
     """
-    AllStages(model)
+    compared_label_assigners(AllStages(model).detector, label_assigners)
     for name in dataset_names:
         _annotated_records(name)
 

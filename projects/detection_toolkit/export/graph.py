@@ -17,9 +17,8 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from stageinteractor import StageInteractor
-
 from ..errors import UserError
+from ..modeling import QueryDetector, require_query_detector
 
 __all__ = ["INPUT_TYPES", "DetectionGraph", "exportable_detector", "plain_attention", "trace"]
 
@@ -31,7 +30,7 @@ _EXECUTION = dict(
 )
 
 
-def exportable_detector(model_cfg: DictConfig, state: dict[str, Tensor]) -> StageInteractor:
+def exportable_detector(model_cfg: DictConfig, state: dict[str, Tensor]) -> QueryDetector:
     """A detector on the CPU that computes with operators that can be exported.
 
     Args:
@@ -39,7 +38,7 @@ def exportable_detector(model_cfg: DictConfig, state: dict[str, Tensor]) -> Stag
         state: state dict of the detector as trained.
 
     Raises:
-        ValueError: the config is not one of a :class:`StageInteractor`.
+        UserError: the config is not one of a :class:`QueryDetector`.
     """
     model_cfg = copy.deepcopy(model_cfg)
     if "execution" not in model_cfg:
@@ -48,9 +47,7 @@ def exportable_detector(model_cfg: DictConfig, state: dict[str, Tensor]) -> Stag
             f"one describes a {getattr(model_cfg.get('_target_'), '__name__', 'model of others')}"
         )
     model_cfg.execution.update(_EXECUTION)
-    detector = instantiate(model_cfg)
-    if not isinstance(detector, StageInteractor):
-        raise UserError(f"a {type(detector).__name__} cannot be exported")
+    detector = require_query_detector(instantiate(model_cfg), "an export")
     detector.load_state_dict(state)
     return detector.eval().requires_grad_(False)
 
@@ -63,7 +60,7 @@ class DetectionGraph(nn.Module):
     detector's size divisibility.
     """
 
-    def __init__(self, detector: StageInteractor):
+    def __init__(self, detector: QueryDetector):
         super().__init__()
         self.detector = detector
 
@@ -109,7 +106,7 @@ def plain_attention() -> Iterator[None]:
 
 
 def trace(
-    detector: StageInteractor,
+    detector: QueryDetector,
     *,
     input_type: str = "float32",
     example_size: tuple[int, int] = (96, 160),

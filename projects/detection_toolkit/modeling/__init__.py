@@ -2,10 +2,11 @@
 
 from .backbone import FrozenStatsBatchNorm2d, PlainConvNet
 from .decoder import QUERY_HEADS, CascadeDecoder, Route
-from .detector import QueryDetector
+from .detector import QueryDetector, require_query_detector
 from .execution import Execution
 from .feature_maps import FeatureMaps
 from .neck import SharedNormChannelMapper
+from .sampling_module import SampledPoints, SamplingModule
 
 __all__ = [
     "QUERY_HEADS",
@@ -16,5 +17,8 @@ __all__ = [
     "PlainConvNet",
     "QueryDetector",
     "Route",
+    "SampledPoints",
+    "SamplingModule",
     "SharedNormChannelMapper",
+    "require_query_detector",
 ]

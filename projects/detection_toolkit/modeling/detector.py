@@ -16,7 +16,7 @@ from ..structures import GroundTruth, Predictions, StageOutput
 from .execution import Execution
 from .feature_maps import FeatureMaps
 
-__all__ = ["QueryDetector"]
+__all__ = ["QueryDetector", "require_query_detector"]
 
 
 class QueryDetector(nn.Module):
@@ -247,3 +247,21 @@ class QueryDetector(nn.Module):
         height = batched_input.get("height", instances.image_size[0])
         width = batched_input.get("width", instances.image_size[1])
         return detector_postprocess(instances, height, width)
+
+
+def require_query_detector(model: nn.Module, purpose: str) -> QueryDetector:
+    """The model itself, for what needs a cascade of stages.
+
+    Args:
+        model: any detector.
+        purpose: what needs the stages; begins the second half of the message.
+
+    Raises:
+        UserError: the model is no :class:`QueryDetector`.
+    """
+    if not isinstance(model, QueryDetector):
+        raise UserError(
+            f"{type(model).__name__} has no cascade of stages: {purpose} needs the config of a "
+            "query-based detector"
+        )
+    return model

@@ -1,7 +1,7 @@
 """Matching, label assignment and losses. Nothing here sees features."""
 
 from .criterion import BranchedCriterion, BranchedResult, Criterion, CriterionResult
-from .label_assignment import StagewiseMatcher
+from .label_assignment import LabelAssigner, StagewiseMatcher
 from .losses import LabelNormalizer, MatchNormalizer, Normalizer, SigmoidFocalLoss, focal_cost
 from .matcher import HungarianMatcher, MatchingCost, NonFinitePredictionError
 
@@ -11,6 +11,7 @@ __all__ = [
     "Criterion",
     "CriterionResult",
     "HungarianMatcher",
+    "LabelAssigner",
     "LabelNormalizer",
     "MatchNormalizer",
     "MatchingCost",

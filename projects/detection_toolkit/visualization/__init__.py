@@ -13,7 +13,7 @@ from .pictures import (
     select_confident,
     side_by_side,
 )
-from .stage_traces import StageTrace, check_has_stages, resize_trace, trace_stages
+from .stage_traces import StageTrace, resize_trace, trace_stages
 from .stages import (
     choose_queries,
     draw_followed_query,
@@ -22,12 +22,15 @@ from .stages import (
     level_colors,
     stage_colors,
 )
+from .viewers import LABEL_SIZE, STAGE_VIEWERS, StageViewer
 
 __all__ = [
+    "LABEL_SIZE",
+    "STAGE_VIEWERS",
     "LabelDecision",
     "LabelSource",
     "StageTrace",
-    "check_has_stages",
+    "StageViewer",
     "choose_queries",
     "contact_sheet",
     "distinct_names",

@@ -15,10 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from stageinteractor import CrossStageMatcher
-
 from ..errors import UserError
 from ..structures import Assignment, GroundTruth, box_iou
+from ..training import LabelAssigner
 from .paper import TEXT_WIDTH, draw_box, new_figure, prepare_picture
 from .pictures import _class_name as class_name
 
@@ -59,29 +58,29 @@ def explain_labels(
     assignment: Assignment,
     boxes: Tensor,
     truth: GroundTruth,
-    matcher: CrossStageMatcher,
+    assigner: LabelAssigner,
     *,
     image: int = 0,
 ) -> list[LabelDecision]:
-    """The decisions of a cross-stage matcher, with their reasons, by stage and query.
+    """The decisions of a label assigner, with their reasons, by stage and query.
 
     Args:
         assignment: one-to-one matches of all stages.
         boxes: (S, B, N, 4) ``xyxy`` of all stages.
         truth: the objects of the B images.
-        matcher: whose threshold and scope are used.
+        assigner: whose decisions they are.
         image: of the batch.
     """
     index = assignment.object_index[:, image].cpu()  # (S, N)
     labels = truth.labels[image].tolist()
     iou = box_iou(boxes[:, image, :, None], truth.boxes[image]).cpu()  # (S, N, M)
-    scope = matcher.listens_to(len(index))
+    takes = assigner.sources(assignment, boxes, truth)[:, image].cpu()  # (S, N, S)
     decisions = []
     for t, row in enumerate(index.tolist()):
         for query, own in enumerate(row):
             given: dict[int, list[LabelSource]] = {}
             for k, source in enumerate(index[:, query].tolist()):
-                if source >= 0 and scope[t, k] and iou[t, query, source] >= matcher.iou_threshold:
+                if takes[t, query, k]:
                     why = LabelSource(k, source, float(iou[t, query, source]))
                     given.setdefault(labels[source], []).append(why)
             own_iou = float(iou[t, query, own]) if own >= 0 else None
@@ -104,19 +103,19 @@ def draw_assignment(
     decisions: Sequence[LabelDecision],
     metadata: Metadata | None = None,
     *,
-    iou_threshold: float,
+    assigner: LabelAssigner,
     max_rows: int = 14,
 ) -> Figure:
-    """Matches of every stage, labels after the cross-stage matcher, and a table of reasons.
+    """Matches of every stage, labels by a label assigner, and a table of reasons.
 
     Args:
         image: (H, W, 3) RGB as the detector sees it.
         boxes: (S, N, 4) of all stages, ``xyxy`` in pixels of ``image``.
         assignment: of a batch of this image alone.
         truth: likewise, with at least one object.
-        decisions: by :func:`explain_labels`.
+        decisions: of the assigner, by :func:`explain_labels`.
         metadata: its ``thing_classes`` name the classes.
-        iou_threshold: of the matcher, for the legend.
+        assigner: whose name and threshold the titles tell.
         max_rows: queries in the table; those whose labels change come first.
 
     Raises:
@@ -147,7 +146,7 @@ def draw_assignment(
             _draw_query(axis, boxes[t, query], colors[m], f"q{query}→{_letter(m)}", image.shape)
 
     axes = parts[1].subplots(1, num_stages, squeeze=False)[0]
-    axes[0].set_ylabel("cross-stage labels", fontsize=7)
+    axes[0].set_ylabel(f"{assigner.name.replace('_', '-')} labels", fontsize=7)
     for t, axis in enumerate(axes):
         here = [d for d in decisions if d.stage == t]
         counts = {change: sum(d.change == change for d in here) for change in _SIGNS}
@@ -166,9 +165,10 @@ def draw_assignment(
     axis = parts[2].subplots()
     _draw_table(axis, decisions, queries, num_stages, names, colors, metadata)
     note = f" ({left_out} more queries have labels)" if left_out else ""
+    if assigner.iou_threshold is not None:
+        note += f"; a label needs IoU ≥ {assigner.iou_threshold:g}"
     axis.set_title(
-        f"label of each query at each stage, IoU of its box with the object, source stages{note}; "
-        f"a label needs IoU ≥ {iou_threshold:g}",
+        f"label of each query at each stage, IoU of its box with the object, source stages{note}",
         fontsize=6.3,
         pad=3,
     )

@@ -1,24 +1,22 @@
-"""What happens inside of the decoder for one picture, collected by forward hooks.
+"""What happens inside of the decoder for one picture.
 
-Letters: S stages, N queries, K classes, L levels, T sampling points of a query (all groups), n
-earlier stages whose channel filters a stage reuses.
+Letters: S stages, N queries, K classes, L levels, T sampling points of a query (all groups).
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
-from stageinteractor.boxes import xyzr_to_box
+from ..modeling import SampledPoints, SamplingModule, require_query_detector
+from .viewers import STAGE_VIEWERS
 
-from ..errors import UserError
-
-__all__ = ["StageTrace", "check_has_stages", "resize_trace", "trace_stages"]
+__all__ = ["StageTrace", "resize_trace", "trace_stages"]
 
 
 class StageTrace(NamedTuple):
@@ -33,31 +31,13 @@ class StageTrace(NamedTuple):
     boxes: Tensor
     """(N, 4) ``xyxy`` after the stage."""
     points: Tensor | None
-    """(N, T, 2) sampling points; None if the stage does not sample at points."""
+    """(N, T, 2) sampling points; None if the stage has no
+    :class:`~detection_toolkit.modeling.SamplingModule`."""
     level_weights: Tensor | None
     """(N, T, L) share of each feature level in each point; sums to 1."""
-    channel_sources: tuple[int, ...]
-    """The n earlier stages, counted from 0, whose channel filters are reused."""
-    channel_shares: Tensor
-    """(N, n) share of the reused filter in the adapted one, ``M'' = M + diag(r) (M_j - M)
-    diag(c)``: the mean of ``r c`` over entries and groups, between 0 and 1."""
-    spatial_source: int | None
-    """The earlier stage whose spatial filters are reused."""
-    spatial_shares: Tensor | None
-    """(N,) likewise the mean of ``a b`` over the entries of the adapted spatial filters."""
-
-
-def check_has_stages(detector: nn.Module) -> None:
-    """
-    Raises:
-        ValueError: the detector has no cascade of stages to look at.
-    """
-    stages = getattr(getattr(detector, "decoder", None), "stages", None)
-    if stages is None or not callable(getattr(detector, "inference_stages", None)):
-        raise UserError(
-            f"{type(detector).__name__} has no cascade of stages to look at: choose the config of "
-            "a StageInteractor, AdaMixer or SQR detector"
-        )
+    records: Mapping[str, Any]
+    """What is a method's own, by the names of the viewers in
+    :data:`~detection_toolkit.visualization.STAGE_VIEWERS` that recorded it."""
 
 
 @torch.no_grad()
@@ -65,42 +45,54 @@ def trace_stages(detector: nn.Module, batched_input: dict[str, Any]) -> list[Sta
     """Run a detector on one picture and keep what its stages did.
 
     Args:
-        detector: in evaluation mode, with a ``decoder`` of stages and ``inference_stages``. Its
-            decoder must not be compiled, as hooks would not be called.
+        detector: a :class:`~detection_toolkit.modeling.QueryDetector` in evaluation mode. Its
+            decoder must not be compiled, as nothing would be recorded.
         batched_input: Detectron2's dict of the picture.
 
     Returns:
         S traces.
 
     Raises:
-        ValueError: the detector has no stages.
+        UserError: the detector has no stages.
     """
-    check_has_stages(detector)
+    detector = require_query_detector(detector, "a look at stages")
     stages = list(detector.decoder.stages)
-    with _recording(stages) as seen:
+    with contextlib.ExitStack() as stack:
+        sampled = [
+            [
+                stack.enter_context(module.recording())
+                for module in stage.modules()
+                if isinstance(module, SamplingModule)
+            ]
+            for stage in stages
+        ]
+        viewers = {name: viewer() for name, viewer in STAGE_VIEWERS}
+        records = {
+            name: stack.enter_context(viewer.recording(stages))
+            for name, viewer in viewers.items()
+            if viewer.applies_to(stages)
+        }
         outputs, detections = detector.inference_stages([batched_input])
     height, width = batched_input["image"].shape[-2:]
     scale = torch.tensor(
         [batched_input.get("width", width) / width, batched_input.get("height", height) / height]
     )
+    # Only what samples knows the boxes of the initial queries.
+    whole = outputs[0].boxes.new_tensor([0, 0, width, height]).expand_as(outputs[0].boxes)
+    first = next((call.boxes for of_module in sampled[0] for call in of_module), whole)
+    boxes_before = [first, *(output.boxes for output in outputs)]
     traces = []
     for index, (output, (instances,)) in enumerate(zip(outputs, detections)):
-        record = seen[index]
-        points = record.get("points")
-        shares = record.get("channel")
-        num_reused = 0 if shares is None else shares.shape[1]
+        points, level_weights = _points_of_first_picture(sampled[index])
         traces.append(
             StageTrace(
                 detections=instances.to("cpu"),
                 scores=output.logits[0].float().sigmoid().cpu(),
-                boxes_before=_to_cpu(xyzr_to_box(record["xyzr"])[0]) * scale.repeat(2),
+                boxes_before=_to_cpu(boxes_before[index][0]) * scale.repeat(2),
                 boxes=_to_cpu(output.boxes[0]) * scale.repeat(2),
                 points=None if points is None else points * scale,
-                level_weights=record.get("weights"),
-                channel_sources=tuple(range(index - num_reused, index)),
-                channel_shares=torch.zeros(len(output.logits[0]), 0) if shares is None else shares,
-                spatial_source=index - 1 if "spatial" in record else None,
-                spatial_shares=record.get("spatial"),
+                level_weights=level_weights,
+                records={name: of_stages[index] for name, of_stages in records.items()},
             )
         )
     return traces
@@ -120,56 +112,16 @@ def resize_trace(trace: StageTrace, height: int, width: int) -> StageTrace:
     )
 
 
-@contextlib.contextmanager
-def _recording(stages: list[nn.Module]) -> Iterator[list[dict[str, Tensor]]]:
-    """Hooks on the stages' parts; the tensors of the first (only) picture that they see."""
-    seen: list[dict[str, Tensor]] = [{} for _ in stages]
-    handles = []
-    try:
-        for record, stage in zip(seen, stages):
-            handles.append(stage.register_forward_pre_hook(_keep_geometry(record)))
-            if hasattr(getattr(stage, "sampling", None), "points"):
-                handles.append(stage.sampling.register_forward_pre_hook(_keep_points(record)))
-            if isinstance(getattr(stage, "mixing", None), nn.Module):
-                handles.append(stage.mixing.register_forward_pre_hook(_keep_gates(record)))
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _keep_geometry(record: dict[str, Tensor]):
-    def hook(stage: nn.Module, arguments: tuple) -> None:
-        record["xyzr"] = arguments[0].geometry
-
-    return hook
-
-
-def _keep_points(record: dict[str, Tensor]):
-    def hook(sampling: nn.Module, arguments: tuple) -> None:
-        queries, xyzr, maps = arguments
-        points = sampling.points(queries, xyzr)
-        weights = sampling.level_weights(points.z, maps.strides)
-        record["points"] = _to_cpu(points.xy[0].flatten(1, 2))
-        record["weights"] = _to_cpu(weights[0].flatten(1, 2))
-
-    return hook
-
-
-def _keep_gates(record: dict[str, Tensor]):
-    def hook(mixing: nn.Module, arguments: tuple) -> None:
-        queries = arguments[0]
-        channel = getattr(mixing, "channel_adapter", None)
-        if channel is not None:
-            column, row = channel.gate_values(queries)[0].unbind(-2)  # (N, G, e, n) each
-            # The mean of all products r_i c_k is the product of the means.
-            record["channel"] = _to_cpu((column.mean(2) * row.mean(2)).mean(1))
-        spatial = getattr(mixing, "spatial_adapter", None)
-        if spatial is not None:
-            a, b = (gates[0] for gates in spatial.gate_values(queries))
-            record["spatial"] = _to_cpu((a.mean(2) * b.mean(2)).mean(1))
-
-    return hook
+def _points_of_first_picture(
+    calls: Sequence[Sequence[SampledPoints]],
+) -> tuple[Tensor | None, Tensor | None]:
+    """(N, T, 2) points and (N, T, L) level weights of all sampling modules of a stage."""
+    seen = [call for of_module in calls for call in of_module]
+    if not seen:
+        return None, None
+    points = torch.cat([call.xy[0].flatten(1, 2) for call in seen], 1)
+    weights = torch.cat([call.level_weights[0].flatten(1, 2) for call in seen], 1)
+    return _to_cpu(points), _to_cpu(weights)
 
 
 def _to_cpu(tensor: Tensor) -> Tensor:

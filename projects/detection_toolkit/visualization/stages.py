@@ -21,6 +21,7 @@ from .paper import TEXT_WIDTH, draw_box, new_figure, prepare_picture
 from .pictures import _class_color as class_color
 from .pictures import _class_name as class_name
 from .stage_traces import StageTrace
+from .viewers import LABEL_SIZE, STAGE_VIEWERS
 
 __all__ = [
     "choose_queries",
@@ -34,7 +35,6 @@ __all__ = [
 # Told apart by readers who cannot see red or green, too (Okabe and Ito).
 _QUERY_COLORS = ("#E69F00", "#56B4E9", "#CC79A7", "#009E73", "#F0E442", "#D55E00")
 _LEVELS = LinearSegmentedColormap.from_list("levels", ["#0b3c8c", "#1b9e9e", "#e08214", "#b2182b"])
-_LABEL = 5.6
 _BOX = dict(boxstyle="square,pad=0.15", lw=0)
 
 
@@ -64,7 +64,7 @@ def draw_stages(
     num_queries: int = 2,
     strides: Sequence[int] = (4, 8, 16, 32),
 ) -> Figure:
-    """Detections, sampling points, trajectories, scores and reused filters of all stages.
+    """Detections, sampling points, trajectories and scores of all stages, and what methods add.
 
     The (up to six) best queries have one colour each in all panels; other detections are white.
 
@@ -106,11 +106,14 @@ def draw_stages(
             strides=strides,
         )
     best = next(iter(colors))
-    axes = parts[-1].subplots(1, 4, width_ratios=[1, 1, 1.25, 1.3])
+    viewers = {name: viewer() for name, viewer in STAGE_VIEWERS if name in traces[0].records}
+    widths = [1, 1, 1.25, *(viewer.width for viewer in viewers.values())]
+    axes = parts[-1].subplots(1, len(widths), width_ratios=widths)
     _trajectories(axes[0], image, traces, colors)
     _refinement(axes[1], image, traces, best, colors[best])
     _scores(axes[2], traces, metadata, colors, classes)
-    _reuse(axes[3], traces)
+    for axis, (name, viewer) in zip(axes[3:], viewers.items()):
+        viewer.draw(axis, [trace.records[name] for trace in traces])
     return figure
 
 
@@ -245,7 +248,7 @@ def _detections_row(part, image, traces, metadata, colors, threshold) -> None:
     axes[0].set_ylabel("detections", fontsize=7)
 
 
-def _label(axis, box, text, color, shape, *, size: float = _LABEL, zorder: float = 3) -> None:
+def _label(axis, box, text, color, shape, *, size: float = LABEL_SIZE, zorder: float = 3) -> None:
     height, width = shape[:2]
     box = [float(v) for v in box]
     above = box[1] > 0.09 * height
@@ -282,8 +285,8 @@ def _points_row(part, image, traces, query, *, color, name, aspect, strides) -> 
     axes[0].yaxis.label.set_bbox(dict(_BOX, fc=color, alpha=0.85))
     bar = part.colorbar(ScalarMappable(norm, _LEVELS), ax=axes, fraction=0.02, pad=0.008, aspect=22)
     bar.set_ticks(range(num_levels), labels=[str(s) for s in strides[:num_levels]])
-    bar.ax.tick_params(labelsize=_LABEL, length=2, pad=1)
-    bar.set_label("weighted stride", fontsize=_LABEL)
+    bar.ax.tick_params(labelsize=LABEL_SIZE, length=2, pad=1)
+    bar.set_label("weighted stride", fontsize=LABEL_SIZE)
 
 
 def _scatter_points(axis, trace: StageTrace, query: int, *, size: float, width: float) -> None:
@@ -332,7 +335,7 @@ def _trajectories(axis, image, traces, colors) -> None:
         axis.plot(*centers.T, color=color, lw=0.8, zorder=3)
         axis.scatter(*centers[1:].T, color=color, s=7, zorder=4, lw=0.4, ec="black")
     axis.scatter(*centers[0], color="black", marker="s", s=9, zorder=5)
-    axis.set_xlabel("■ start: the whole picture\n● centre after each stage", fontsize=_LABEL)
+    axis.set_xlabel("■ start: the whole picture\n● centre after each stage", fontsize=LABEL_SIZE)
 
 
 def _refinement(axis, image, traces, query, color) -> None:
@@ -352,8 +355,8 @@ def _refinement(axis, image, traces, query, color) -> None:
         [Line2D([], [], color=shade, lw=1.6) for shade in shades],
         [str(t) for t in range(1, len(traces) + 1)],
         title="after stage",
-        fontsize=_LABEL,
-        title_fontsize=_LABEL,
+        fontsize=LABEL_SIZE,
+        title_fontsize=LABEL_SIZE,
         loc="upper center",
         bbox_to_anchor=(0.5, 0.0),
         ncols=len(traces),
@@ -382,71 +385,25 @@ def _scores(axis, traces, metadata, colors, classes) -> None:
                     (stage, value),
                     xytext=(2.5, 2.5),
                     textcoords="offset points",
-                    fontsize=_LABEL,
+                    fontsize=LABEL_SIZE,
                 )
     axis.set_title("score by stage (× another class leads)", fontsize=7, pad=2.5)
     axis.set_ylim(0, 1.03)
-    axis.set_xlabel("stage", fontsize=_LABEL + 0.6, labelpad=1)
+    axis.set_xlabel("stage", fontsize=LABEL_SIZE + 0.6, labelpad=1)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.tick_params(labelsize=_LABEL, length=2, pad=1.5)
+    axis.tick_params(labelsize=LABEL_SIZE, length=2, pad=1.5)
     axis.grid(alpha=0.3, lw=0.4)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(
-        fontsize=_LABEL,
+        fontsize=LABEL_SIZE,
         loc="best",
         framealpha=0.6,
         edgecolor="none",
         title="query",
-        title_fontsize=_LABEL,
+        title_fontsize=LABEL_SIZE,
         borderpad=0.1,
         labelspacing=0.2,
     )
-
-
-def _reuse(axis, traces) -> None:
-    """Cell (source, stage): share of the source's filter in the adapted one, over all queries."""
-    count = len(traces)
-    values = np.full((count, count), np.nan)  # rows: sources 1 to S - 1, then spatial
-    spread = np.full((count, count), np.nan)
-    for stage, trace in enumerate(traces):
-        for column, source in enumerate(trace.channel_sources):
-            shares = trace.channel_shares[:, column]
-            values[source, stage] = shares.mean()
-            spread[source, stage] = shares.std(correction=0)
-        if trace.spatial_shares is not None:
-            values[count - 1, stage] = trace.spatial_shares.mean()
-            spread[count - 1, stage] = trace.spatial_shares.std(correction=0)
-    axis.set_title("share of reused filters", fontsize=7, pad=2.5)
-    top = max(0.5, np.nanmax(values)) if np.isfinite(values).any() else 1.0
-    axis.imshow(values, cmap="YlGnBu", vmin=0, vmax=top, aspect="auto")
-    for (y, x), value in np.ndenumerate(values):
-        if np.isfinite(value):
-            color = "white" if value > 0.6 * top else "black"
-            axis.text(
-                x,
-                y,
-                f"{value:.2f}\n±{spread[y, x]:.2f}",
-                ha="center",
-                va="center",
-                fontsize=_LABEL - (0.8 if count > 5 else 0),
-                color=color,
-                linespacing=0.95,
-            )
-        else:
-            axis.text(x, y, "·", ha="center", va="center", fontsize=_LABEL, color="0.6")
-    names = [f"channel, {t}" for t in range(1, count)] + ["spatial,\nstage before"]
-    axis.set_yticks(range(count), labels=names)
-    axis.set_xticks(range(count), labels=range(1, count + 1))
-    axis.axhline(count - 1.5, color="black", lw=0.6)
-    axis.set_xlabel("stage that reuses", fontsize=_LABEL + 0.6, labelpad=1)
-    axis.set_ylabel("filters, from stage", fontsize=_LABEL + 0.6, labelpad=1)
-    axis.tick_params(labelsize=_LABEL, length=0, pad=1.5)
-    for spine in axis.spines.values():
-        spine.set_linewidth(0.4)
-    if not np.isfinite(values).any():
-        axis.text(
-            0.5, 0.5, "no stage reuses filters", ha="center", fontsize=7, transform=axis.transAxes
-        )
 
 
 def _count(number: int, noun: str) -> str:

@@ -9,22 +9,36 @@ from detectron2.config import instantiate
 from detectron2.structures import Boxes, Instances
 from small_runs import make_config
 
-from detection_toolkit.config import apply_overrides
+from detection_toolkit.config import apply_overrides, get_config
 from detection_toolkit.data import dataset_names, register_coco_json
 from detection_toolkit.engine import Trainer, prepare_config
 from detection_toolkit.engine import evaluation as evaluation_module
-from detection_toolkit.evaluation import AllStages, StageEvaluator, evaluate_stages
+from detection_toolkit.errors import UserError
+from detection_toolkit.evaluation import (
+    AllStages,
+    StageEvaluator,
+    compared_label_assigners,
+    configured_label_assigners,
+    evaluate_stages,
+)
+from detection_toolkit.modeling import QueryDetector
 from detection_toolkit.structures import StageOutput
+from detection_toolkit.training import HungarianMatcher, LabelAssigner, StagewiseMatcher
+from stageinteractor import CrossStageMatcher
 
 
-class Oracle(torch.nn.Module):
+class Oracle(QueryDetector):
     """Two stages and five queries on images of ``make_document``: the first stage's boxes are off
     and its scores high; the second has the objects, one of them twice, and one false positive."""
 
-    num_classes = 3
-
-    def __init__(self):
-        super().__init__()
+    def __init__(self, label_assigner=None):
+        torch.nn.Module.__init__(self)
+        self.num_classes = 3
+        self.criterion = None
+        if label_assigner is not None:
+            self.criterion = torch.nn.Module()
+            self.criterion.matcher = HungarianMatcher()
+            self.criterion.label_assigner = label_assigner
         self.decoder = torch.nn.Module()
         self.decoder.num_stages = 2
 
@@ -130,15 +144,73 @@ def test_true_positives_fade_when_the_earlier_stage_was_better(dataset):
     assert metrics["stages"][0]["AP"] > metrics["stages"][1]["AP"]
 
 
-def test_labels_change_as_the_matchers_say(dataset):
-    _, metrics = evaluate_stages(Oracle(), loader(), dataset_name=dataset)
-    own, cross = (metrics["label_changes"][n] for n in ("own_match", "cross_stage"))
+@pytest.mark.parametrize(
+    "own, others",
+    [(CrossStageMatcher(), []), (None, [CrossStageMatcher()]), (None, [CrossStageMatcher()] * 2)],
+)
+def test_labels_change_as_the_matchers_say(dataset, own, others):
+    _, metrics = evaluate_stages(
+        Oracle(own), loader(), dataset_name=dataset, label_assigners=others
+    )
+    assert list(metrics["label_changes"]) == ["own_match", "cross_stage"]
+    own, cross = metrics["label_changes"].values()
     # In both stages queries 0 and 1 have the objects. In the first their IoU is below 0.5, so that
     # the cross-stage matcher gives them a label in the second stage only.
     assert own["share_of_labelled"] == 0.0
     assert own["share_of_queries_by_step"] == [0.0]
     assert cross["share_of_labelled"] == 1.0
     assert cross["share_of_queries"] == pytest.approx(2 / 5)
+
+
+class LastStageMatcher(LabelAssigner):
+    """Of another method: every stage takes the labels of the last."""
+
+    name = "last_match"
+
+    def sources(self, assignment, boxes, truth):
+        last = torch.arange(len(boxes)) == len(boxes) - 1
+        return (assignment.matched.permute(1, 2, 0) & last).expand(len(boxes), -1, -1, -1)
+
+
+def test_any_label_assigner_is_counted_under_its_own_name(dataset):
+    _, metrics = evaluate_stages(Oracle(LastStageMatcher()), loader(), dataset_name=dataset)
+    assert list(metrics["label_changes"]) == ["own_match", "last_match"]
+    assert metrics["label_changes"]["last_match"]["share_of_queries_by_step"] == [0.0]
+
+
+def test_the_models_own_label_assigner_takes_the_place_of_one_of_its_name():
+    own = CrossStageMatcher(0.7)
+    compared = compared_label_assigners(Oracle(own), [CrossStageMatcher(), LastStageMatcher()])
+    assert [x.name for x in compared] == ["own_match", "cross_stage", "last_match"]
+    assert compared[1] is own
+    (alone,) = compared_label_assigners(Oracle(StagewiseMatcher()))
+    assert alone.name == "own_match"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "stageinteractor/ablations/labels_from_own_stage.py",
+        "stageinteractor/bccd_tiny.py",
+        "stageinteractor/shapes_hard.py",
+        "stageinteractor/stageinteractor_tiny_custom.py",
+        "stageinteractor/stageinteractor_r50_100q_ms_3x.py",
+        "adamixer/adamixer_r50_100q_1x.py",
+        "adamixer/adamixer_r50_300q_3x.py",
+        "adamixer/adamixer_shapes_tiny.py",
+        "sqr/adamixer_sqr_shapes_tiny.py",
+    ],
+)
+def test_configs_of_the_family_are_compared_by_cross_stage_labels(config):
+    (assigner,) = configured_label_assigners(get_config(config))
+    assert isinstance(assigner, CrossStageMatcher) and assigner.iou_threshold == 0.5
+
+
+def test_a_config_may_name_no_label_assigner_or_know_nothing_of_them():
+    cfg = get_config("dfvt/mask_rcnn_dfvt_tiny_1x.py")
+    assert configured_label_assigners(cfg) == []
+    del cfg.dataloader["stage_evaluator"]  # as in those of older runs
+    assert configured_label_assigners(cfg) == []
 
 
 def test_the_mode_of_the_detector_is_left_alone(dataset):
@@ -149,7 +221,8 @@ def test_the_mode_of_the_detector_is_left_alone(dataset):
 
 
 def test_a_model_without_stages_is_refused(dataset):
-    with pytest.raises(ValueError, match="Linear offers no inference_stages"):
+    message = r"Linear has no cascade of stages: evaluation by stage \(train.stage_evaluation\)"
+    with pytest.raises(UserError, match=message):
         AllStages(torch.nn.Linear(1, 1))
 
 
@@ -197,6 +270,7 @@ def test_the_last_stage_is_what_evaluation_without_stages_sees(tmp_path, kind):
     by_stage = Trainer.test(cfg, model)
     metrics = json.loads((folder / "stage_metrics.json").read_text())
     assert metrics["weights"] == "plain" and metrics["num_stages"] == 3
+    assert list(metrics["label_changes"]) == ["own_match", "cross_stage"]
     cfg.train.stage_evaluation = False
     assert Trainer.test(cfg, model)["bbox"] == pytest.approx(by_stage["bbox"], nan_ok=True)
     assert metrics["stages"][-1]["AP"] == pytest.approx(by_stage["bbox"]["AP"])

@@ -57,6 +57,20 @@ def test_differences_are_of_the_seeds_that_both_have():
     assert summary["variants"]["a"]["peak_memory_mb"]["mean"] == 700
 
 
+def test_label_changes_are_those_of_the_assigners_that_were_compared():
+    metrics = {
+        "stages": [{"stage": 1, "AP": 30.0, "duplicates": 0.0}],
+        "last_stage_after_nms": {"AP": 30.0},
+        "score_changes": [{"faded": 0.1, "grown": 0.2}],
+        "label_changes": {"own_match": {"share_of_labelled": 0.25}},
+    }
+    variant = summarise([{**record("a", 1, 30.0), "stage_metrics": metrics}], ["a"])["variants"][
+        "a"
+    ]
+    assert variant["label_changes_own_match"]["values"] == [0.25]
+    assert variant["label_changes_cross_stage"]["values"] == [None]
+
+
 def test_what_an_interrupted_training_took_is_not_known():
     records = [record("a", 1, 10.0), {**record("a", 2, 20.0), "starts": 2, "cpu_minutes": 0.1}]
     variant = summarise(records, ["a"])["variants"]["a"]

@@ -55,6 +55,15 @@ def test_decisions_are_the_difference_between_both_matchers(seed):
         assert all(int(labels[s.object_index]) == d.label for s in d.sources)
 
 
+def test_an_own_match_is_always_kept():
+    truth = GroundTruth.collate([torch.tensor([square(0)])], [torch.tensor([2])], [(10, 40)])
+    assignment = Assignment(torch.tensor([[[0, -1]], [[-1, 0]]]))
+    boxes = torch.tensor([[[square(8), square(1)]], [[square(8), square(0)]]])
+    decisions = explain_labels(assignment, boxes, truth, StagewiseMatcher())
+    assert [(d.stage, d.query, d.change) for d in decisions] == [(0, 0, "kept"), (1, 1, "kept")]
+    assert [[s.stage for s in d.sources] for d in decisions] == [[0], [1]]
+
+
 def square(x):
     return [float(x), 0.0, x + 10.0, 10.0]
 
@@ -100,6 +109,25 @@ def test_figure_and_table_of_one_image(arguments, tmp_path):
     own = [d for d in document["decisions"] if d["own_object"] >= 0 and d["change"] != "added"]
     assert len(own) == 3 * 2  # stages x objects
     assert document["image_id"] == 2
+
+
+@pytest.mark.parametrize(
+    "own, configured, expected",
+    [
+        ("{_target_:stageinteractor.CrossStageMatcher,iou_threshold:0.7}", None, 0.7),
+        ("{_target_:detection_toolkit.training.StagewiseMatcher}", None, 0.5),
+        ("{_target_:detection_toolkit.training.StagewiseMatcher}", "[]", None),
+    ],
+)
+def test_the_models_own_label_assigner_is_drawn_or_one_to_compare(
+    own, configured, expected, arguments, tmp_path
+):
+    opts = [*arguments, f"model.criterion.label_assigner={own}"]
+    if configured is not None:
+        opts.append(f"dataloader.stage_evaluator.label_assigners={configured}")
+    assert visualize_assignment.main(["--images", "2", "--output", str(tmp_path), *opts]) == 0
+    document = json.loads((tmp_path / "2_assignment.json").read_text())
+    assert document["iou_threshold"] == expected
 
 
 @pytest.mark.parametrize(

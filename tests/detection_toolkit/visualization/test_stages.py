@@ -1,5 +1,6 @@
 """What is recorded of the stages is what they did, and the stage viewer shows or refuses it."""
 
+import copy
 import sys
 from pathlib import Path
 
@@ -12,10 +13,12 @@ from small_runs import SMALL_MODEL, make_batch, make_detector
 from tolerances import tolerance
 
 from detection_toolkit.config import apply_overrides, get_config
+from detection_toolkit.modeling import SamplingModule
 from detection_toolkit.visualization import (
     choose_queries,
     draw_followed_query,
     draw_query_stages,
+    draw_stages,
     resize_trace,
     trace_stages,
 )
@@ -62,25 +65,26 @@ def test_the_last_trace_is_the_answer_and_no_hook_is_left(detector, inputs, trac
     scores = traces[-1].scores[last.query_index, last.pred_classes]
     torch.testing.assert_close(scores, last.scores, **SHARES)
     assert not any(module._forward_pre_hooks for module in detector.modules())
+    sampling = [m for m in detector.modules() if isinstance(m, SamplingModule)]
+    assert len(sampling) == len(traces) and all(m._recorded is None for m in sampling)
 
 
-def test_points_are_those_that_features_are_taken_from(detector, inputs, traces, monkeypatch):
+def test_points_are_those_that_features_are_taken_from(detector, inputs, monkeypatch):
     seen = []
     for stage in detector.decoder.stages:
         original = stage.sampling.points
 
         def keep(*arguments, original=original):
-            seen.append(original(*arguments).xy)
-            return original(*arguments)
+            seen.append(original(*arguments))
+            return seen[-1]
 
         monkeypatch.setattr(stage.sampling, "points", keep)
-    detector([inputs])
+    traces = trace_stages(detector, inputs)
     assert len(seen) == len(traces)
-    for xy, trace in zip(seen, traces):
-        expected = xy[0].flatten(1, 2) * torch.tensor([1.0, 2.0])  # 64 rows shown as 128
-        # Some points are far outside of the image.
-        limits = tolerance(torch.float32, scale=float(expected.abs().max()), operations=4)
-        torch.testing.assert_close(trace.points, expected.float(), **limits)
+    for points, trace in zip(seen, traces):
+        # Of the very same pass; 64 rows shown as 128.
+        expected = points.xy[0].flatten(1, 2).float() * torch.tensor([1.0, 2.0])
+        assert torch.equal(trace.points, expected)
         weights = trace.level_weights.sum(-1)
         torch.testing.assert_close(weights, torch.ones_like(weights), **SHARES)
 
@@ -95,19 +99,22 @@ def test_shares_are_how_much_of_the_reused_filter_is_in_the_adapted_one(detector
     # Own filters of zeros, reused ones of ones: the adapted filter is the share itself.
     own = torch.zeros(1, 6, 2, 8, 8, dtype=torch.float64)
     adapted = adapter(queries, own, (torch.ones_like(own),))
-    assert trace.channel_sources == (1,) and trace.spatial_source == 1
+    reused = trace.records["FilterReuse"]
+    assert reused.channel_sources == (1,) and reused.spatial_source == 1
     share = adapted[0][0][0].mean((1, 2, 3)).float()
-    torch.testing.assert_close(trace.channel_shares[:, 0], share, **SHARES)
+    torch.testing.assert_close(reused.channel_shares[:, 0], share, **SHARES)
     rows, points = stage.mixing.rows, 4
     own = torch.zeros(1, 6, 2, rows, points, dtype=torch.float64)
     spatial = stage.mixing.spatial_adapter(queries, own, torch.ones_like(own))
     share = spatial[0].mean((1, 2, 3)).float()
-    torch.testing.assert_close(trace.spatial_shares, share, **SHARES)
+    torch.testing.assert_close(reused.spatial_shares, share, **SHARES)
 
 
 def test_stages_before_reuse_have_no_sources(traces):
-    assert traces[0].channel_sources == traces[1].channel_sources == ()
-    assert traces[0].spatial_source is None
+    for trace in traces[:2]:
+        reused = trace.records["FilterReuse"]
+        assert reused.channel_sources == () and reused.channel_shares is None
+        assert reused.spatial_source is None and reused.spatial_shares is None
 
 
 def test_queries_are_chosen_by_score_each_once(traces):
@@ -121,7 +128,37 @@ def test_queries_are_chosen_by_score_each_once(traces):
 def test_adamixer_has_points_but_reuses_nothing():
     cfg = get_config("adamixer/adamixer_shapes_tiny.py")
     traces = trace_stages(instantiate(cfg.model).eval(), make_batch([1])[0])
-    assert all(t.points is not None and not t.channel_sources for t in traces)
+    assert all(t.points is not None for t in traces)
+    assert not any(t.records["FilterReuse"].channel_sources for t in traces)
+
+
+class Doubled(torch.nn.Module):
+    """A stage that samples anywhere but in a part named sampling, and twice."""
+
+    def __init__(self, stage):
+        super().__init__()
+        self.parts = torch.nn.ModuleList([stage, copy.deepcopy(stage.sampling)])
+
+    def forward(self, queries, maps, carry):
+        stage, extra = self.parts
+        extra(queries.content, queries.geometry, maps)
+        return stage(queries, maps, carry)
+
+
+def test_points_are_found_wherever_a_stage_samples(detector, inputs, traces):
+    other = copy.deepcopy(detector)
+    other.decoder.stages = torch.nn.ModuleList(Doubled(stage) for stage in other.decoder.stages)
+    doubled = trace_stages(other, inputs)
+    for before, after in zip(traces, doubled):
+        count = before.points.shape[1]
+        assert after.points.shape[1] == after.level_weights.shape[1] == 2 * count
+    # Stages of another kind: the method's panel is left out, and no other part of the figure.
+    assert not any(trace.records for trace in doubled)
+    image = np.zeros((128, 96, 3), np.uint8)
+    axes = [
+        len(draw_stages(image, of_one, threshold=0.0).get_axes()) for of_one in (traces, doubled)
+    ]
+    assert axes[0] == axes[1] + 1
 
 
 def test_a_detector_without_stages_is_refused():
