@@ -1,1 +1,4 @@
-"""Comparing variants of a config over several seeds; the command line is tools/run_ablation.py."""
+"""Comparing variants of a config over seeds, and what models and their steps cost.
+
+The command lines are tools/run_ablation.py, tools/benchmark.py and tools/analyze_model.py.
+"""

@@ -1,27 +1,21 @@
-#!/usr/bin/env python
-"""Time the detector against a plain transcription of the method, in one process.
+"""Time a cascade of stages against another form of the same detector, in one process.
 
-    python tools/benchmark.py [--config-file …] [--device cuda] [--dtype bfloat16] [key=value …]
-
-Prints ratios to the plain form (benchmarks/plain.py) and to a forward pass of torchvision's
-ResNet-50 on the same image, the peak memory of a training step, how cost grows with queries and
+The two forms take turns; seconds are medians. Beside them stand a forward pass of torchvision's
+ResNet-50 on the same image, the peak memory of a training step, the growth of cost with queries and
 stages, and for each part how near it comes to what the machine's own rates of matrix products and
-copies allow. The two forms take turns; seconds are medians.
+copies allow.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
-import platform
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,80 +27,62 @@ from detectron2.config import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from ..modeling import FeatureMaps
+from ..structures import GroundTruth, HeadOutput, Predictions, Queries
+from .benchmark_tables import print_cells, print_curves, print_parts
+from .environment import processor, today, versions
+from .parts import Part, count_operations, parts_of, time_parts
+from .timing import alternate, copy_rate, keep_freed_memory, product_rate, resident_memory
 
-from benchmarks.measure import (  # noqa: E402
-    alternate,
-    copy_rate,
-    keep_freed_memory,
-    product_rate,
-    resident_memory,
-)
-from benchmarks.parts import Part, count_operations, parts_of, time_parts  # noqa: E402
-from benchmarks.plain import to_plain  # noqa: E402
-
-from detection_toolkit.config import apply_overrides, get_config  # noqa: E402
-from detection_toolkit.engine import user_errors  # noqa: E402
-from detection_toolkit.modeling import FeatureMaps
-from detection_toolkit.structures import (
-    GroundTruth,  # noqa: E402
-    HeadOutput,
-    Predictions,
-    Queries,
-)
+__all__ = ["FORMS", "Bench", "Conditions", "memory_of", "memory_of_forms", "run"]
 
 STRIDES = (4, 8, 16, 32)
-OBJECTS = 8  # in each training image, as where the official decoder was measured
+OBJECTS = 8  # in each training image
 MATCHING_BATCH = 16
 QUERY_CURVE = (100, 300, 900)
 STAGE_CURVE = (3, 6, 9)
-PUBLISHED = {100: 0.46, 300: 1.35}  # official decoder, inference, times ResNet-50 (two CPU threads)
+FORMS = ("plain", "ours", "checkpointed")
 
 
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", default="stageinteractor/stageinteractor_r50_100q_1x.py")
-    parser.add_argument(
-        "--image-size", type=int, nargs=2, default=(800, 1333), metavar=("HEIGHT", "WIDTH")
-    )
-    parser.add_argument("--batch", type=int, default=1, help="images at inference (default: 1)")
-    parser.add_argument("--train-batch", type=int, default=2, help="images a step (default: 2)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
-    parser.add_argument("--threads", type=int, default=2, help="of the CPU (default: 2)")
-    parser.add_argument("--rounds", type=int, default=5, help="that count (default: 5)")
-    parser.add_argument(
-        "--compile",
-        metavar="MODE",
-        default="",
-        help="also time the compiled decoder: default, reduce-overhead, … (minutes on a CPU)",
-    )
-    parser.add_argument("--no-curves", action="store_true", help="leave out queries and stages")
-    parser.add_argument("--json", type=Path, help="also write all figures to this file")
-    parser.add_argument("--memory-of", choices=["plain", "ours", "checkpointed"], help="internal")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes of the config")
-    args = parser.parse_args(argv)
-    for name in ("batch", "train_batch", "threads", "rounds"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1")
-    if min(args.image_size) < 32:
-        parser.error("--image-size: both sides need at least 32 pixels")
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        parser.error("--device cuda: PyTorch finds no GPU here")
-    return args
+@dataclass(frozen=True)
+class Conditions:
+    """Under which everything is timed."""
+
+    image_size: tuple[int, int]
+    """Height and width in pixels."""
+    batch: int
+    """Images at inference."""
+    train_batch: int
+    """Images per training step."""
+    device: torch.device
+    dtype: torch.dtype
+    rounds: int
+    """That count; each function is called once or twice before."""
+    compile: str = ""
+    """Mode in which the decoder is compiled and timed as well; empty: it is not."""
 
 
 class Bench:
-    """A detector of a config, its plain twin, and inputs for both."""
+    """A detector of a config, its plain twin, and inputs for both.
 
-    def __init__(self, cfg: DictConfig, args: argparse.Namespace):
+    Args:
+        cfg: with the nodes model, optimizer and dataloader.
+        conditions: of all timings.
+        to_plain: turns a decoder or criterion into the form that ours is timed against, with the
+            same parameters under the same names.
+    """
+
+    def __init__(
+        self,
+        cfg: DictConfig,
+        conditions: Conditions,
+        to_plain: Callable[[nn.Module], nn.Module],
+    ):
         self.cfg = cfg
-        self.args = args
-        self.device = torch.device(args.device)
-        self.dtype = getattr(torch, args.dtype)
-        self.height, self.width = args.image_size
+        self.conditions = conditions
+        self.to_plain = to_plain
+        self.device, self.dtype = conditions.device, conditions.dtype
+        self.height, self.width = conditions.image_size
         self.generator = torch.Generator().manual_seed(0)
 
     def autocast(self) -> Any:
@@ -126,7 +102,7 @@ class Bench:
             node.execution.update(sampling="grid", mixing="direct", compile="")
             other = instantiate(node.decoder)
             other.load_state_dict(decoder.state_dict())
-            decoder = to_plain(other)
+            decoder = self.to_plain(other)
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for parameter in decoder.parameters():
@@ -135,7 +111,7 @@ class Bench:
 
     def criterion(self, *, plain: bool = False) -> nn.Module:
         criterion = instantiate(self.cfg.model.criterion)
-        return to_plain(criterion) if plain else criterion
+        return self.to_plain(criterion) if plain else criterion
 
     def features(
         self, batch: int, *, plain: bool = False, requires_grad: bool = False
@@ -218,14 +194,13 @@ class Bench:
 
 def memory_of(bench: Bench, form: str) -> dict[str, float]:
     """Peak of a training step of decoder and criterion, in this process."""
-    args = bench.args
     on_gpu = bench.device.type == "cuda"
     before = 0 if on_gpu else resident_memory(peak=False)
     if form == "checkpointed":
         bench.cfg.model.execution.update(checkpoint=True, compile="")
     decoder = bench.decoder(plain=form == "plain")
     plain = form == "plain"
-    features = bench.features(args.train_batch, plain=plain, requires_grad=True)
+    features = bench.features(bench.conditions.train_batch, plain=plain, requires_grad=True)
     step = bench.training_step(decoder, bench.criterion(plain=plain), features)
     for _ in range(3):
         step()
@@ -233,14 +208,21 @@ def memory_of(bench: Bench, form: str) -> dict[str, float]:
     return {"peak": peak, "above_interpreter": peak - before}
 
 
-def all_memory(argv: Sequence[str]) -> dict[str, dict[str, float]]:
-    """:func:`memory_of` each form, each in a process of its own."""
+def memory_of_forms(command: Sequence[str]) -> dict[str, dict[str, float]]:
+    """:func:`memory_of` each form, each in a process of its own.
+
+    Args:
+        command: prints the memory of the form whose name is put behind it, as JSON in the last
+            line.
+
+    Raises:
+        RuntimeError: it has failed; with what it said.
+    """
     found = {}
-    for form in ("plain", "ours", "checkpointed"):
-        command = [sys.executable, __file__, *argv, "--memory-of", form]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    for form in FORMS:
+        done = subprocess.run([*command, form], capture_output=True, text=True, check=False)
         if done.returncode:
-            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
+            raise RuntimeError(f"{' '.join([*command, form])} failed:\n{done.stderr}")
         found[form] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -249,7 +231,7 @@ def resnet50(bench: Bench) -> Callable[[], object]:
     torch.manual_seed(0)
     model = torchvision.models.resnet50().eval().to(bench.device)
     image = torch.randn(
-        bench.args.batch, 3, bench.height, bench.width, generator=bench.generator
+        bench.conditions.batch, 3, bench.height, bench.width, generator=bench.generator
     ).to(bench.device)
 
     def run() -> object:
@@ -261,28 +243,30 @@ def resnet50(bench: Bench) -> Callable[[], object]:
 
 def compare_decoders(bench: Bench) -> dict[str, dict[str, float]]:
     """Seconds of inference, of a training step and of matching, of both forms."""
-    args, device = bench.args, bench.device
+    conditions, device = bench.conditions, bench.device
     cells: dict[str, dict[str, float]] = {}
     forms = {"plain": bench.decoder(plain=True).eval(), "ours": bench.decoder().eval()}
 
     runs = {
-        name: bench.inference(decoder, bench.features(args.batch, plain=name == "plain"))
+        name: bench.inference(decoder, bench.features(conditions.batch, plain=name == "plain"))
         for name, decoder in forms.items()
     }
-    if args.compile:
-        bench.cfg.model.execution.compile = args.compile
-        runs["compiled"] = bench.inference(bench.decoder().eval(), bench.features(args.batch))
+    if conditions.compile:
+        bench.cfg.model.execution.compile = conditions.compile
+        runs["compiled"] = bench.inference(bench.decoder().eval(), bench.features(conditions.batch))
         bench.cfg.model.execution.compile = ""
     runs["ResNet-50"] = resnet50(bench)
-    cells["decoder, inference"] = alternate(runs, device=device, rounds=args.rounds, warm_up=2)
+    cells["decoder, inference"] = alternate(
+        runs, device=device, rounds=conditions.rounds, warm_up=2
+    )
 
     steps = {}
     for name, decoder in forms.items():
         plain = name == "plain"
-        features = bench.features(args.train_batch, plain=plain, requires_grad=True)
+        features = bench.features(conditions.train_batch, plain=plain, requires_grad=True)
         steps[name] = bench.training_step(decoder.train(), bench.criterion(plain=plain), features)
     cells["decoder + criterion, training step"] = alternate(
-        steps, device=device, rounds=max(3, args.rounds // 2), warm_up=1
+        steps, device=device, rounds=max(3, conditions.rounds // 2), warm_up=1
     )
     del forms, steps, features
 
@@ -301,7 +285,7 @@ def compare_decoders(bench: Bench) -> dict[str, dict[str, float]]:
         for name, plain in (("plain", True), ("ours", False))
     }
     name = f"matching + cross-stage targets, batch {MATCHING_BATCH}"
-    cells[name] = alternate(assign, device=device, rounds=args.rounds, warm_up=2)
+    cells[name] = alternate(assign, device=device, rounds=conditions.rounds, warm_up=2)
     return cells
 
 
@@ -321,16 +305,16 @@ def curve(bench: Bench, name: str, values: Sequence[int]) -> list[dict[str, floa
 
 def detector_parts(bench: Bench) -> tuple[list[Part], dict[str, float]]:
     """Parts of a whole detector's training step, and images a second of the whole."""
-    args, device = bench.args, bench.device
+    conditions, device = bench.conditions, bench.device
     torch.manual_seed(0)
     detector = instantiate(bench.cfg.model).to(device)
     images = [
         {
-            "image": torch.randint(256, (3, *args.image_size), generator=bench.generator),
-            "height": args.image_size[0],
-            "width": args.image_size[1],
+            "image": torch.randint(256, (3, *conditions.image_size), generator=bench.generator),
+            "height": conditions.image_size[0],
+            "width": conditions.image_size[1],
         }
-        for _ in range(args.batch)
+        for _ in range(conditions.batch)
     ]
 
     def infer() -> object:
@@ -338,26 +322,26 @@ def detector_parts(bench: Bench) -> tuple[list[Part], dict[str, float]]:
             return detector(images)
 
     detector.eval()
-    rounds = max(3, args.rounds // 2)
+    rounds = max(3, conditions.rounds // 2)
     parts = time_parts(infer, parts_of(detector), device=device, rounds=rounds)
     whole = alternate({"": infer}, device=device, rounds=rounds)[""]
 
     step = bench.training_step(
         bench.decoder().train(),
         bench.criterion(),
-        bench.features(args.train_batch, requires_grad=True),
+        bench.features(conditions.train_batch, requires_grad=True),
     )
     step()
     times = [step() for _ in range(rounds)]
     median = {k: sorted(t[k] for t in times)[rounds // 2] for k in times[0]}
     name = "matching, targets and losses"
-    parts.append(Part(f"{name} (training, batch {args.train_batch})", median[name], 0, 0))
+    parts.append(Part(f"{name} (training, batch {conditions.train_batch})", median[name], 0, 0))
     forward_operations = count_operations(
-        bench.inference(bench.decoder(), bench.features(args.train_batch))
+        bench.inference(bench.decoder(), bench.features(conditions.train_batch))
     )
     parts.append(
         Part(
-            f"backward of decoder and criterion (batch {args.train_batch})",
+            f"backward of decoder and criterion (batch {conditions.train_batch})",
             median["backward"],
             2 * forward_operations,
             0,
@@ -365,7 +349,7 @@ def detector_parts(bench: Bench) -> tuple[list[Part], dict[str, float]]:
     )
     parts.append(optimizer_part(bench, detector))
     parts.append(loader_part(bench))
-    return parts, {"seconds": whole, "images_per_second": args.batch / whole}
+    return parts, {"seconds": whole, "images_per_second": conditions.batch / whole}
 
 
 def optimizer_part(bench: Bench, detector: nn.Module) -> Part:
@@ -404,131 +388,67 @@ def loader_part(bench: Bench) -> Part:
 
 
 def environment(bench: Bench, keeps: bool) -> dict[str, Any]:
+    """Where the figures come from."""
     device = bench.device
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    processor = platform.processor()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                processor = line.split(":", 1)[1].strip()
-                break
-    except OSError:
-        pass
+    known = versions()
     return {
-        "date": time.strftime("%Y-%m-%d"),
-        "processor": processor,
-        "gpu": gpu,
+        "date": today(),
+        "processor": processor(),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        **{name: known[name] for name in ("python", "torch", "torchvision")},
         "keeps_freed_memory": keeps,
     }
 
 
-def print_cells(results: dict[str, Any]) -> None:
-    inference = results["cells"]["decoder, inference"]
-    resnet = inference["ResNet-50"]
-    print("\n| | plain (s) | ours (s) | ratio |\n|---|---|---|---|")
-    for name, cell in results["cells"].items():
-        for form in ("ours", "compiled"):
-            if form in cell:
-                ratio = cell["plain"] / cell[form]
-                label = name if form == "ours" else f"{name}, {form}"
-                print(f"| {label} | {cell['plain']:.4f} | {cell[form]:.4f} | {ratio:.2f}x |")
-    memory = results["memory"]
-    for kind, label in (("above_interpreter", "decoder + criterion"), ("peak", "whole process")):
-        plain = memory["plain"][kind]
-        for form in ("ours", "checkpointed"):
-            value = memory[form][kind]
-            print(
-                f"| peak memory of a training step, {label}{', checkpointed' * (form != 'ours')} "
-                f"| {plain / 1e9:.2f} GB | {value / 1e9:.2f} GB | {value / plain:.2f} of it |"
-            )
+def run(
+    bench: Bench,
+    *,
+    command: str,
+    memory_command: Sequence[str],
+    published: float | None = None,
+    with_curves: bool = True,
+) -> dict[str, Any]:
+    """Measure everything, printing each table when it is there.
+
+    Args:
+        command: that the user has typed.
+        memory_command: see :func:`memory_of_forms`.
+        published: decoder inference of the authors' code, times ResNet-50's; printed beside.
+        with_curves: also measure how cost grows with queries and stages.
+
+    Returns:
+        all figures, for JSON.
+    """
+    memory = memory_of_forms(memory_command)
+    keeps = keep_freed_memory() if bench.device.type == "cpu" else False
+    rates = {
+        "products": product_rate(bench.device, bench.dtype),
+        "copies": copy_rate(bench.device),
+    }
+    results: dict[str, Any] = {
+        "command": command,
+        "environment": environment(bench, keeps),
+        "queries": int(bench.cfg.model.initial_queries.num_queries),
+        "rates": rates,
+        "memory": memory,
+        "cells": compare_decoders(bench),
+    }
+    print(command)
+    print(", ".join(f"{k}: {v}" for k, v in results["environment"].items()))
     print(
-        f"\nResNet-50 forward: {resnet:.3f} s. Decoder inference, plain, in these units: "
-        f"{inference['plain'] / resnet:.2f}",
-        end="",
+        f"matrix products {rates['products'] / 1e9:.0f} GFLOP/s, "
+        f"copies {rates['copies'] / 1e9:.1f} GB/s"
     )
-    published = PUBLISHED.get(results["queries"])
-    if published:
-        print(f" (the official one was measured at {published:.2f})", end="")
-    print(f"; ours: {inference['ours'] / resnet:.2f}.")
-
-
-def print_parts(results: dict[str, Any]) -> None:
-    print("\n| part | ms | GFLOP | MB | bound (ms) | reached |\n|---|---|---|---|---|---|")
-    for part in results["parts"]:
-        bound = part["bound"]
-        reached = f"{bound / part['seconds']:.0%}" if bound else "-"
-        bound_text = f"{1e3 * bound:.1f}" if bound else "-"
-        print(
-            f"| {part['name']} | {1e3 * part['seconds']:.1f} | {part['operations'] / 1e9:.1f} | "
-            f"{part['bytes'] / 1e6:.0f} | {bound_text} | {reached} |"
-        )
-    whole = results["detector"]
-    print(f"\nWhole detector, inference: {whole['images_per_second']:.2f} images/s.")
-
-
-def print_curves(results: dict[str, Any]) -> None:
-    for name, rows in results["curves"].items():
-        print(f"\n| {name} | s | time, relative | operations, relative |\n|---|---|---|---|")
-        for row in rows:
-            print(
-                f"| {row[name]} | {row['seconds']:.3f} | "
-                f"{row['seconds'] / rows[0]['seconds']:.2f} | "
-                f"{row['operations'] / rows[0]['operations']:.2f} |"
-            )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else list(argv)
-    args = parse_args(argv)
-    with user_errors():
-        cfg = apply_overrides(get_config(args.config_file), args.overrides)
-        torch.set_num_threads(args.threads)
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        bench = Bench(cfg, args)
-        if args.memory_of:
-            print(json.dumps(memory_of(bench, args.memory_of)))
-            return 0
-        memory = all_memory(argv)
-        keeps = keep_freed_memory() if bench.device.type == "cpu" else False
-        rates = {
-            "products": product_rate(bench.device, bench.dtype),
-            "copies": copy_rate(bench.device),
-        }
-        results: dict[str, Any] = {
-            "command": " ".join(["python tools/benchmark.py", *argv]),
-            "environment": environment(bench, keeps),
-            "queries": int(cfg.model.initial_queries.num_queries),
-            "rates": rates,
-            "memory": memory,
-            "cells": compare_decoders(bench),
-        }
-        print(results["command"])
-        print(", ".join(f"{k}: {v}" for k, v in results["environment"].items()))
-        print(
-            f"matrix products {rates['products'] / 1e9:.0f} GFLOP/s, "
-            f"copies {rates['copies'] / 1e9:.1f} GB/s"
-        )
-        print_cells(results)
-        parts, results["detector"] = detector_parts(bench)
-        results["parts"] = [
-            {**asdict(part), "bound": part.bound(rates["products"], rates["copies"])}
-            for part in parts
-        ]
-        print_parts(results)
-        results["curves"] = {}
-        if not args.no_curves:
-            results["curves"]["queries"] = curve(bench, "queries", QUERY_CURVE)
-            results["curves"]["stages"] = curve(bench, "stages", STAGE_CURVE)
-            print_curves(results)
-        if args.json:
-            args.json.parent.mkdir(parents=True, exist_ok=True)
-            args.json.write_text(json.dumps(results, indent=2))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    print_cells(results, published)
+    parts, results["detector"] = detector_parts(bench)
+    results["parts"] = [
+        {**asdict(part), "bound": part.bound(rates["products"], rates["copies"])} for part in parts
+    ]
+    print_parts(results)
+    results["curves"] = {}
+    if with_curves:
+        results["curves"]["queries"] = curve(bench, "queries", QUERY_CURVE)
+        results["curves"]["stages"] = curve(bench, "stages", STAGE_CURVE)
+        print_curves(results)
+    return results

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .measure import synchronize
+from .timing import synchronize
 
 __all__ = ["Part", "count_operations", "parts_of", "time_parts"]
 
