@@ -1,16 +1,6 @@
-#!/usr/bin/env python
 """What a model costs: parameters, multiply-adds, activations and memory, module by module.
 
-    python tools/analyze_model.py --config-file CONFIG [CONFIG ...] [--opts KEY=VALUE ...]
-
-CONFIG is a path or a name such as stageinteractor/stageinteractor_r50_100q_1x.py. With one config
-the table has a row a module, down to --depth; with several, a row a config. --operators adds a
-table of FLOPs by operator, a column a config; its row "layers" holds convolutions, linear layers
-and norms, which is what MMDetection's tool counts. --json writes all modules and operators of all
-configs.
-
-The model infers one image of --size pixels, which it pads as always; one without pixel_mean, such
-as a classifier, is given the tensor itself. Counts are fvcore's:
+Counts are fvcore's:
 
 - FLOPs are multiply-adds of convolutions, linear layers and matrix products, among them those with
   generated filters, of attention, of norms, and of bilinear sampling. Element-wise operators count
@@ -20,21 +10,16 @@ as a classifier, is given the tensor itself. Counts are fvcore's:
 - memory is the most that parameters, buffers and tensors of the whole model take at any moment of
   the inference, or while a module runs (on the CPU only).
 
-Two-stage detectors get 1000 proposals and find 100 objects, whatever their weights. What authors
-publish is beside it where the tool knows it.
+Two-stage detectors get 1000 proposals and find 100 objects, whatever their weights.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
-import logging
 import math
-import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,7 +36,21 @@ from tabulate import tabulate
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from detection_toolkit.config import apply_overrides, get_config
+from ..config import apply_overrides, get_config
+from ..modeling.detector import QueryDetector
+
+__all__ = [
+    "ModelCosts",
+    "ModuleCosts",
+    "Published",
+    "analyze",
+    "count",
+    "model_table",
+    "module_table",
+    "operator_table",
+    "peak_memory",
+    "prepare",
+]
 
 PROPOSALS, DETECTIONS = 1000, 100
 LAYERS = ("conv", "linear", "batch_norm", "layer_norm", "group_norm")
@@ -63,31 +62,6 @@ class Published:
 
     mparams: float | None = None
     gflops: float | None = None
-
-
-_SI, _ADAMIXER = "stageinteractor/stageinteractor_", "adamixer/adamixer_"
-PUBLISHED = {
-    # Parameters: the released state dicts, buffers left out.
-    _SI + "r50_100q_1x.py": Published(mparams=137.28),
-    _SI + "r50_300q_crop_3x.py": Published(mparams=137.33),
-    _SI + "r101_300q_3x.py": Published(mparams=156.32),
-    _SI + "dx101_300q_3x.py": Published(mparams=158.52),
-    _SI + "swin_s_300q_3x.py": Published(mparams=162.04),
-    "sqr/adamixer_sqr_r50_100q_1x.py": Published(mparams=134.79),
-    "sqr/adamixer_sqr_r101_7stages_300q_3x.py": Published(mparams=172.21),
-    # FLOPs: AdaMixer, table 5.
-    _ADAMIXER + "r50_100q_1x.py": Published(mparams=134.79),
-    _ADAMIXER + "r50_300q_3x.py": Published(gflops=132),
-    _ADAMIXER + "r101_300q_3x.py": Published(gflops=208),
-    # What DFvT's authors print, and their table of Mask R-CNN; docs/dfvt.md says why these do not
-    # add up.
-    "dfvt/classifier_tiny.py": Published(gflops=0.2714),
-    "dfvt/classifier_small.py": Published(gflops=0.8143),
-    "dfvt/classifier_base.py": Published(gflops=2.5038),
-    "dfvt/mask_rcnn_dfvt_tiny_1x.py": Published(mparams=25, gflops=178),
-    "dfvt/mask_rcnn_dfvt_small_1x.py": Published(mparams=32, gflops=198),
-    "dfvt/mask_rcnn_dfvt_base_1x.py": Published(mparams=58, gflops=242),
-}
 
 
 @dataclass
@@ -195,7 +169,7 @@ def count(model: nn.Module, inputs: Any) -> tuple[list[ModuleCosts], Counter, Co
         the model (named "") and all its modules in their order; FLOPs by operator; number of
         calls of operators that count nothing.
     """
-    is_cascade = hasattr(model, "inference_stages")
+    is_cascade = isinstance(model, QueryDetector)
     traced = _AllStages(model) if is_cascade else model
     path = "model.model" if is_cascade else "model"  # within fvcore's wrapper
     flops = FlopCountAnalysis(traced, inputs)
@@ -321,8 +295,16 @@ def analyze(
     size: tuple[int, int] = (800, 1333),
     device: str = "cpu",
     with_memory: bool = True,
+    published: Mapping[str, Published] | None = None,
 ) -> ModelCosts:
-    """Costs of one config's model for one image of (height, width) pixels."""
+    """Costs of one config's model for one image of (height, width) pixels.
+
+    Args:
+        published: by the config's name below ``configs/``; left out where there are overrides.
+
+    Raises:
+        FileNotFoundError, UserError: there is no such config, or an override does not fit.
+    """
     cfg = apply_overrides(get_config(config), list(overrides))
     height, width = size
     image = torch.zeros(3, height, width)
@@ -342,7 +324,7 @@ def analyze(
         modules=modules,
         operators=dict(operators),
         not_counted=dict(not_counted),
-        published=Published() if overrides else PUBLISHED.get(known, Published()),
+        published=Published() if overrides else (published or {}).get(known, Published()),
     )
 
 
@@ -420,69 +402,3 @@ def operator_table(all_costs: Sequence[ModelCosts]) -> str:
     headers = ["GFLOPs", *(Path(costs.config).stem for costs in all_costs)]
     alignment = ["left", *["right"] * len(counted)]
     return tabulate(rows, headers, "github", disable_numparse=True, colalign=alignment)
-
-
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", nargs="+", required=True, metavar="CONFIG")
-    parser.add_argument(
-        "--size",
-        nargs=2,
-        type=int,
-        default=(800, 1333),
-        metavar=("HEIGHT", "WIDTH"),
-        help="of the image, in pixels (default: 800 1333)",
-    )
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
-    parser.add_argument("--depth", type=int, default=2, help="of the modules (default: 2)")
-    parser.add_argument("--operators", action="store_true", help="show FLOPs by operator, too")
-    parser.add_argument("--skip-memory", action="store_true", help="do not measure memory")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was counted")
-    parser.add_argument(
-        "--opts", nargs="+", default=[], metavar="KEY=VALUE", help="override entries of the config"
-    )
-    args = parser.parse_args(argv)
-    if min(args.size) < 1:
-        parser.error(f"--size {args.size[0]} {args.size[1]}: both must be positive")
-    if args.depth < 0:
-        parser.error(f"--depth {args.depth} must not be negative")
-    if torch.device(args.device).type == "cuda" and not torch.cuda.is_available():
-        parser.error(f"--device {args.device}: PyTorch finds no GPU here")
-    return args
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_args(argv)
-    logging.getLogger("fvcore").setLevel(logging.ERROR)
-    all_costs = []
-    for i, config in enumerate(args.config_file):
-        if len(args.config_file) > 1:
-            print(f"[{i + 1}/{len(args.config_file)}] {config}", file=sys.stderr, flush=True)
-        try:
-            costs = analyze(
-                config,
-                args.opts,
-                size=tuple(args.size),
-                device=args.device,
-                with_memory=not args.skip_memory,
-            )
-        except (FileNotFoundError, KeyError, ValueError) as error:
-            message = error.args[0] if isinstance(error, KeyError) else error
-            print(f"error: {config}: {message}", file=sys.stderr)
-            return 1
-        all_costs.append(costs)
-    if len(all_costs) == 1:
-        print(module_table(all_costs[0], args.depth), end="\n\n")
-    print(model_table(all_costs))
-    if args.operators:
-        print("\n" + operator_table(all_costs))
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps([asdict(c) for c in all_costs], indent=1))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,126 @@
+#!/usr/bin/env python
+"""What a model costs: parameters, multiply-adds, activations and memory, module by module.
+
+    python tools/analyze_model.py --config-file CONFIG [CONFIG ...] [--opts KEY=VALUE ...]
+
+CONFIG is a path or a name such as stageinteractor/stageinteractor_r50_100q_1x.py. With one config
+the table has a row a module, down to --depth; with several, a row a config. --operators adds a
+table of FLOPs by operator, a column a config; its row "layers" holds convolutions, linear layers
+and norms, which is what MMDetection's tool counts. --json writes all modules and operators of all
+configs.
+
+The model infers one image of --size pixels, which it pads as always; one without pixel_mean, such
+as a classifier, is given the tensor itself. What authors publish is beside its costs where the tool
+knows it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from detection_toolkit.engine import user_errors
+from detection_toolkit.studies import model_costs
+from detection_toolkit.studies.model_costs import (
+    Published,
+    analyze,
+    model_table,
+    module_table,
+    operator_table,
+)
+
+_SI, _ADAMIXER = "stageinteractor/stageinteractor_", "adamixer/adamixer_"
+PUBLISHED = {
+    # Parameters: the released state dicts, buffers left out.
+    _SI + "r50_100q_1x.py": Published(mparams=137.28),
+    _SI + "r50_300q_crop_3x.py": Published(mparams=137.33),
+    _SI + "r101_300q_3x.py": Published(mparams=156.32),
+    _SI + "dx101_300q_3x.py": Published(mparams=158.52),
+    _SI + "swin_s_300q_3x.py": Published(mparams=162.04),
+    "sqr/adamixer_sqr_r50_100q_1x.py": Published(mparams=134.79),
+    "sqr/adamixer_sqr_r101_7stages_300q_3x.py": Published(mparams=172.21),
+    # FLOPs: AdaMixer, table 5.
+    _ADAMIXER + "r50_100q_1x.py": Published(mparams=134.79),
+    _ADAMIXER + "r50_300q_3x.py": Published(gflops=132),
+    _ADAMIXER + "r101_300q_3x.py": Published(gflops=208),
+    # What DFvT's authors print, and their table of Mask R-CNN; docs/dfvt.md says why these do not
+    # add up.
+    "dfvt/classifier_tiny.py": Published(gflops=0.2714),
+    "dfvt/classifier_small.py": Published(gflops=0.8143),
+    "dfvt/classifier_base.py": Published(gflops=2.5038),
+    "dfvt/mask_rcnn_dfvt_tiny_1x.py": Published(mparams=25, gflops=178),
+    "dfvt/mask_rcnn_dfvt_small_1x.py": Published(mparams=32, gflops=198),
+    "dfvt/mask_rcnn_dfvt_base_1x.py": Published(mparams=58, gflops=242),
+}
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=f"{__doc__}\n{model_costs.__doc__}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config-file", nargs="+", required=True, metavar="CONFIG")
+    parser.add_argument(
+        "--size",
+        nargs=2,
+        type=int,
+        default=(800, 1333),
+        metavar=("HEIGHT", "WIDTH"),
+        help="of the image, in pixels (default: 800 1333)",
+    )
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
+    parser.add_argument("--depth", type=int, default=2, help="of the modules (default: 2)")
+    parser.add_argument("--operators", action="store_true", help="show FLOPs by operator, too")
+    parser.add_argument("--skip-memory", action="store_true", help="do not measure memory")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was counted")
+    parser.add_argument(
+        "--opts", nargs="+", default=[], metavar="KEY=VALUE", help="override entries of the config"
+    )
+    args = parser.parse_args(argv)
+    if min(args.size) < 1:
+        parser.error(f"--size {args.size[0]} {args.size[1]}: both must be positive")
+    if args.depth < 0:
+        parser.error(f"--depth {args.depth} must not be negative")
+    if torch.device(args.device).type == "cuda" and not torch.cuda.is_available():
+        parser.error(f"--device {args.device}: PyTorch finds no GPU here")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code."""
+    args = parse_args(argv)
+    logging.getLogger("fvcore").setLevel(logging.ERROR)
+    all_costs = []
+    with user_errors():
+        for i, config in enumerate(args.config_file, start=1):
+            if len(args.config_file) > 1:
+                print(f"[{i}/{len(args.config_file)}] {config}", file=sys.stderr, flush=True)
+            costs = analyze(
+                config,
+                args.opts,
+                size=tuple(args.size),
+                device=args.device,
+                with_memory=not args.skip_memory,
+                published=PUBLISHED,
+            )
+            all_costs.append(costs)
+    if len(all_costs) == 1:
+        print(module_table(all_costs[0], args.depth), end="\n\n")
+    print(model_table(all_costs))
+    if args.operators:
+        print("\n" + operator_table(all_costs))
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps([asdict(c) for c in all_costs], indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
