@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.config import LazyConfig
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.coco import convert_to_coco_json
 from detectron2.structures import Boxes, Instances
 from tqdm import tqdm
 
+from ..config import get_config
 from ..data import dataset_names
 from ..errors import MissingPackageError, UserError
 from .errors import Judged, judge_image
@@ -137,7 +137,7 @@ def register_dataset(output_dir: Path, name: str) -> None:
     """
     config = output_dir / "config.yaml"
     if name not in DatasetCatalog.list() and config.is_file():
-        dataset_names(LazyConfig.load(str(config)).dataloader.test.dataset)
+        dataset_names(get_config(str(config)).dataloader.test.dataset)
     if name not in DatasetCatalog.list():
         raise UserError(f"data set {name} is not registered, and {config} does not describe it")
 

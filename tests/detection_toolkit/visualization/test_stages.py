@@ -1,6 +1,5 @@
 """What is recorded of the stages is what they did, and the stage viewer shows or refuses it."""
 
-
 import numpy as np
 import pytest
 import torch
