@@ -12,7 +12,9 @@ from small_runs import make_config
 
 from detection_toolkit.engine import Trainer, prepare_config
 from detection_toolkit.errors import UserError
-from detection_toolkit.evaluation.results import PREDICTIONS
+from detection_toolkit.evaluation.results import PREDICTIONS, register_dataset
+
+TESTS = Path(__file__).resolve().parents[2]
 
 HEADINGS = ["Metrics", "Training", "Stages", "Fading and growing", "Label instability"]
 HEADINGS += ["Classes and sizes", "Precision and recall", "Errors", "Confusion", "Calibration"]
@@ -96,9 +98,9 @@ def test_a_bad_evaluation_is_one_line_and_nothing_is_written(run, content, messa
 
 def test_config_of_an_older_run_is_understood(tmp_path):
     """Its names of what was moved are followed; it just has another data set."""
-    shutil.copy(ROOT / "tests" / "data" / "older_run" / "config.yaml", tmp_path)
+    shutil.copy(TESTS / "data" / "older_run" / "config.yaml", tmp_path)
     with pytest.raises(UserError, match="no_such_set is not registered, and .* not describe it"):
-        report.register(tmp_path, "no_such_set")
+        register_dataset(tmp_path, "no_such_set")
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"stages": []}'])
