@@ -41,7 +41,7 @@ test-isa: $(READY)  ## run the tests with other instructions, ISA=avx2, default 
 
 # One process at a time, of one thread: two cores are enough.
 soak: $(READY)  ## kill runs, fill disks, damage files, many times; ends with a table (half an hour)
-	OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= $(RUN) tests/faults/soak.py $(ARGS)
+	PYTHONPATH=tests:$$PYTHONPATH OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= $(RUN) tests/faults/soak.py $(ARGS)
 
 lint: $(READY)  ## ruff and mypy
 	$(RUN) -m ruff check .

@@ -5,7 +5,7 @@ Layers, each of which imports only what stands below it:
     command lines (train_net.py, demo/, tools/)
     methods (the other packages of projects/)
     detection_toolkit, in itself:
-        web
+        web, studies
         engine
         export, visualization, evaluation, parity
         modeling, training (not one another)
@@ -35,7 +35,7 @@ LAYERS = [
     {"modeling", "training"},
     {"export", "visualization", "evaluation", "parity"},
     {"engine"},
-    {"web"},
+    {"web", "studies"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 APART = {frozenset({"modeling", "training"})}

@@ -12,22 +12,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import re
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 
-import detectron2
 import torch
-import torchvision
 from detectron2.utils.logger import setup_logger
 from torch import Tensor
 
-import stageinteractor
 from detection_toolkit.checkpoint.checkpointer import inference_weights
 from detection_toolkit.config import apply_overrides, get_config
 from detection_toolkit.engine.arguments import add_overrides_argument
@@ -35,8 +29,15 @@ from detection_toolkit.engine.predictor import Predictor
 from detection_toolkit.engine.shipped import shipped_config
 from detection_toolkit.engine.trainer import Trainer
 from detection_toolkit.errors import UserError
+from detection_toolkit.studies.environment import (
+    ROOT,
+    commit,
+    from_root,
+    machine,
+    today,
+    versions,
+)
 
-ROOT = Path(__file__).resolve().parents[1]
 MAX_BYTES = 8 * 1024 * 1024
 
 
@@ -84,44 +85,6 @@ def export_weights(source: Path, output: Path) -> dict[str, Tensor]:
     torch.load(partial, map_location="cpu", weights_only=True)  # as strict users load it
     os.replace(partial, output)
     return weights
-
-
-def machine() -> dict[str, object]:
-    """What the training ran on."""
-    names = re.findall(r"model name\s*:\s*(.+)", _read("/proc/cpuinfo"))
-    return {
-        "cpu": names[0] if names else platform.processor() or platform.machine(),
-        "cpu_cores": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "platform": platform.platform(terse=True),
-    }
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides the numbers."""
-    return {
-        "stageinteractor": stageinteractor.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "detectron2": detectron2.__version__,
-    }
-
-
-def from_root(path: Path) -> str:
-    """The path as one writes it in the root of the checkout."""
-    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
-
-
-def commit() -> str | None:
-    """Commit of the checkout, marked where code or configs differ from it; None outside git."""
-    try:
-        sha = _git("rev-parse", "HEAD")
-        changed = _git("status", "--porcelain", "--", "projects", "configs", "train_net.py")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return sha + (" with local changes" if changed else "")
 
 
 def describe(facts: Mapping[str, object], name: str) -> str:
@@ -189,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "minutes": round(minutes, 1),
         "machine": machine(),
         "versions": versions(),
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "date": today(),
         "commit": commit(),
         "bytes": output.stat().st_size,
         "parameters": sum(t.numel() for t in weights.values()),
@@ -201,18 +164,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(text)
     print(f"{output}: shapes_val AP {facts['shapes_val']['AP']:.1f}")
     return 0
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return ""
-
-
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True)
-    return done.stdout.strip()
 
 
 if __name__ == "__main__":

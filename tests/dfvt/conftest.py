@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +8,6 @@ import torch
 from dfvt_cases import DATA, MINI
 
 from dfvt import DFvTBackbone, DFvTClassifier
-
-# The command lines in tools/ are no package.
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 
 CLASSIFIER_ONLY = {"norm.weight", "norm.bias", "head.weight", "head.bias"}
 

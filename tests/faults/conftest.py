@@ -1,15 +1,9 @@
 import logging
-import sys
-from pathlib import Path
 
 import pytest
+from coco_files import make_document
+from fault_runs import run_forked, run_overrides
 from small_runs import data_overrides, write_dataset
-
-# For the tests of this folder alone.
-sys.path.insert(0, str(Path(__file__).parent))
-
-from coco_files import make_document  # noqa: E402
-from fault_runs import run_forked, run_overrides  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

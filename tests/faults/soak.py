@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Many faults, and a table of what became of them: ``make soak``.
 
-    python tests/faults/soak.py --kills 100 --documents 10000
+    PYTHONPATH=tests python tests/faults/soak.py --kills 100 --documents 10000
 
 "Survived" are the runs that ended, after --resume, with the weights of an undisturbed run to the
 last bit, and the inputs that were used or refused in words. Exit code 1: something was lost.
@@ -25,12 +25,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
-
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from coco_files import make_document, write_dataset  # noqa: E402
-from fault_runs import (  # noqa: E402
+import numpy as np
+import torch
+from coco_files import make_document, write_dataset
+from fault_runs import (
     data_overrides,
     difference,
     dying_at_rename,
@@ -43,7 +41,7 @@ from fault_runs import (  # noqa: E402
     start,
     wait,
 )
-from fuzzing import (  # noqa: E402
+from fuzzing import (
     IMAGES,
     checkpoint,
     damaged,
@@ -52,10 +50,10 @@ from fuzzing import (  # noqa: E402
     try_document,
     try_image,
 )
-from hypothesis import HealthCheck, Phase, given, seed, settings  # noqa: E402
-from tabulate import tabulate  # noqa: E402
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from tabulate import tabulate
 
-from detection_toolkit.engine.interruption import EXIT_INTERRUPTED  # noqa: E402
+from detection_toolkit.engine.interruption import EXIT_INTERRUPTED
 
 STEPS = 40
 KILLED = -9

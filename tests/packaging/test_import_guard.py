@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,19 +19,20 @@ class Blocker:
         if name.split(".")[0] in {names!r}:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 sys.meta_path.insert(0, Blocker())
-sys.path.insert(0, {projects!r})
 """
 
 
-def run_python(code: str, **kwargs) -> subprocess.CompletedProcess:
+def run_python(code: str, *folders: Path) -> subprocess.CompletedProcess:
+    """Run code that finds packages in these folders first, then in the project."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [*folders, PROJECTS]))}
     return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, **kwargs
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
     )
 
 
 def import_without(*names: str) -> str:
     """Standard error of ``import detection_toolkit`` where the named modules are missing."""
-    block = BLOCK.format(names=set(names), projects=str(PROJECTS))
+    block = BLOCK.format(names=set(names))
     result = run_python(block + "import detection_toolkit")
     assert result.returncode == 1
     return result.stderr
@@ -41,8 +43,7 @@ def import_with_fake_detectron2(folder: Path, source: str) -> str:
     package = folder / "detectron2"
     package.mkdir()
     (package / "__init__.py").write_text(source)
-    paths = f"import sys; sys.path[:0] = [{str(folder)!r}, {str(PROJECTS)!r}]\n"
-    result = run_python(paths + "import detection_toolkit")
+    result = run_python("import detection_toolkit", folder)
     assert result.returncode == 1
     return result.stderr
 
@@ -86,9 +87,9 @@ def test_importing_the_package_imports_none_of_its_rooms(tmp_path):
     (tmp_path / "detectron2").mkdir()
     (tmp_path / "detectron2" / "__init__.py").touch()
     result = run_python(
-        f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(PROJECTS)!r}]\n"
-        "import detection_toolkit\n"
-        "print([name for name in sys.modules if name.startswith('detection_toolkit')])"
+        "import sys, detection_toolkit\n"
+        "print([name for name in sys.modules if name.startswith('detection_toolkit')])",
+        tmp_path,
     )
     assert result.stdout.strip() == "['detection_toolkit']", result.stderr
 

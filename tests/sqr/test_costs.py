@@ -1,59 +1,51 @@
-"""The cost table's command line."""
+"""The plan of docs/sqr.md, by which the schedules' costs are measured."""
 
 from __future__ import annotations
 
-import pytest
-import torch
-from small_runs import SMALL_MODEL
-from sqr_costs import MODES, main, make_schedule, measure, parse_args
+import re
+from pathlib import Path
 
+import pytest
+from detectron2.config import instantiate
+
+from detection_toolkit.config import apply_overrides, get_config
+from detection_toolkit.studies.plan import load_plan
 from sqr import dense_schedule, plain_schedule, selective_schedule
 
-OPTIONS = ["--config-file", "stageinteractor/shapes_tiny.py", "--steps", "1", "--images", "1"]
-OPTIONS += ["--image-size", "64", "64", *SMALL_MODEL]
+PLAN = load_plan("ablations/sqr_schedules.yaml")
+SCHEDULES = {
+    "none": plain_schedule(6),
+    "selective": selective_schedule(6),
+    "dense": dense_schedule(6),
+    **{f"late{start}": selective_schedule(6, late_start=start) for start in range(1, 5)},
+}
 
 
-def test_names_of_schedules():
-    assert make_schedule("none", 6) == plain_schedule(6)
-    assert make_schedule("dense", 6) == dense_schedule(6)
-    assert make_schedule("selective", 6) == selective_schedule(6)
-    assert make_schedule("late3", 6) == selective_schedule(6, late_start=3)
+def model_config(variant: str):
+    overrides = [*PLAN.overrides, *PLAN.variants[variant]]
+    return apply_overrides(get_config(PLAN.config), overrides).model
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_a_step_costs_time_and_memory(mode):
-    threads = torch.get_num_threads()
-    try:
-        cost = measure(parse_args(OPTIONS), "selective", mode)
-    finally:
-        torch.set_num_threads(threads)
-    assert cost.seconds > 0 and cost.memory >= 0
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_variant_has_the_schedule_of_its_name(name):
+    assert instantiate(model_config(name).decoder.route.schedule) == SCHEDULES[name]
 
 
-def test_the_table_has_a_row_a_schedule(capsys):
-    assert main([*OPTIONS, "--schedules", "dense"]) == 0
-    rows = capsys.readouterr().out.splitlines()[-2:]
-    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
-    assert [row[:3] for row in cells] == [["none", "batched", "3"], ["dense", "batched", "7"]]
-    assert cells[0][4] == "1.00"
-    assert float(cells[1][3]) > 0
+def test_the_first_variant_is_the_one_that_others_are_compared_with():
+    assert next(iter(PLAN.variants)) == "none"
+    assert {name.split("_")[0] for name in PLAN.variants} == set(SCHEDULES)
 
 
-@pytest.mark.parametrize("name", ["late2", "selectiv", "late", "late-1"])
-def test_schedules_that_cannot_be_are_refused_before_anything_is_measured(name, capsys):
-    assert main([*OPTIONS, "--schedules", name]) == 1
-    captured = capsys.readouterr()
-    assert not captured.out
-    assert ("stage 3" if name == "late2" else "is no schedule") in captured.err
+def test_ways_of_running_the_groups():
+    for name in PLAN.variants:
+        model = model_config(name)
+        assert model.decoder.route.get("batched", True) is ("sequential" not in name)
+        assert model.execution.checkpoint is ("checkpoint" in name)
 
 
-def test_unknown_keys_are_refused(capsys):
-    assert main([*OPTIONS, "model.decoder.stages=3"]) == 1
-    assert "model.decoder.stages" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("option", [["--steps", "0"], ["--image-size", "0", "64"]])
-def test_bad_numbers_are_refused(option, capsys):
-    with pytest.raises(SystemExit):
-        parse_args([*OPTIONS, *option])
-    assert "must be positive" in capsys.readouterr().err
+def test_the_page_tells_the_supervisions_of_each_schedule():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "sqr.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| (\w+) \| (\d+) \|", page, re.MULTILINE))
+    assert {name: int(rows[name]) for name in SCHEDULES} == {
+        name: schedule.num_groups for name, schedule in SCHEDULES.items()
+    }

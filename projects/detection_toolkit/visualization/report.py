@@ -1,262 +1,234 @@
-"""The charts of a report, and the page that holds them: one HTML file without any other."""
+"""The report of a run: one HTML page without other files, and the numbers as JSON."""
 
 from __future__ import annotations
 
-import base64
-import html
-import io
-from collections.abc import Mapping, Sequence
+import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-from PIL import Image
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from .curves import plot_ap_curves, plot_loss_curves
+from ..checkpoint.durable import write_durably
+from ..data import UnreadableImageError, read_image
+from ..errors import UserError
+from ..evaluation.errors import ErrorAnalysis, analyze_errors, summarize_images
+from ..evaluation.results import (
+    METRICS,
+    PREDICTIONS,
+    Comparison,
+    coco_metrics,
+    coco_modules,
+    find_predictions,
+    ground_truth,
+    read_results,
+    read_stages,
+    register_dataset,
+)
+from . import report_charts as charts
+from .pictures import draw_detections, draw_ground_truth, side_by_side
 
-__all__ = [
-    "chart_calibration",
-    "chart_classes",
-    "chart_confusion",
-    "chart_error_gains",
-    "chart_label_changes",
-    "chart_precision_recall",
-    "chart_score_changes",
-    "chart_stages",
-    "embed_picture",
-    "format_table",
-    "render_page",
-    "training_charts",
-]
-
-_STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:1060px;margin:2em auto;padding:0 1em;color:#222}
-h1{font-size:1.6em}h2{margin-top:2em;border-bottom:1px solid #ccc}figure{margin:1em 0}
-img{max-width:100%}figcaption,.note{color:#555;font-size:.9em}
-table{border-collapse:collapse;margin:1em 0;font-variant-numeric:tabular-nums}
-td,th{border-bottom:1px solid #ddd;padding:.25em .8em;text-align:right}
-td:first-child,th:first-child{text-align:left}.pair{display:flex;flex-wrap:wrap;gap:1em}
-.pair>*{flex:1 1 30em}
-"""
+__all__ = ["write_report"]
 
 
-def training_charts(metrics_file: Path, prefix: str) -> list[str]:
-    """Loss and AP curves of a metrics.json as images to embed; those that it has numbers for.
-
-    Args:
-        metrics_file: see :func:`~detection_toolkit.visualization.read_metrics`.
-        prefix: of the data set's metrics there.
-    """
-    charts = []
-    with TemporaryDirectory() as folder:
-        target = Path(folder, "curves.svg")
-        for draw in (plot_loss_curves, lambda m, o: plot_ap_curves(m, o, prefix=prefix)):
-            try:
-                draw(metrics_file, target)
-            except ValueError:  # nothing of the kind was logged
-                continue
-            charts.append(_embed(target.read_bytes(), "svg+xml"))
-    return charts
-
-
-def chart_stages(stages: Sequence[Mapping[str, Any]], after_nms: Mapping[str, Any]) -> str:
-    """AP, AP50, AP75 and AP by size after each stage."""
-    figure, axis = _figure(6.4, 3.6)
-    numbers = [s["stage"] for s in stages]
-    for index, name in enumerate(("AP", "AP50", "AP75", "APs", "APm", "APl")):
-        values = [np.nan if s[name] is None else s[name] for s in stages]
-        if np.isfinite(values).any():
-            style = "o-" if index < 3 else "o:"
-            label = f"{name} {values[-1]:.1f}"
-            axis.plot(numbers, values, style, ms=4, lw=1.6, label=label)
-    if after_nms.get("AP") is not None:
-        label = f"AP {after_nms['AP']:.1f} after NMS"
-        axis.plot(numbers[-1:], [after_nms["AP"]], "kx", label=label)
-    axis.set(xlabel="after stage", ylabel="AP (%)", ylim=(0, 100))
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.legend(frameon=False, title="last stage", fontsize=9)
-    return _svg(figure)
+def draw_examples(
+    comparison: Comparison, name: str, chosen: Sequence[dict], threshold: float
+) -> list[tuple[str, str]]:
+    """Detections beside the ground truth, as parts of the page."""
+    records = {r["image_id"]: r for r in DatasetCatalog.get(name)}
+    metadata = MetadataCatalog.get(name)
+    parts = []
+    for entry in chosen:
+        record = records[entry["image_id"]]
+        title = (
+            f"{Path(record['file_name']).name}: F1 {entry['f1']:.2f}, {entry['true_positives']} "
+            f"right, {entry['false_positives']} wrong, {entry['missed']} missed"
+        )
+        parts.append(("text", title))
+        try:
+            image = read_image(record["file_name"])
+        except UnreadableImageError as error:
+            parts.append(("text", str(error)))
+            continue
+        found = comparison.instances(entry["image_id"], image.shape)
+        drawn = [
+            draw_detections(image, found, metadata, threshold=threshold),
+            draw_ground_truth(record, metadata, image=image),
+        ]
+        pair = side_by_side(drawn, ["detections", "ground truth"])
+        parts.append(("image", charts.embed_picture(pair)))
+    return parts
 
 
-def chart_classes(names: Sequence[str], values: Sequence[float | None], limit: int = 40) -> str:
-    """AP of each class, worst first; of many classes the worst and best ones."""
-    pairs = sorted((v, n) for n, v in zip(names, values) if v is not None)
-    if len(pairs) > limit:
-        pairs = pairs[: limit // 2] + pairs[-limit // 2 :]
-    figure, axis = _figure(6.4, 0.8 + 0.24 * len(pairs))
-    axis.barh([n for _, n in pairs], [v for v, _ in pairs], color="tab:blue")
-    for y, (value, _) in enumerate(pairs):
-        axis.text(value, y, f" {value:.1f}", va="center", fontsize=8)
-    axis.set(xlabel="AP (%)", xlim=(0, 108))
-    axis.grid(axis="y", alpha=0)
-    return _svg(figure)
+def build_page(
+    output_dir: Path, numbers: dict[str, Any], analysis: ErrorAnalysis, examples: dict
+) -> str:
+    """The page, from the numbers of report.json and the drawn examples."""
+    coco, stages = numbers["coco"], numbers["stages"]
+    threshold = numbers["score_threshold"]
+    names = [row["class"] for row in coco["classes"]]
+    sections: list[tuple[str, list[tuple[str, str]]]] = []
+    facts = (
+        f"{numbers['dataset']}: {numbers['images']} images, {numbers['objects']} objects, "
+        f"{numbers['detections']} detections. COCO's metrics by {numbers['backend']}."
+    )
+    overall = charts.format_table(
+        list(coco["overall"]), [[v for v in coco["overall"].values()]]
+    ).replace("<td>", "<td style='text-align:right'>")
+    sections.append(("Metrics", [("text", facts), ("html", overall)]))
+
+    prefix = "bbox/"
+    metrics_file = output_dir / "metrics.json"
+    drawn = charts.training_charts(metrics_file, prefix) if metrics_file.is_file() else []
+    if not drawn:
+        note = "No training was recorded in this folder."
+        sections.append(("Training", [("text", note)]))
+    else:
+        sections.append(("Training", [("image", chart) for chart in drawn]))
+
+    if stages is None:
+        note = "Not evaluated by stage: evaluate again with train.stage_evaluation=true."
+        sections.append(("Stages", [("text", note)]))
+    else:
+        nms, last = stages["last_stage_after_nms"], stages["stages"][-1]["stage"]
+        rows = [
+            [
+                s["stage"],
+                *(s.get(m) for m in METRICS),
+                s.get("detections"),
+                None if s.get("duplicates") is None else 100 * s["duplicates"],
+            ]
+            for s in [*stages["stages"], {"stage": f"{last} + NMS", **nms}]
+        ]
+        table = charts.format_table(["stage", *METRICS, "detections", "duplicates, %"], rows)
+        note = (
+            f"Duplicates: of the detections scoring {stages['duplicate_score_threshold']:g} or "
+            f"more, those that overlap a better one of their class with IoU above "
+            f"{stages['duplicate_iou']:g}; NMS is at the same IoU."
+        )
+        parts = [("html", table), ("text", note)]
+        parts.append(("image", charts.chart_stages(stages["stages"], nms)))
+        sections.append(("Stages", parts))
+        note = (
+            "A true positive of the last stage fades if an earlier stage gave the same query a "
+            "higher score and a better box; a false positive grows if an earlier stage scored it "
+            "lower (a diagnosis that comes with query recollection)."
+        )
+        chart = charts.chart_score_changes(stages["score_changes"])
+        sections.append(("Fading and growing", [("text", note), ("image", chart)]))
+        note = (
+            "Queries whose class target changes from a stage to the next, among those that have "
+            "one in either."
+        )
+        chart = charts.chart_label_changes(stages["label_changes"])
+        sections.append(("Label instability", [("text", note), ("image", chart)]))
+
+    header = ["class", "objects", *METRICS]
+    table = charts.format_table(header, [[row[h] for h in header] for row in coco["classes"]])
+    chart = charts.chart_classes(names, [row["AP"] for row in coco["classes"]])
+    sections.append(("Classes and sizes", [("image", chart), ("html", table)]))
+    curves = {k: np.array(v) for k, v in coco["precision_recall"].items()}
+    chart = charts.chart_precision_recall(np.linspace(0, 1, 101), curves)
+    sections.append(("Precision and recall", [("image", chart)]))
+    note = (
+        f"Kinds of errors as in TIDE, at IoU 0.5. Left: of all detections, AP50 "
+        f"{analysis.ap50:.1f}; right: of detections scoring {threshold:g} or more, "
+        f"{sum(analysis.counts.values())} errors."
+    )
+    chart = charts.chart_error_gains(analysis.gains, analysis.counts)
+    sections.append(("Errors", [("text", note), ("image", chart)]))
+    note = f"Detections scoring {threshold:g} or more, matched at IoU 0.5."
+    chart = charts.chart_confusion(analysis.confusion, names)
+    sections.append(("Confusion", [("text", note), ("image", chart)]))
+    note = (
+        f"Expected calibration error {analysis.calibration_error:.3f}, over all detections, most "
+        "of which score low; a true positive has IoU 0.5."
+    )
+    chart = charts.chart_calibration(analysis.calibration)
+    sections.append(("Calibration", [("text", note), ("image", chart)]))
+    for key, heading in (("worst", "Worst images"), ("best", "Best images")):
+        none = [("text", "None: no image has an error." if key == "worst" else "None.")]
+        sections.append((heading, examples[key] or none))
+    return charts.render_page(f"Report: {output_dir.resolve().name}", sections)
 
 
-def chart_precision_recall(recall: np.ndarray, curves: Mapping[str, np.ndarray]) -> str:
-    """Precision over recall, mean over classes; {label: (101,)}."""
-    figure, axis = _figure(4.8, 3.8)
-    for label, precision in curves.items():
-        axis.plot(recall, precision, label=label, lw=1.6)
-    axis.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
-    axis.legend(frameon=False, fontsize=9)
-    return _svg(figure)
+def _finite(value: Any) -> Any:
+    """The same without NaN, which JSON lacks."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def chart_confusion(matrix: np.ndarray, names: Sequence[str]) -> str:
-    """Rows: true class and background; columns: detected class and missed; shares of the rows."""
-    size = len(matrix)
-    inches = min(12.0, 2.6 + 0.42 * size)
-    figure, axis = _figure(inches + 0.8, inches * 0.85)
-    share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    shown = axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(shown, ax=axis, fraction=0.04, label="share of the row")
-    if size <= 25:
-        for (y, x), value in np.ndenumerate(matrix):
-            if value:
-                color = "white" if share[y, x] > 0.6 else "black"
-                axis.text(x, y, value, ha="center", va="center", fontsize=7.5, color=color)
-    small = 8.5 if size <= 25 else 5
-    axis.set_xticks(range(size), [*names, "not detected"], rotation=60, ha="right", fontsize=small)
-    axis.set_yticks(range(size), [*names, "nothing there"], fontsize=small)
-    axis.set(xlabel="detected as", ylabel="object")
-    axis.grid(False)
-    return _svg(figure)
-
-
-def chart_error_gains(gains: Mapping[str, float], counts: Mapping[str, int]) -> str:
-    """What mending each kind of error would bring, and the share of each kind."""
-    figure = Figure(figsize=(9, 3.2), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
-    names = list(gains)
-    total = max(1, sum(counts.values()))
-    for axis, values, title in (
-        (left, [gains[n] for n in names], "AP50 gained if mended (points)"),
-        (right, [100 * counts[n] / total for n in names], "share of all errors (%)"),
-    ):
-        axis.barh(names, values, color=[f"C{i}" for i in range(len(names))])
-        for y, value in enumerate(values):
-            axis.text(value, y, f" {value:.1f}", va="center", fontsize=9)
-        axis.set_title(title, fontsize=10)
-        axis.invert_yaxis()
-        axis.set_xlim(0, max(1e-3, *values) * 1.18)
-        axis.spines[["top", "right"]].set_visible(False)
-    return _svg(figure)
-
-
-def chart_score_changes(changes: Sequence[Mapping[str, Any]]) -> str:
-    """Fading true and growing false positives, from each stage to the last one."""
-    figure, axis = _figure(6.4, 3.4)
-    for entry in changes:
-        threshold = entry["iou_threshold"]
-        style = "o-" if threshold == changes[0]["iou_threshold"] else "o:"
-        for key, color, words in (
-            ("faded", "tab:red", "true positives that fade"),
-            ("grown", "tab:purple", "false positives that grow"),
-        ):
-            values = [np.nan if v is None else 100 * v for v in entry[f"{key}_from_stage"]]
-            whole = "-" if entry[key] is None else f"{100 * entry[key]:.1f} % from any"
-            label = f"{words}, IoU {threshold:g} ({whole})"
-            axis.plot(range(1, len(values) + 1), values, style, color=color, ms=4, label=label)
-    axis.set(xlabel="from stage", ylabel="share (%)", ylim=(0, 100))
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.legend(frameon=False, fontsize=8.5)
-    return _svg(figure)
-
-
-def chart_label_changes(changes: Mapping[str, Mapping[str, Any]]) -> str:
-    """Queries whose class target changes from a stage to the next, with both label assigners."""
-    words = {"own_match": "each stage's own match", "cross_stage": "cross-stage matcher"}
-    figure, axis = _figure(6.4, 3.4)
-    for index, (name, entry) in enumerate(changes.items()):
-        values = [np.nan if v is None else 100 * v for v in entry["share_of_labelled_by_step"]]
-        steps = np.arange(1, len(values) + 1)
-        axis.bar(steps + 0.36 * (index - 0.5), values, 0.34, label=words.get(name, name))
-        axis.set_xticks(steps, [f"{t} → {t + 1}" for t in steps])
-    axis.set(xlabel="from stage to stage", ylabel="changed labels (%)")
-    axis.legend(frameon=False, fontsize=9)
-    return _svg(figure)
-
-
-def chart_calibration(bins: Sequence[Mapping[str, float]]) -> str:
-    """Share of true positives over the score, for each tenth of the score."""
-    figure, axis = _figure(4.8, 3.8)
-    axis.plot([0, 1], [0, 1], color="0.6", lw=1, ls="--", label="calibrated")
-    scores, shares = [b["score"] for b in bins], [b["share"] for b in bins]
-    sizes = [12 + 18 * np.log10(b["number"]) for b in bins]
-    axis.plot(scores, shares, color="tab:blue", lw=1.4)
-    axis.scatter(scores, shares, s=sizes, color="tab:blue", label="detections (size: number)")
-    axis.set(xlabel="score", ylabel="share of true positives", xlim=(0, 1), ylim=(0, 1.02))
-    axis.legend(frameon=False, fontsize=9, loc="upper left")
-    return _svg(figure)
-
-
-def embed_picture(picture: np.ndarray) -> str:
-    """An (H, W, 3) RGB picture as a JPEG in an address."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "jpeg", quality=82)
-    return _embed(buffer.getvalue(), "jpeg")
-
-
-def format_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table in HTML; numbers with one decimal, None as a dash."""
-
-    def text(value: Any) -> str:
-        if value is None:
-            return "–"
-        return f"{value:.1f}" if isinstance(value, float) else html.escape(str(value))
-
-    head = "".join(f"<th>{html.escape(h)}</th>" for h in header)
-    body = "".join("<tr>" + "".join(f"<td>{text(v)}</td>" for v in row) + "</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{body}</table>"
-
-
-def render_page(title: str, sections: Sequence[tuple[str, Sequence[tuple[str, str]]]]) -> str:
-    """The page.
+def write_report(
+    output_dir: Path,
+    *,
+    dataset: str | None = None,
+    score_threshold: float = 0.3,
+    num_images: int = 4,
+    backend: str = "pycocotools",
+) -> list[Path]:
+    """Write report.html and report.json of a run into its folder.
 
     Args:
-        title: of the page.
-        sections: (heading, parts), each part (kind, content): "html" as it is, "text" escaped,
-            "image" an address as the functions above return it.
+        output_dir: train.output_dir of the run.
+        dataset: test set, where the run was evaluated on several.
+        score_threshold: of the detections that errors, confusion and images are about.
+        num_images: so many best and worst ones are drawn.
+        backend: what computes COCO's metrics, pycocotools or hotcoco.
+
+    Returns:
+        the paths.
+
+    Raises:
+        UserError, FileNotFoundError: there is nothing to report, or it is damaged.
     """
-    out = [
-        "<!DOCTYPE html><html lang='en'><head><meta charset='utf-8'>",
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>",
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>",
-        f"<h1>{html.escape(title)}</h1>",
-    ]
-    for heading, parts in sections:
-        out.append(f"<h2>{html.escape(heading)}</h2>")
-        for kind, content in parts:
-            if kind == "image":
-                out.append(f"<figure><img alt='{html.escape(heading)}' src='{content}'></figure>")
-            elif kind == "text":
-                out.append(f"<p class='note'>{html.escape(content)}</p>")
-            else:
-                out.append(content)
-    out.append("</body></html>")
-    return "\n".join(out)
-
-
-def _figure(width: float, height: float):
-    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    axis = figure.subplots()
-    axis.grid(alpha=0.3)
-    axis.set_axisbelow(True)
-    axis.spines[["top", "right"]].set_visible(False)
-    return figure, axis
-
-
-def _svg(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return _embed(buffer.getvalue(), "svg+xml")
-
-
-def _embed(content: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    folder = find_predictions(output_dir, dataset)
+    coco_modules(backend)  # or say now that it is missing
+    results = read_results(folder / PREDICTIONS)
+    stages = read_stages(folder / "stage_metrics.json")
+    name = folder.name
+    register_dataset(output_dir, name)
+    with ground_truth(name) as truth_file:
+        comparison = Comparison(truth_file, results)
+        num_objects = sum(map(len, comparison.truth.values()))
+        if not num_objects:
+            raise UserError(f"data set {name} has no annotated objects to compare with")
+        # loadRes changes the entries that it is given.
+        coco = coco_metrics(truth_file, [dict(r) for r in results], backend)
+    analysis = analyze_errors(
+        comparison.judge(), num_classes=len(comparison.names), threshold=score_threshold
+    )
+    images = summarize_images(analysis, num_images)
+    examples = {
+        key: draw_examples(comparison, name, chosen, score_threshold)
+        for key, chosen in images.items()
+    }
+    numbers = {
+        "dataset": name,
+        "images": len(comparison.image_ids),
+        "objects": num_objects,
+        "detections": len(results),
+        "backend": backend,
+        "coco": coco,
+        "stages": stages,
+        "score_threshold": score_threshold,
+        "errors": analysis.counts,
+        "ap50": analysis.ap50,
+        "ap50_gains": analysis.gains,
+        "confusion": analysis.confusion.tolist(),
+        "calibration": analysis.calibration,
+        "calibration_error": analysis.calibration_error,
+        "duplicates": analysis.duplicates / max(1, analysis.detections),
+        "best_images": images["best"],
+        "worst_images": images["worst"],
+    }
+    text = build_page(output_dir, numbers, analysis, examples)
+    document = json.dumps(_finite(numbers), indent=1, allow_nan=False)
+    written = {"report.html": text, "report.json": document}
+    for file_name, content in written.items():
+        write_durably(output_dir / file_name, lambda file, c=content: file.write(c.encode("utf-8")))
+    return [output_dir / file_name for file_name in written]

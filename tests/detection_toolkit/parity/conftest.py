@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +7,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
 DATA = ROOT / "tests" / "data"
-
-# The command lines in tools/ are no package.
-sys.path.insert(0, str(ROOT / "tools"))
 
 
 @pytest.fixture

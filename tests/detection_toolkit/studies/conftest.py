@@ -1,14 +1,8 @@
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).resolve().parents[3]
-
-# The command lines in tools/ are no package.
-sys.path.insert(0, str(ROOT / "tools"))
+from detection_toolkit.studies import run
 
 # In the place of train_net.py: leaves what a training leaves, within milliseconds. "Variants" fail
 # or hang by the value of train.log_period.
@@ -61,8 +55,6 @@ if values.get("train.stage_evaluation") == "true":
 @pytest.fixture
 def fake_training(tmp_path, monkeypatch):
     """Cells train nothing; returns the folder that stands for the checkout."""
-    from ablation import run
-
     (tmp_path / "train_net.py").write_text(TRAINING)
     monkeypatch.setattr(run, "ROOT", tmp_path)
     return tmp_path

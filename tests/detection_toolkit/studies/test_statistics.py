@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from ablation.statistics import bootstrap_interval, summarise
 from hypothesis import given
 from hypothesis import strategies as st
+
+from detection_toolkit.studies.statistics import bootstrap_interval, summarise
 
 AP = st.floats(0, 100, allow_nan=False)
 

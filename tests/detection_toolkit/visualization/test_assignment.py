@@ -2,11 +2,10 @@
 
 import json
 import os
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+import visualize_assignment
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -16,11 +15,6 @@ from detection_toolkit.structures import Assignment, GroundTruth
 from detection_toolkit.training import StagewiseMatcher
 from detection_toolkit.visualization import distinct_names, explain_labels, figure_stems
 from stageinteractor import CrossStageMatcher
-
-ROOT = Path(__file__).resolve().parents[3]
-sys.path[:0] = [str(ROOT / "tools")]
-
-import visualize_assignment  # noqa: E402
 
 
 @given(st.integers(0, 2**31 - 1))

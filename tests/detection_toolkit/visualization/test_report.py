@@ -3,20 +3,18 @@
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
+import report
 from detectron2.config import LazyConfig
 from small_runs import make_config
 
 from detection_toolkit.engine import Trainer, prepare_config
 from detection_toolkit.errors import UserError
+from detection_toolkit.evaluation.results import PREDICTIONS, register_dataset
 
-ROOT = Path(__file__).resolve().parents[3]
-sys.path[:0] = [str(ROOT / "tools")]
-
-import report  # noqa: E402
+TESTS = Path(__file__).resolve().parents[2]
 
 HEADINGS = ["Metrics", "Training", "Stages", "Fading and growing", "Label instability"]
 HEADINGS += ["Classes and sizes", "Precision and recall", "Errors", "Confusion", "Calibration"]
@@ -31,7 +29,7 @@ def evaluated(tmp_path_factory):
     Trainer.test(cfg, Trainer.build_model(cfg).eval())
     output = Path(cfg.train.output_dir)
     LazyConfig.save(cfg, str(output / "config.yaml"))
-    (path,) = output.glob(f"inference/*/{report.PREDICTIONS}")
+    (path,) = output.glob(f"inference/*/{PREDICTIONS}")
     truth = json.loads((folder / "data" / "annotations.json").read_text())["annotations"]
     keys = ("image_id", "category_id", "bbox")
     right = [{**{k: a[k] for k in keys}, "score": 0.8} for a in truth[:-1]]
@@ -90,7 +88,7 @@ def test_without_stages_and_training_the_rest_is_reported(run):
     ],
 )
 def test_a_bad_evaluation_is_one_line_and_nothing_is_written(run, content, message):
-    (path,) = run.glob(f"inference/*/{report.PREDICTIONS}")
+    (path,) = run.glob(f"inference/*/{PREDICTIONS}")
     path.unlink() if content is None else path.write_text(content)
     with pytest.raises(SystemExit, match=message) as ended:
         report.main([str(run)])
@@ -100,9 +98,9 @@ def test_a_bad_evaluation_is_one_line_and_nothing_is_written(run, content, messa
 
 def test_config_of_an_older_run_is_understood(tmp_path):
     """Its names of what was moved are followed; it just has another data set."""
-    shutil.copy(ROOT / "tests" / "data" / "older_run" / "config.yaml", tmp_path)
+    shutil.copy(TESTS / "data" / "older_run" / "config.yaml", tmp_path)
     with pytest.raises(UserError, match="no_such_set is not registered, and .* not describe it"):
-        report.register(tmp_path, "no_such_set")
+        register_dataset(tmp_path, "no_such_set")
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"stages": []}'])

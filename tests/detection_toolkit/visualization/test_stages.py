@@ -1,12 +1,11 @@
 """What is recorded of the stages is what they did, and the stage viewer shows or refuses it."""
 
 import copy
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import visualize_stages
 from detectron2.config import instantiate
 from PIL import Image
 from small_runs import SMALL_MODEL, make_batch, make_detector
@@ -22,11 +21,6 @@ from detection_toolkit.visualization import (
     resize_trace,
     trace_stages,
 )
-
-ROOT = Path(__file__).resolve().parents[3]
-sys.path[:0] = [str(ROOT / "tools")]
-
-import visualize_stages  # noqa: E402
 
 DEVICE = "train.device=cpu"
 # The detector computes in float64; boxes, points and scores are then kept as float32, and scaled.

@@ -13,12 +13,11 @@ from typing import Any
 from detectron2.utils.registry import _convert_target_to_string
 from omegaconf import DictConfig, OmegaConf
 
-from detection_toolkit.config import apply_overrides, find_config_file, get_config
-from detection_toolkit.errors import UnknownNameError, UserError
+from ..config import apply_overrides, find_config_file, get_config
+from ..errors import UnknownNameError, UserError
+from .environment import from_root
 
-__all__ = ["ROOT", "Cell", "Plan", "load_plan"]
-
-ROOT = Path(__file__).resolve().parents[2]
+__all__ = ["Cell", "Plan", "choose_plan", "load_plan"]
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 # Of a cell's own, or of the machine; not of what is compared.
@@ -52,7 +51,7 @@ class Cell:
             *("--config-file", self.config),
             *self.overrides,
             f"train.seed={self.seed}",
-            f"train.output_dir={_quoted(_from_root(folder or self.folder))}",
+            f"train.output_dir={_quoted(from_root(folder or self.folder))}",
         ]
 
     def test_arguments(self, overrides: Sequence[str]) -> list[str]:
@@ -63,8 +62,8 @@ class Cell:
             *("--config-file", self.config),
             *self.overrides,
             *overrides,
-            f"train.init_checkpoint={_quoted(_from_root(self.folder / 'model_final.pth'))}",
-            f"train.output_dir={_quoted(_from_root(self.folder / 'test'))}",
+            f"train.init_checkpoint={_quoted(from_root(self.folder / 'model_final.pth'))}",
+            f"train.output_dir={_quoted(from_root(self.folder / 'test'))}",
         ]
 
     def command(self, *, threads: int) -> str:
@@ -166,6 +165,17 @@ class Plan:
             )
         return replace(self, variants={n: o for n, o in self.variants.items() if n in names})
 
+    def cell(self, output: Path, variant: str, seed: str) -> Cell:
+        """One of :meth:`cells`.
+
+        Raises:
+            UnknownNameError: the plan has none of this variant and seed.
+        """
+        for cell in self.cells(output):
+            if (cell.variant, str(cell.seed)) == (variant, seed):
+                return cell
+        raise UnknownNameError(f"the plan has no cell {variant!r} with seed {seed}")
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
@@ -189,6 +199,51 @@ class Plan:
 
     def _config(self, overrides: Sequence[str]) -> DictConfig:
         return apply_overrides(get_config(self.config), [*self.overrides, *overrides])
+
+
+def choose_plan(
+    file: str | None,
+    *,
+    config: str | None,
+    variants: Sequence[Sequence[str]],
+    seeds: Sequence[int] | None,
+    overrides: Sequence[str],
+) -> Plan:
+    """A plan of a file, or of a config with its variants; checked.
+
+    Args:
+        file: see :func:`load_plan`.
+        config: in place of a file.
+        variants: each a name and its overrides; with a config only.
+        seeds: in place of the file's.
+        overrides: of all cells, after the file's.
+
+    Raises:
+        FileNotFoundError, UserError: see :class:`Plan`; or both or neither of file and config.
+    """
+    if file and (config or variants):
+        raise UserError("--plan already has a config and variants: leave the other options out")
+    if file:
+        plan = load_plan(file)
+    elif config:
+        names = [name for name, *_ in variants]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise UserError(f"the variant {twice[0]!r} is given twice")
+        plan = Plan(
+            config=config,
+            variants={name: tuple(own) for name, *own in variants},
+            seeds=tuple(seeds or ()),
+            name=Path(config).stem,
+        )
+    else:
+        raise UserError("give --plan, for example ablations/shapes_hard.yaml, or --config-file")
+    changes: dict[str, Any] = {"overrides": (*plan.overrides, *overrides)}
+    if seeds:
+        changes["seeds"] = tuple(seeds)
+    plan = replace(plan, **changes)
+    plan.check()
+    return plan
 
 
 def load_plan(path: str) -> Plan:
@@ -245,11 +300,6 @@ def _flatten(node: Any, prefix: str, values: dict[str, Any]) -> None:
 
 def _text_of_callable(value: Any) -> str:
     return _convert_target_to_string(value) if callable(value) else str(value)
-
-
-def _from_root(path: Path) -> str:
-    """As one writes it in the root of the checkout."""
-    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
 def _quoted(text: str) -> str:

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .measure import synchronize
+from ..modeling import FeatureMaps
+from .timing import synchronize
 
 __all__ = ["Part", "count_operations", "parts_of", "time_parts"]
 
@@ -138,7 +139,8 @@ def _bytes_of_parts(
 
     def record_sampling(module: nn.Module, inputs: tuple, output: Tensor) -> None:
         # Four rows of every level are read for each one that is written.
-        rows = 4 * len(inputs[2]) + 1
+        (maps,) = (value for value in inputs if isinstance(value, FeatureMaps))
+        rows = 4 * len(maps.levels) + 1
         found[names[id(module)]] += rows * output.numel() * output.element_size()
 
     names = {id(module): name for name, modules in parts.items() for module in modules}

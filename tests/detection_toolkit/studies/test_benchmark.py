@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
-from pathlib import Path
 
+import benchmark
 import pytest
 import torch
+from benchmarks.plain import to_plain
+from small_runs import SMALL_MODEL, make_batch, make_detector
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
-
-import benchmark  # noqa: E402
-from benchmarks.measure import alternate  # noqa: E402
-from benchmarks.parts import Part, count_operations  # noqa: E402
-from benchmarks.plain import to_plain  # noqa: E402
-from small_runs import SMALL_MODEL, make_batch, make_detector  # noqa: E402
+from detection_toolkit.studies import benchmark as benchmarking
+from detection_toolkit.studies.parts import Part, count_operations
+from detection_toolkit.studies.timing import alternate
 
 ARGUMENTS = ["--config-file", "stageinteractor/shapes_tiny.py", "--image-size", "64", "96"]
 ARGUMENTS += ["--device", "cpu", "--rounds", "1", "--threads", "1"]
@@ -27,12 +23,12 @@ ARGUMENTS += ["--device", "cpu", "--rounds", "1", "--threads", "1"]
 def without_other_processes(monkeypatch):
     sizes = {"plain": 4e9, "ours": 3e9, "checkpointed": 1e9}
     memory = {form: {"peak": x + 1e9, "above_interpreter": x} for form, x in sizes.items()}
-    monkeypatch.setattr(benchmark, "all_memory", lambda argv: memory)
-    monkeypatch.setattr(benchmark, "keep_freed_memory", lambda: False)
-    monkeypatch.setattr(benchmark, "product_rate", lambda *_: 1e11)
-    monkeypatch.setattr(benchmark, "copy_rate", lambda *_: 1e10)
-    monkeypatch.setattr(benchmark, "QUERY_CURVE", (3, 6))
-    monkeypatch.setattr(benchmark, "STAGE_CURVE", (3, 4))
+    monkeypatch.setattr(benchmarking, "memory_of_forms", lambda command: memory)
+    monkeypatch.setattr(benchmarking, "keep_freed_memory", lambda: False)
+    monkeypatch.setattr(benchmarking, "product_rate", lambda *_: 1e11)
+    monkeypatch.setattr(benchmarking, "copy_rate", lambda *_: 1e10)
+    monkeypatch.setattr(benchmarking, "QUERY_CURVE", (3, 6))
+    monkeypatch.setattr(benchmarking, "STAGE_CURVE", (3, 4))
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)

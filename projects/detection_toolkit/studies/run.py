@@ -20,15 +20,16 @@ import numpy as np
 import portalocker
 from tqdm import tqdm
 
-from detection_toolkit.errors import UserError
-from detection_toolkit.visualization import read_metrics
-
-from .plan import ROOT, Cell
+from ..errors import UserError
+from ..visualization import read_metrics
+from .environment import ROOT, facts
+from .plan import Cell, Plan
 
 __all__ = [
     "Outcome",
     "check_same_cell",
     "evaluate_cell",
+    "evaluate_cells",
     "read_cell",
     "read_record",
     "run_cells",
@@ -53,6 +54,13 @@ class Outcome:
     failed: tuple[str, ...]
     skipped: tuple[str, ...]
     """Another process is training them."""
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.finished} cells trained, {self.found_finished} were finished already, "
+            f"{len(self.failed)} failed, {len(self.skipped)} are being trained elsewhere"
+        ]
+        return "\n".join([*lines, *(f"FAILED: {name}" for name in self.failed)])
 
 
 def split(cells: Sequence[Cell], part: str) -> list[Cell]:
@@ -120,7 +128,6 @@ def run_cells(
     cells: Sequence[Cell],
     *,
     threads: int,
-    facts: Callable[[], Mapping[str, Any]],
     after_each: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Train what is not finished yet. A cell that fails does not stop the others.
@@ -128,7 +135,6 @@ def run_cells(
     Args:
         cells: in this order.
         threads: of each training; another number may change the last digits.
-        facts: about machine, versions and date, kept with each cell; asked when it begins.
         after_each: called when a cell has ended.
     """
     open_cells = [cell for cell in cells if read_cell(cell) is None]
@@ -159,9 +165,7 @@ def run_cells(
                     )
                 elif read_cell(cell) is None:  # still, now that nobody else writes it
                     tqdm.write(f"{cell.name}\n$ {cell.command(threads=threads)}")
-                    record = train_cell(
-                        cell, threads=threads, facts=facts, lock=lock, progress=show
-                    )
+                    record = train_cell(cell, threads=threads, lock=lock, progress=show)
                     tqdm.write(_in_words(cell, record))
                     if record["status"] == "finished":
                         finished += 1
@@ -181,14 +185,12 @@ def train_cell(
     cell: Cell,
     *,
     threads: int,
-    facts: Callable[[], Mapping[str, Any]],
     lock: int | None = None,
     progress: Callable[[int], None] = lambda steps: None,
 ) -> dict[str, Any]:
     """Train one cell, from its last checkpoint if there is one, and write its record.
 
     Args:
-        facts: kept in the record.
         lock: the open file of the cell's lock. The training holds it as well, so that it stays
             locked if this process is killed and the training goes on alone.
 
@@ -295,6 +297,27 @@ def evaluate_cell(cell: Cell, overrides: Sequence[str], *, threads: int) -> None
         "metrics": document["results"]["bbox"],
     }
     write_json(cell.folder / RECORD, record)
+
+
+def evaluate_cells(cells: Sequence[Cell], plan: Plan, *, threads: int) -> None:
+    """Evaluate the finished cells on the test split; those that have been already are left alone.
+
+    Raises:
+        ValueError: the plan has no test split, a cell is not finished, or an evaluation fails.
+    """
+    if not plan.test:
+        raise UserError("the plan has no test split: give it overrides under the key test")
+    records = {cell.name: read_cell(cell) for cell in cells}
+    unfinished = [name for name, record in records.items() if record is None]
+    if unfinished:
+        raise UserError(
+            f"{len(unfinished)} cells are not finished ({unfinished[0]}): the test split is looked "
+            "at when all are"
+        )
+    for cell in tqdm(cells, "test split", unit=" cells"):
+        known = records[cell.name].get("test")
+        if known is None or known.get("overrides", list(plan.test)) != list(plan.test):
+            evaluate_cell(cell, plan.test, threads=threads)
 
 
 def _environment(threads: int) -> dict[str, str]:

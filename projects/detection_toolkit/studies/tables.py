@@ -8,7 +8,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from detection_toolkit.errors import UserError
+from ..errors import UserError
 
 __all__ = ["insert", "render", "render_costs"]
 
@@ -172,8 +172,8 @@ def _costs(costs: Mapping[str, Any]) -> list[str]:
     name, first = next(iter(costs.items()))
 
     def times(cost: Mapping[str, Any], key: str) -> str:
-        conditions = ("device", "threads", "machine")
-        if not first[key] or any(cost[x] != first[x] for x in conditions):
+        conditions = ("device", "threads", "machine", "random_images")
+        if not first[key] or any(cost.get(x) != first.get(x) for x in conditions):
             return NOTHING
         return f"{cost[key] / first[key]:.2f}"
 
@@ -190,6 +190,8 @@ def _costs(costs: Mapping[str, Any]) -> list[str]:
     on_gpu = first["device"].startswith("cuda")
     code = "; ".join(sorted({f"commit {c['commit']}, {c['date']}" for c in costs.values()}))
     where = f"{first['device']}, threads: {first['threads']}; {code}"
+    if first.get("random_images"):
+        where = "{} random images of {} x {}, ".format(*first["random_images"]) + where
     return [
         "A training step, measured apart from the trainings (`--costs`): "
         f"{'seconds by the clock' if on_gpu else 'seconds of the processor'}, the median of "

@@ -1,0 +1,262 @@
+"""The charts of a report, and the page that holds them: one HTML file without any other."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+from .curves import plot_ap_curves, plot_loss_curves
+
+__all__ = [
+    "chart_calibration",
+    "chart_classes",
+    "chart_confusion",
+    "chart_error_gains",
+    "chart_label_changes",
+    "chart_precision_recall",
+    "chart_score_changes",
+    "chart_stages",
+    "embed_picture",
+    "format_table",
+    "render_page",
+    "training_charts",
+]
+
+_STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;max-width:1060px;margin:2em auto;padding:0 1em;color:#222}
+h1{font-size:1.6em}h2{margin-top:2em;border-bottom:1px solid #ccc}figure{margin:1em 0}
+img{max-width:100%}figcaption,.note{color:#555;font-size:.9em}
+table{border-collapse:collapse;margin:1em 0;font-variant-numeric:tabular-nums}
+td,th{border-bottom:1px solid #ddd;padding:.25em .8em;text-align:right}
+td:first-child,th:first-child{text-align:left}.pair{display:flex;flex-wrap:wrap;gap:1em}
+.pair>*{flex:1 1 30em}
+"""
+
+
+def training_charts(metrics_file: Path, prefix: str) -> list[str]:
+    """Loss and AP curves of a metrics.json as images to embed; those that it has numbers for.
+
+    Args:
+        metrics_file: see :func:`~detection_toolkit.visualization.read_metrics`.
+        prefix: of the data set's metrics there.
+    """
+    charts = []
+    with TemporaryDirectory() as folder:
+        target = Path(folder, "curves.svg")
+        for draw in (plot_loss_curves, lambda m, o: plot_ap_curves(m, o, prefix=prefix)):
+            try:
+                draw(metrics_file, target)
+            except ValueError:  # nothing of the kind was logged
+                continue
+            charts.append(_embed(target.read_bytes(), "svg+xml"))
+    return charts
+
+
+def chart_stages(stages: Sequence[Mapping[str, Any]], after_nms: Mapping[str, Any]) -> str:
+    """AP, AP50, AP75 and AP by size after each stage."""
+    figure, axis = _figure(6.4, 3.6)
+    numbers = [s["stage"] for s in stages]
+    for index, name in enumerate(("AP", "AP50", "AP75", "APs", "APm", "APl")):
+        values = [np.nan if s[name] is None else s[name] for s in stages]
+        if np.isfinite(values).any():
+            style = "o-" if index < 3 else "o:"
+            label = f"{name} {values[-1]:.1f}"
+            axis.plot(numbers, values, style, ms=4, lw=1.6, label=label)
+    if after_nms.get("AP") is not None:
+        label = f"AP {after_nms['AP']:.1f} after NMS"
+        axis.plot(numbers[-1:], [after_nms["AP"]], "kx", label=label)
+    axis.set(xlabel="after stage", ylabel="AP (%)", ylim=(0, 100))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.legend(frameon=False, title="last stage", fontsize=9)
+    return _svg(figure)
+
+
+def chart_classes(names: Sequence[str], values: Sequence[float | None], limit: int = 40) -> str:
+    """AP of each class, worst first; of many classes the worst and best ones."""
+    pairs = sorted((v, n) for n, v in zip(names, values) if v is not None)
+    if len(pairs) > limit:
+        pairs = pairs[: limit // 2] + pairs[-limit // 2 :]
+    figure, axis = _figure(6.4, 0.8 + 0.24 * len(pairs))
+    axis.barh([n for _, n in pairs], [v for v, _ in pairs], color="tab:blue")
+    for y, (value, _) in enumerate(pairs):
+        axis.text(value, y, f" {value:.1f}", va="center", fontsize=8)
+    axis.set(xlabel="AP (%)", xlim=(0, 108))
+    axis.grid(axis="y", alpha=0)
+    return _svg(figure)
+
+
+def chart_precision_recall(recall: np.ndarray, curves: Mapping[str, np.ndarray]) -> str:
+    """Precision over recall, mean over classes; {label: (101,)}."""
+    figure, axis = _figure(4.8, 3.8)
+    for label, precision in curves.items():
+        axis.plot(recall, precision, label=label, lw=1.6)
+    axis.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
+    axis.legend(frameon=False, fontsize=9)
+    return _svg(figure)
+
+
+def chart_confusion(matrix: np.ndarray, names: Sequence[str]) -> str:
+    """Rows: true class and background; columns: detected class and missed; shares of the rows."""
+    size = len(matrix)
+    inches = min(12.0, 2.6 + 0.42 * size)
+    figure, axis = _figure(inches + 0.8, inches * 0.85)
+    share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    shown = axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(shown, ax=axis, fraction=0.04, label="share of the row")
+    if size <= 25:
+        for (y, x), value in np.ndenumerate(matrix):
+            if value:
+                color = "white" if share[y, x] > 0.6 else "black"
+                axis.text(x, y, value, ha="center", va="center", fontsize=7.5, color=color)
+    small = 8.5 if size <= 25 else 5
+    axis.set_xticks(range(size), [*names, "not detected"], rotation=60, ha="right", fontsize=small)
+    axis.set_yticks(range(size), [*names, "nothing there"], fontsize=small)
+    axis.set(xlabel="detected as", ylabel="object")
+    axis.grid(False)
+    return _svg(figure)
+
+
+def chart_error_gains(gains: Mapping[str, float], counts: Mapping[str, int]) -> str:
+    """What mending each kind of error would bring, and the share of each kind."""
+    figure = Figure(figsize=(9, 3.2), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    names = list(gains)
+    total = max(1, sum(counts.values()))
+    for axis, values, title in (
+        (left, [gains[n] for n in names], "AP50 gained if mended (points)"),
+        (right, [100 * counts[n] / total for n in names], "share of all errors (%)"),
+    ):
+        axis.barh(names, values, color=[f"C{i}" for i in range(len(names))])
+        for y, value in enumerate(values):
+            axis.text(value, y, f" {value:.1f}", va="center", fontsize=9)
+        axis.set_title(title, fontsize=10)
+        axis.invert_yaxis()
+        axis.set_xlim(0, max(1e-3, *values) * 1.18)
+        axis.spines[["top", "right"]].set_visible(False)
+    return _svg(figure)
+
+
+def chart_score_changes(changes: Sequence[Mapping[str, Any]]) -> str:
+    """Fading true and growing false positives, from each stage to the last one."""
+    figure, axis = _figure(6.4, 3.4)
+    for entry in changes:
+        threshold = entry["iou_threshold"]
+        style = "o-" if threshold == changes[0]["iou_threshold"] else "o:"
+        for key, color, words in (
+            ("faded", "tab:red", "true positives that fade"),
+            ("grown", "tab:purple", "false positives that grow"),
+        ):
+            values = [np.nan if v is None else 100 * v for v in entry[f"{key}_from_stage"]]
+            whole = "-" if entry[key] is None else f"{100 * entry[key]:.1f} % from any"
+            label = f"{words}, IoU {threshold:g} ({whole})"
+            axis.plot(range(1, len(values) + 1), values, style, color=color, ms=4, label=label)
+    axis.set(xlabel="from stage", ylabel="share (%)", ylim=(0, 100))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.legend(frameon=False, fontsize=8.5)
+    return _svg(figure)
+
+
+def chart_label_changes(changes: Mapping[str, Mapping[str, Any]]) -> str:
+    """Queries whose class target changes from a stage to the next, with both label assigners."""
+    words = {"own_match": "each stage's own match", "cross_stage": "cross-stage matcher"}
+    figure, axis = _figure(6.4, 3.4)
+    for index, (name, entry) in enumerate(changes.items()):
+        values = [np.nan if v is None else 100 * v for v in entry["share_of_labelled_by_step"]]
+        steps = np.arange(1, len(values) + 1)
+        axis.bar(steps + 0.36 * (index - 0.5), values, 0.34, label=words.get(name, name))
+        axis.set_xticks(steps, [f"{t} → {t + 1}" for t in steps])
+    axis.set(xlabel="from stage to stage", ylabel="changed labels (%)")
+    axis.legend(frameon=False, fontsize=9)
+    return _svg(figure)
+
+
+def chart_calibration(bins: Sequence[Mapping[str, float]]) -> str:
+    """Share of true positives over the score, for each tenth of the score."""
+    figure, axis = _figure(4.8, 3.8)
+    axis.plot([0, 1], [0, 1], color="0.6", lw=1, ls="--", label="calibrated")
+    scores, shares = [b["score"] for b in bins], [b["share"] for b in bins]
+    sizes = [12 + 18 * np.log10(b["number"]) for b in bins]
+    axis.plot(scores, shares, color="tab:blue", lw=1.4)
+    axis.scatter(scores, shares, s=sizes, color="tab:blue", label="detections (size: number)")
+    axis.set(xlabel="score", ylabel="share of true positives", xlim=(0, 1), ylim=(0, 1.02))
+    axis.legend(frameon=False, fontsize=9, loc="upper left")
+    return _svg(figure)
+
+
+def embed_picture(picture: np.ndarray) -> str:
+    """An (H, W, 3) RGB picture as a JPEG in an address."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "jpeg", quality=82)
+    return _embed(buffer.getvalue(), "jpeg")
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table in HTML; numbers with one decimal, None as a dash."""
+
+    def text(value: Any) -> str:
+        if value is None:
+            return "–"
+        return f"{value:.1f}" if isinstance(value, float) else html.escape(str(value))
+
+    head = "".join(f"<th>{html.escape(h)}</th>" for h in header)
+    body = "".join("<tr>" + "".join(f"<td>{text(v)}</td>" for v in row) + "</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def render_page(title: str, sections: Sequence[tuple[str, Sequence[tuple[str, str]]]]) -> str:
+    """The page.
+
+    Args:
+        title: of the page.
+        sections: (heading, parts), each part (kind, content): "html" as it is, "text" escaped,
+            "image" an address as the functions above return it.
+    """
+    out = [
+        "<!DOCTYPE html><html lang='en'><head><meta charset='utf-8'>",
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>",
+        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>",
+        f"<h1>{html.escape(title)}</h1>",
+    ]
+    for heading, parts in sections:
+        out.append(f"<h2>{html.escape(heading)}</h2>")
+        for kind, content in parts:
+            if kind == "image":
+                out.append(f"<figure><img alt='{html.escape(heading)}' src='{content}'></figure>")
+            elif kind == "text":
+                out.append(f"<p class='note'>{html.escape(content)}</p>")
+            else:
+                out.append(content)
+    out.append("</body></html>")
+    return "\n".join(out)
+
+
+def _figure(width: float, height: float):
+    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    axis.grid(alpha=0.3)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure, axis
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return _embed(buffer.getvalue(), "svg+xml")
+
+
+def _embed(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

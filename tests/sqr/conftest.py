@@ -1,7 +1,0 @@
-from __future__ import annotations
-
-import sys
-from pathlib import Path
-
-# The command lines in tools/ are no package.
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))

@@ -1,1 +1,0 @@
-"""Comparing variants of a config over several seeds; the command line is tools/run_ablation.py."""
