@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 from omegaconf import DictConfig, OmegaConf
 
 from detection_toolkit.config import register_moved_names
@@ -11,7 +13,7 @@ __all__ = ["MOVED_NAMES"]
 
 def _route_of_the_decoder(model: DictConfig) -> None:
     """``schedule`` and ``batched`` of the detector become the route of its decoder."""
-    document = OmegaConf.to_container(model, resolve=False)
+    document = cast("dict[str, Any]", OmegaConf.to_container(model, resolve=False))
     route = {
         "_target_": "sqr.QueryRecollection",
         **{key: document[key] for key in ("schedule", "batched") if key in document},
