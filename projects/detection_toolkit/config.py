@@ -18,6 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from .errors import UnknownNameError, UserError
+from .registrations import repeatable_registrations
 
 __all__ = [
     "apply_overrides",
@@ -67,13 +68,21 @@ def find_config_file(path: str) -> str:
 
 
 def get_config(path: str) -> DictConfig:
-    """Load a config file; see :func:`find_config_file` for what ``path`` may be.
+    """Load a config file, which may register data sets; it may be loaded again.
 
     It may also be the ``config.yaml`` of a run. That of an older one may name things where they no
     longer are; the names of today take their place.
+
+    Args:
+        path: see :func:`find_config_file`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        UserError: it registers another data set under a name that is taken.
     """
     file = find_config_file(path)
-    cfg = LazyConfig.load(file)
+    with repeatable_registrations():
+        cfg = LazyConfig.load(file)
     if Path(file).suffix in (".yaml", ".yml"):
         _follow_moves(cfg)
     return cfg

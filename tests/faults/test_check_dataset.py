@@ -3,12 +3,13 @@
 import json
 
 import pytest
-from coco_files import make_document, write_dataset
+from coco_files import make_document, write_dataset, write_image
 from fault_runs import load_tool
 from picture_cases import part_of, rotated
 from PIL import Image
 
-from detection_toolkit.data.inspection import inspect_dataset
+from detection_toolkit.data.inspection import compare_splits, inspect_dataset
+from detection_toolkit.visualization.datasets import TILE, worst_images
 
 tool = load_tool("check_dataset")
 
@@ -29,10 +30,11 @@ def test_a_good_data_set_has_no_findings(tmp_path, capsys):
     shown = capsys.readouterr()
     assert "4 images, 8 boxes of 3 classes, at most 2 objects in an image" in shown.out
     assert "nothing is wrong" in shown.out
-    assert "would not be harmed" in shown.out
+    assert shown.out.rstrip().endswith("Ready to train.")
     assert "4/4" in shown.err  # the progress bar
     assert json.loads((output / "report.json").read_text())["findings"] == {}
     assert not (output / "worst.png").exists()
+    assert Image.open(output / "samples.png").width > 3 * TILE
 
 
 def annotation(document, **changes):
@@ -51,20 +53,35 @@ HARMFUL = {
     "unknown_image": lambda d: annotation(d, image_id=99),
     "unknown_category": lambda d: annotation(d, category_id=99),
     "outside_root": lambda d: image(d, file_name="../2.png"),
-    "no_objects": lambda d: d["annotations"].clear(),
+    "no_annotations": lambda d: d["annotations"].clear(),
+    "no_objects": lambda d: [a.update(bbox=[500, 5, 10, 9]) for a in d["annotations"]],
+    "all_crowd": lambda d: [a.update(iscrowd=1) for a in d["annotations"]],
+    "file_name": lambda d: image(d, file_name="a\0.png"),
+    "folder": lambda d: [i.update(file_name=f"x{i['file_name']}") for i in d["images"]],
     "missing": lambda d: image(d, file_name="5.png"),
     "size": lambda d: image(d, width=97),
 }
-HARMLESS = {
-    "same_file": lambda d: image(d, file_name="1.png"),
+REPAIRED = {
     "degenerate": lambda d: annotation(d, bbox=[5, 5, 0, 9]),
+    "not_finite": lambda d: annotation(d, bbox=[5, 5, float("nan"), 9]),
     "outside": lambda d: annotation(d, bbox=[500, 5, 10, 9]),
     "clipped": lambda d: annotation(d, bbox=[80, 5, 30, 9]),
+    "area": lambda d: annotation(d, area=-750),
+    "float_ids": lambda d: annotation(d, id=3.0),
+    "renumbered": lambda d: annotation(d, id=0),
+    "masks": lambda d: annotation(d, segmentation=[[1, 2, 3, 4]]),
+}
+NOTES = {
+    "same_file": lambda d: image(d, file_name="1.png"),
     "tiny": lambda d: annotation(d, bbox=[8, 5, 3, 9]),
     "giant": lambda d: annotation(d, bbox=[0, 0, 96, 64]),
     "repeated": lambda d: annotation(d, **{k: d["annotations"][3][k] for k in KEYS}),
     "empty": lambda d: d.update(annotations=d["annotations"][2:]),
     "unused": lambda d: d["categories"].append({"id": 100, "name": "fish"}),
+    "one_class": lambda d: (
+        d.update(categories=d["categories"][:1]),
+        [a.update(category_id=3) for a in d["annotations"]],
+    ),
 }
 KEYS = ("bbox", "category_id")
 
@@ -75,16 +92,19 @@ def test_what_stops_training_is_found(tmp_path, kind, capsys):
     output = tmp_path / "report"
     assert tool.main([*paths, "--output", str(output)]) == 1
     found = json.loads((output / "report.json").read_text())["findings"]
-    assert found[kind]["is_harmful"]
+    assert found[kind]["severity"] == "harm"
     assert found[kind]["count"] >= 1
-    assert "HARM" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "HARM" in shown
+    assert shown.splitlines()[-1].startswith("To fix first: ")
 
 
-@pytest.mark.parametrize("kind", HARMLESS)
-def test_what_training_puts_up_with_is_noted(tmp_path, kind):
-    report = inspect_dataset(*write(tmp_path, HARMLESS[kind]))
-    assert kind in report.findings
-    assert not report.is_harmful, [f.title for _, f in report.in_order() if f.is_harmful]
+@pytest.mark.parametrize("kind", [*REPAIRED, *NOTES])
+def test_what_training_puts_up_with_is_said(tmp_path, kind):
+    report = inspect_dataset(*write(tmp_path, {**REPAIRED, **NOTES}[kind]))
+    assert report.finding(kind).severity == ("repaired" if kind in REPAIRED else "note")
+    assert not report.is_harmful, [f.message for f in report.findings if f.severity == "harm"]
+    assert report.verdict.startswith("Ready to train")
 
 
 def test_what_is_wrong_with_files_is_found(tmp_path):
@@ -98,14 +118,14 @@ def test_what_is_wrong_with_files_is_found(tmp_path):
     document["images"][2].update(width=48, height=64)
     (tmp_path / "annotations.json").write_text(json.dumps(document))
     report = inspect_dataset(json_file, root)
-    assert report.findings["unreadable"].images == [1]
-    assert report.findings["exif_size"].images == [3]
+    assert report.finding("unreadable").images == (1,)
+    assert report.finding("exif_size").images == (3,)
     document["images"][2].update(width=64, height=48)
     (tmp_path / "annotations.json").write_text(json.dumps(document))
     report = inspect_dataset(json_file, root)
-    assert report.findings["exif"].images == [3]
-    assert "exif_size" not in report.findings
-    assert report.findings["unreadable"].count == 1
+    assert report.finding("exif").images == (3,)
+    assert report.finding("exif_size") is None
+    assert report.finding("unreadable").count == 1
 
 
 def test_links_out_of_the_folder_are_found(tmp_path):
@@ -113,13 +133,13 @@ def test_links_out_of_the_folder_are_found(tmp_path):
     (tmp_path / "secret.png").write_bytes((tmp_path / "images" / "2.png").read_bytes())
     (tmp_path / "images" / "2.png").unlink()
     (tmp_path / "images" / "2.png").symlink_to(tmp_path / "secret.png")
-    assert inspect_dataset(json_file, root).findings["outside_root"].images == [2]
-    assert inspect_dataset(json_file, root, allow_outside=True).findings == {}
+    assert inspect_dataset(json_file, root).finding("links").images == (2,)
+    assert inspect_dataset(json_file, root, allow_outside=True).findings == []
 
 
 def test_the_worst_images_are_drawn(tmp_path, capsys):
     def spoil(document):
-        annotation(document, bbox=[80, 5, 30, 9])
+        annotation(document, bbox=[80, 5, 30, 9], area=270)
         document["annotations"][4].update(bbox=[8, 5, float("nan"), 9])
 
     json_file, root = write(tmp_path, spoil)
@@ -129,9 +149,9 @@ def test_the_worst_images_are_drawn(tmp_path, capsys):
     assert tool.main(args) == 1
     assert "1 images that cannot be read" in capsys.readouterr().out
     picture = Image.open(output / "worst.png")
-    assert picture.width > 3 * tool.TILE
+    assert picture.width > 3 * TILE
     report = inspect_dataset(json_file, root, num_queries=1)
-    chosen = tool.worst_images(report, 3)
+    chosen = worst_images(report, 3)
     # Harmful ones first, and each image once.
     assert [i for i, _ in chosen] == [4, 1, 3]
     assert chosen[0][1] == "images that cannot be read"
@@ -145,3 +165,34 @@ def test_no_json_is_beyond_it(tmp_path, content):
         assert tool.main([str(path), str(tmp_path), "--output", str(tmp_path / "out")]) == 1
     except SystemExit as end:
         assert "a.json cannot be read as JSON" in str(end.code)
+
+
+def test_two_splits_are_compared(tmp_path, capsys):
+    paths = write(tmp_path / "train")
+    document = make_document(num_images=3)
+    document["categories"][1]["name"] = "wolf"
+    test_paths = write_dataset(tmp_path / "test", document)
+    for number in (1, 2):
+        write_image(tmp_path / "test" / "images" / f"{number}.png", seed=50 + number)
+    output = tmp_path / "report"
+    assert tool.main([*paths, "--test", *test_paths, "--output", str(output)]) == 1
+    shown = capsys.readouterr().out
+    assert "only the test set has 'wolf'" in shown.splitlines()[-1]
+    assert "Training set: Ready to train." in shown
+    for name in ("report.json", "samples.png", "test_report.json", "test_samples.png"):
+        assert (output / name).is_file()
+    reports = inspect_dataset(*paths), inspect_dataset(*test_paths)
+    classes, shared = compare_splits(*reports)
+    assert (classes.kind, classes.severity) == ("classes", "harm")
+    assert (shared.kind, shared.severity, shared.images) == ("shared_images", "note", (3,))
+    assert shared.examples == ("3.png is 3.png of the training set",)
+
+
+def test_splits_that_share_nothing_are_ready(tmp_path, capsys):
+    paths = write(tmp_path / "train")
+    json_file, root = write_dataset(tmp_path / "test", num_images=2)
+    for number in (1, 2):
+        write_image(tmp_path / "test" / "images" / f"{number}.png", seed=50 + number)
+    output = str(tmp_path / "report")
+    assert tool.main([*paths, "--test", json_file, root, "--output", output]) == 0
+    assert capsys.readouterr().out.endswith("Ready to train.\nTest set: Ready to train.\n")

@@ -139,7 +139,7 @@ def test_names_in_the_current_folder_do_not_lead_out_either(tmp_path, registered
 def test_a_registered_name_that_no_file_has_is_refused_in_every_case(tmp_path, registered):
     registered(*rename_first(tmp_path, "a\0/b.png"))
     for allow_outside in (False, True):
-        with pytest.raises(ValueError, match="mine: the image .* has a NUL character"):
+        with pytest.raises(ValueError, match="data set mine: image 1 .* has a NUL character"):
             get_detection_dataset("mine", allow_outside=allow_outside)
 
 

@@ -13,8 +13,8 @@ from detectron2.utils import comm
 from torch.utils.data import Sampler
 
 from ..errors import UserError
-from .datasets import missing_files
 from .evaluation_loader import EvaluationLoader
+from .files import missing_files
 from .images import shown_name, shown_size
 from .mapper import SkipUnreadable
 from .stream import GroupedStream, SeededDataset, TrainLoader

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
-__all__ = ["check_file_name", "check_path", "find_escapes"]
+from .findings import FindingCollector
+from .images import shown_name
+
+__all__ = ["check_file_name", "check_path", "find_escapes", "judge_file_names", "missing_files"]
 
 
 def check_file_name(file_name: str, *, allow_outside: bool = False) -> str | None:
@@ -91,3 +95,130 @@ def _links(folder: str) -> set[str]:
             return {entry.name for entry in entries if entry.is_symlink()}
     except OSError:  # a folder that is not there has no links
         return set()
+
+
+def missing_files(paths: Iterable[str]) -> list[str]:
+    """Those of the paths that are no files; URLs are taken to be there.
+
+    Each folder is listed once: to ask for every image of COCO takes minutes on a network disk.
+    """
+    listed: dict[str, set[str]] = {}
+    missing = []
+    for path in paths:
+        if "://" in path:
+            continue
+        folder, name = os.path.split(path)
+        if folder not in listed:
+            try:
+                listed[folder] = set(os.listdir(folder or "."))
+            except (OSError, ValueError):  # also for a NUL in the name
+                listed[folder] = set()
+        # A disk may take two spellings of a name for the same, and a list of names does not.
+        if name not in listed[folder] and not os.path.isfile(path):
+            missing.append(path)
+    return missing
+
+
+def judge_file_names(
+    found: FindingCollector,
+    images: Mapping[Any, Mapping[str, Any]],
+    root: str,
+    *,
+    allow_outside: bool,
+) -> dict[Any, str]:
+    """Note the file names of a data set that cannot or may not be used.
+
+    Args:
+        found: is told.
+        images: entries of a document by their ids.
+        root: the image folder, "" for the current one.
+        allow_outside: names may lead out of it.
+
+    Returns:
+        the other names by the ids of the images; with / for \\ where that is how they are meant.
+    """
+    names: dict[Any, str] = {}
+    for number, image in images.items():
+        name = image["file_name"]
+        wrong = check_file_name(name, allow_outside=allow_outside)
+        if wrong is None:
+            names[number] = name
+            continue
+        text = f"image {number!r} has file_name {ascii(name)}, which {wrong}"
+        if check_file_name(name, allow_outside=True) is not None:
+            found.add("file_name", text, number)
+        else:
+            found.add("outside_root", text + _advice_outside(name), number)
+    names.update(_slashes(found, names, root))
+    paths = {number: os.path.join(root, name) for number, name in names.items()}
+    if not allow_outside:
+        ids = {path: number for number, path in paths.items()}
+        for path in find_escapes(root or os.curdir, paths.values()):
+            found.add("links", shown_name(path), ids[path])
+            names.pop(ids[path], None)
+    uses: dict[str, int] = {}
+    for path in paths.values():
+        uses[path] = uses.get(path, 0) + 1
+    for path, count in uses.items() if len(uses) < len(paths) else ():
+        if count > 1:
+            found.add("same_file", f"{shown_name(path)} ({count} times)")
+    # All of them is a wrong folder. If some are missing, it is for the loaders to say.
+    if paths and len(missing_files(paths.values())) == len(paths):
+        found.add("folder", _wrong_folder(root, next(iter(names.values()), "")))
+    return names
+
+
+def _advice_outside(name: str) -> str:
+    advice = (
+        ", outside of the image folder. If you trust its author, set allow_outside=true beside "
+        "json_file"
+    )
+    if PureWindowsPath(name).drive and os.name != "nt":
+        advice += (
+            "; or, as it is a path of a Windows computer, take what leads to the image folder out "
+            "of the file names"
+        )
+    return advice
+
+
+def _slashes(found: FindingCollector, names: Mapping[Any, str], root: str) -> dict[Any, str]:
+    """Names that were written on Windows, for where \\ is a letter like others."""
+    if os.sep == "\\":
+        return {}
+    paths = {os.path.join(root, n): i for i, n in names.items() if "\\" in n}
+    changed = {}
+    for path in missing_files(paths):
+        number = paths[path]
+        changed[number] = names[number].replace("\\", "/")
+        found.add("backslashes", f"image {number!r}: {shown_name(names[number])}", number)
+    return changed
+
+
+def _wrong_folder(root: str, name: str) -> str:
+    text = (
+        f"image folder {root} does not hold its images: for example, there is no "
+        f"{os.path.join(root, name)}. "
+    )
+    folder = os.path.abspath(root)
+    above = os.path.dirname(folder)
+    places = [folder, above, os.path.dirname(above), *_folders_in(folder)]
+    parts = PurePosixPath(name).parts
+    for start in range(len(parts)):
+        for place in places:
+            if not os.path.isfile(os.path.join(place, *parts[start:])):
+                continue
+            if start == 0:
+                return text + f"It is in {place}: set image_root={place}"
+            return text + (
+                f"There is {os.path.join(place, *parts[start:])}: take {'/'.join(parts[:start])}/ "
+                f"out of the file names, and set image_root={place}"
+            )
+    return text + "Set image_root to the folder that the file names are relative to"
+
+
+def _folders_in(folder: str) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.path for entry in entries if entry.is_dir())
+    except OSError:
+        return []

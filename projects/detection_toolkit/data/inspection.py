@@ -1,118 +1,67 @@
-"""All that is wrong with a COCO-format data set, before anything is trained on it."""
+"""All that is worth knowing of a data set before anything is trained on it, its images included."""
 
 from __future__ import annotations
 
-import json
-import math
+import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
 from ..errors import UserError
-from .datasets import is_number, register_coco_json
-from .files import check_file_name, find_escapes
+from .datasets import check_same_classes
+from .findings import Finding, FindingCollector, first_harm, in_order
 from .images import EXIF_ORIENTATION, MAX_PIXELS, UnreadableImageError, read_image, shown_name
+from .judgement import Judgement, judge_file
 
-__all__ = ["DatasetReport", "Finding", "inspect_dataset"]
-
-# Sides of boxes in pixels, and shares of the image's area, that are worth a look.
-TINY_SIDE = 4.0
-GIANT_SHARE = 0.95
-_TOLERANCE = 0.01  # pixels outside that are the rounding of a tool
-_NAMED = 5  # examples of a finding
-
-
-@dataclass
-class Finding:
-    """One kind of thing that was found."""
-
-    title: str
-    outcome: str
-    """What training does about it."""
-    is_harmful: bool
-    """Whether it stops training, or leaves it less than it should have."""
-    count: int = 0
-    examples: list[str] = field(default_factory=list)
-    images: list[Any] = field(default_factory=list)
-    """Ids of images that show it, each once."""
-
-    def add(self, example: str, image_id: Any = None) -> None:
-        """Count one more."""
-        self.count += 1
-        if len(self.examples) < _NAMED:
-            self.examples.append(example)
-        if image_id is not None and image_id not in self.images[-1:]:
-            self.images.append(image_id)
-
-
-# In the order of a report. True: exit code 1.
-_KINDS: dict[str, tuple[str, str, bool]] = {
-    "format": ("not COCO format", "is refused", True),
-    "image_id": ("image ids that repeat", "is refused", True),
-    "category_id": ("category ids or names that repeat", "is refused", True),
-    "annotation_id": ("annotation ids that repeat", "is refused", True),
-    "unknown_image": ("annotations of images that are not listed", "is refused", True),
-    "unknown_category": ("annotations of categories that are not listed", "is refused", True),
-    "outside_root": ("file names that lead out of the image folder", "is refused", True),
-    "no_objects": ("no object at all", "is refused", True),
-    "missing": ("images that do not exist", "stops, or skips them on request", True),
-    "unreadable": ("images that cannot be read", "stops, or skips them on request", True),
-    "size": ("images of another size than the JSON says", "stops", True),
-    "exif_size": (
-        "images whose size in the JSON is that before the rotation in EXIF",
-        "stops: the boxes would be those of the picture lying on its side",
-        True,
-    ),
-    "crowded": ("images with more objects than queries", "never matches some objects", True),
-    "same_file": ("files that several images name", "sees them more often than others", False),
-    "exif": ("images that EXIF rotates", "rotates them, as the JSON expects", False),
-    "degenerate": ("boxes without area, or not finite", "drops them", False),
-    "outside": ("boxes outside of their image", "drops them", False),
-    "clipped": ("boxes that reach out of their image", "clips them", False),
-    "tiny": (f"boxes with a side below {TINY_SIDE:g} pixels", "uses them", False),
-    "giant": (f"boxes of more than {GIANT_SHARE:.0%} of their image", "uses them", False),
-    "repeated": ("boxes that repeat, class and all", "matches each to a query of its own", False),
-    "empty": ("images without objects", "leaves them out, unless filter_empty=false", False),
-    "unused": ("categories without objects", "learns nothing of them", False),
-}
+__all__ = ["DatasetReport", "compare_splits", "inspect_dataset"]
 
 
 @dataclass
 class DatasetReport:
     """What :func:`inspect_dataset` has found."""
 
-    num_images: int = 0
-    num_boxes: int = 0
-    classes: dict[str, int] = field(default_factory=dict)
-    """Boxes of every category, crowds included."""
-    most_objects: int = 0
-    findings: dict[str, Finding] = field(default_factory=dict)
-    images: dict[Any, dict[str, Any]] = field(default_factory=dict)
-    """The JSON's images by their id, with "annotations" and, where it fits, "path"."""
+    findings: list[Finding]
+    """Those that do harm first."""
+    classes: dict[str, int]
+    """Boxes of every category, crowds included, in the order of the ids."""
+    num_boxes: int
+    most_objects: int
+    images: dict[Any, dict[str, Any]]
+    """The JSON's images by their id, with "annotations" (their "category" is a name) and, where the
+    file may be used, "path"."""
+    digests: dict[Any, str] = field(default_factory=dict)
+    """Of the content of image files, by the ids of the images."""
 
-    def add(self, kind: str, example: str, image_id: Any = None) -> None:
-        """Count a finding; ``kind`` is one of the keys of ``findings``."""
-        if kind not in self.findings:
-            self.findings[kind] = Finding(*_KINDS[kind])
-        self.findings[kind].add(example, image_id)
+    @property
+    def num_images(self) -> int:
+        """Of those that the JSON lists."""
+        return len(self.images)
 
     @property
     def is_harmful(self) -> bool:
         """Whether training would stop, or be less than it should be."""
-        return any(finding.is_harmful for finding in self.findings.values())
+        return first_harm(self.findings) is not None
 
-    def in_order(self) -> Iterator[tuple[str, Finding]]:
-        """Kinds and findings, those that do harm first."""
-        for kind in _KINDS:
-            if kind in self.findings:
-                yield kind, self.findings[kind]
+    def finding(self, kind: str) -> Finding | None:
+        """The finding of a kind."""
+        return next((f for f in self.findings if f.kind == kind), None)
+
+    @property
+    def verdict(self) -> str:
+        """One line: ready to train, or what to fix first."""
+        harm = [f for f in self.findings if f.severity == "harm"]
+        if harm:
+            return f"To fix first: {'; '.join(f'{f.count} {f.message}' for f in harm)}."
+        if any(f.severity == "repaired" for f in self.findings):
+            return "Ready to train, with what is repaired in a copy."
+        return "Ready to train."
 
 
 def inspect_dataset(
@@ -125,7 +74,7 @@ def inspect_dataset(
     workers: int | None = None,
     progress: Callable[[Iterable[Any], int], Iterable[Any]] | None = None,
 ) -> DatasetReport:
-    """Look at every entry and decode every image.
+    """Judge the document as training does, and decode every image.
 
     Args:
         json_file: the annotations.
@@ -144,170 +93,68 @@ def inspect_dataset(
         raise FileNotFoundError(f"annotation file {path} does not exist")
     if not root.is_dir():
         raise FileNotFoundError(f"image folder {root} does not exist")
-    try:
-        document = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from error
-    report = DatasetReport()
-    if not isinstance(document, dict):
-        report.add("format", "the top level is not an object")
-        return report
-    entries = {key: _entries(report, document, key) for key in _REQUIRED}
-    names = _look_at_categories(report, entries["categories"])
-    _look_at_images(report, entries["images"], root, allow_outside=allow_outside)
-    _look_at_annotations(report, entries["annotations"], names)
-    for image_id, image in report.images.items():
-        _look_at_objects(report, image_id, image, num_queries)
-    _look_at_files(report, max_pixels, workers, progress or (lambda items, total: items))
-    _ask_training(report, path, root, allow_outside=allow_outside)
+    judgement = judge_file(path, str(root), allow_outside=allow_outside, num_queries=num_queries)
+    report = _report_of(judgement, root)
+    found = FindingCollector()
+    _look_at_files(report, found, max_pixels, workers, progress or (lambda items, total: items))
+    report.findings = in_order([*judgement.findings, *found.findings()])
     return report
 
 
-_REQUIRED = {
-    "categories": ("id", "name"),
-    "images": ("id", "file_name", "height", "width"),
-    "annotations": ("id", "image_id", "category_id", "bbox"),
-}
+def compare_splits(train: DatasetReport, test: DatasetReport) -> list[Finding]:
+    """What is wrong between two splits: categories that differ, images that both have.
+
+    Images are the same where their files are, byte for byte.
+    """
+    found = FindingCollector()
+    try:
+        check_same_classes(list(train.classes), list(test.classes))
+    except UserError as error:
+        found.add("classes", str(error))
+    trained = {digest: number for number, digest in train.digests.items()}
+    for number, digest in test.digests.items():
+        if digest in trained:
+            names = [
+                shown_name(images[i]["file_name"])
+                for images, i in [(test.images, number), (train.images, trained[digest])]
+            ]
+            found.add("shared_images", f"{names[0]} is {names[1]} of the training set", number)
+    return found.findings()
 
 
-def _entries(report: DatasetReport, document: dict[str, Any], key: str) -> list[dict[str, Any]]:
-    """The entries of a list that have all keys; the others are noted."""
-    entries = document.get(key)
-    if not isinstance(entries, list) or not entries:
-        report.add("format", f"there is no list {key!r}, or an empty one")
-        return []
-    good = []
-    for entry in entries:
-        if not isinstance(entry, dict):
-            report.add("format", f"{key}: {_short(entry)} is not an object")
-            continue
-        absent = [k for k in _REQUIRED[key] if k not in entry]
-        if absent:
-            report.add("format", f"{key}: {_short(entry)} has no {', '.join(map(repr, absent))}")
-        elif any(isinstance(entry[k], (list, dict)) for k in _REQUIRED[key] if k != "bbox"):
-            report.add("format", f"{key}: {_short(entry)} has a list where a value belongs")
-        else:
-            good.append(entry)
-    return good
-
-
-def _look_at_categories(report: DatasetReport, categories: list[dict[str, Any]]) -> dict[Any, str]:
-    names: dict[Any, str] = {}
-    for category in categories:
-        number, name = category["id"], str(category["name"])
-        if number in names or name in names.values():
-            report.add("category_id", f"{number!r}, {name!r}")
-        names.setdefault(number, name)
-    return names
-
-
-def _look_at_images(
-    report: DatasetReport, images: list[dict[str, Any]], root: Path, *, allow_outside: bool
-) -> None:
-    files: Counter = Counter()
-    for image in images:
-        number, name = image["id"], image["file_name"]
-        if number in report.images:
-            report.add("image_id", f"{number!r} ({_short(name)})")
-            continue
-        image = {**image, "annotations": []}
-        report.images[number] = image
-        if not isinstance(name, str) or not all(_is_size(image[k]) for k in ("height", "width")):
-            report.add(
-                "format",
-                f"image {number!r}: file_name {_short(name)}, height "
-                f"{_short(image['height'])}, width {_short(image['width'])}",
-            )
-            continue
-        wrong = check_file_name(name, allow_outside=allow_outside)
-        if wrong:
-            report.add("outside_root", f"image {number!r}: {ascii(name)} {wrong}")
-            continue
-        image["path"] = str(root / name)
-        files[image["path"]] += 1
-    if not allow_outside:
-        paths = {image["path"]: i for i, image in report.images.items() if "path" in image}
-        for path in find_escapes(root, paths):
-            report.add("outside_root", f"{shown_name(path)} is a link", paths[path])
-            del report.images[paths[path]]["path"]
-    for path, count in files.items():
-        if count > 1:
-            report.add("same_file", f"{shown_name(path)} ({count} times)")
-    report.num_images = len(report.images)
-
-
-def _look_at_annotations(
-    report: DatasetReport, annotations: list[dict[str, Any]], names: dict[Any, str]
-) -> None:
+def _report_of(judgement: Judgement, root: Path) -> DatasetReport:
     counts: Counter = Counter()
-    seen: set[Any] = set()
-    for annotation in annotations:
-        number = annotation["id"]
-        if number in seen:
-            report.add("annotation_id", repr(number), annotation["image_id"])
-        seen.add(number)
-        box = annotation["bbox"]
-        if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
-            report.add("format", f"annotation {number!r}: bbox {_short(box)}")
-            continue
-        if annotation["category_id"] not in names:
-            report.add("unknown_category", f"annotation {number!r}: {annotation['category_id']!r}")
-            continue
-        if annotation["image_id"] not in report.images:
-            report.add("unknown_image", f"annotation {number!r}: {annotation['image_id']!r}")
-            continue
-        counts[annotation["category_id"]] += 1
-        report.num_boxes += 1
-        report.images[annotation["image_id"]]["annotations"].append(annotation)
-    for number, name in names.items():
-        report.classes[name] = counts[number]
-        if not counts[number]:
-            report.add("unused", repr(name))
-    if not report.num_boxes:
-        report.add("no_objects", "nothing could be learnt")
+    images = {}
+    for number, image in judgement.images.items():
+        annotations = [
+            {**a, "category": judgement.classes[a["category_id"]]}
+            for a in judgement.objects.get(number, [])
+        ]
+        counts.update(a["category"] for a in annotations)
+        images[number] = {**image, "annotations": annotations}
+        if number in judgement.file_names:
+            images[number]["path"] = str(root / judgement.file_names[number])
+    return DatasetReport(
+        findings=judgement.findings,
+        classes={name: counts[name] for name in judgement.classes.values()},
+        num_boxes=sum(counts.values()),
+        most_objects=judgement.most_objects,
+        images=images,
+    )
 
 
-def _look_at_objects(
-    report: DatasetReport, image_id: Any, image: dict[str, Any], num_queries: int | None
-) -> None:
-    width, height = image["width"], image["height"]
-    if not (_is_size(width) and _is_size(height)):
-        return
-    seen: set[tuple] = set()
-    objects = 0
-    for annotation in image["annotations"]:
-        x, y, w, h = map(float, annotation["bbox"])
-        text = f"annotation {annotation['id']!r} of image {image_id!r}: {annotation['bbox']}"
-        if not all(map(math.isfinite, (x, y, x + w, y + h))) or w <= 0 or h <= 0:
-            report.add("degenerate", text, image_id)
-            continue
-        inside = min(x + w, width) - max(x, 0.0), min(y + h, height) - max(y, 0.0)
-        if min(inside) <= 0:
-            report.add("outside", text, image_id)
-            continue
-        if w - inside[0] > _TOLERANCE or h - inside[1] > _TOLERANCE:
-            report.add("clipped", text, image_id)
-        if annotation.get("iscrowd"):
-            continue
-        objects += 1
-        if min(inside) < TINY_SIDE:
-            report.add("tiny", text, image_id)
-        elif inside[0] * inside[1] > GIANT_SHARE * width * height:
-            report.add("giant", text, image_id)
-        key = (annotation["category_id"], x, y, w, h)
-        if key in seen:
-            report.add("repeated", text, image_id)
-        seen.add(key)
-    report.most_objects = max(report.most_objects, objects)
-    if not objects:
-        report.add("empty", shown_name(str(image["file_name"])), image_id)
-    if num_queries is not None and objects > num_queries:
-        name = shown_name(str(image["file_name"]))
-        report.add("crowded", f"{name}: {objects} objects, {num_queries} queries", image_id)
+class _File(NamedTuple):
+    """What was found of an image file."""
+
+    image_id: Any
+    digest: str | None
+    problem: tuple[str, str] | None
+    """Kind and text of a finding."""
 
 
 def _look_at_files(
     report: DatasetReport,
+    found: FindingCollector,
     max_pixels: int,
     workers: int | None,
     progress: Callable[[Iterable[Any], int], Iterable[Any]],
@@ -315,16 +162,24 @@ def _look_at_files(
     """Decode every image; Pillow and its decoders let other threads work meanwhile."""
     images = [(i, image) for i, image in report.images.items() if "path" in image]
 
-    def look(item: tuple[Any, dict[str, Any]]) -> tuple[Any, str, str] | None:
+    def look(item: tuple[Any, dict[str, Any]]) -> _File:
         image_id, image = item
-        found = _look_at_file(image, max_pixels)
-        return (image_id, *found) if found else None
+        return _File(image_id, _digest(image["path"]), _look_at_file(image, max_pixels))
 
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        for found in progress(pool.map(look, images), len(images)):
-            if found:
-                image_id, kind, text = found
-                report.add(kind, text, image_id)
+        for file in progress(pool.map(look, images), len(images)):
+            if file.problem:
+                found.add(*file.problem, file.image_id)
+            if file.digest:
+                report.digests[file.image_id] = file.digest
+
+
+def _digest(path: str) -> str | None:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.sha1(file.read()).hexdigest()
+    except OSError:
+        return None
 
 
 def _look_at_file(image: dict[str, Any], max_pixels: int) -> tuple[str, str] | None:
@@ -352,27 +207,3 @@ def _orientation(path: str) -> int | None:
             return Image.open(file).getexif().get(EXIF_ORIENTATION)
     except Exception:  # damaged EXIF data, of a picture that can be read all the same
         return None
-
-
-def _ask_training(report: DatasetReport, path: Path, root: Path, *, allow_outside: bool) -> None:
-    """Whatever this module does not know of, training may still refuse."""
-    if any(_KINDS[kind][1] == "is refused" for kind in report.findings):
-        return
-    try:
-        # A name of its own, so that a file that was mended meanwhile is read again.
-        name = f"inspected:{path}:{root}:{path.stat().st_mtime_ns}"
-        register_coco_json(str(path), str(root), name=name, allow_outside=allow_outside)
-    except ValueError as error:
-        report.add("format", str(error))
-    except FileNotFoundError as error:
-        if "missing" not in report.findings:
-            report.add("missing", str(error))
-
-
-def _is_size(value: Any) -> bool:
-    return is_number(value) and math.isfinite(value) and value >= 1
-
-
-def _short(value: object) -> str:
-    text = ascii(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from coco_files import make_document, write_dataset
+from coco_files import make_document, perfect_detections, write_dataset, xyxy
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.evaluation import COCOEvaluator
@@ -18,26 +18,12 @@ from detection_toolkit.data import (
     get_detection_dataset,
     register_coco_json,
 )
-from detection_toolkit.data.datasets import missing_files
+from detection_toolkit.data.files import missing_files
 
 
 def load(document, tmp_path, **kwargs):
     json_file, image_root = write_dataset(tmp_path, document)
     return get_detection_dataset(json_file=json_file, image_root=image_root, **kwargs)
-
-
-def xyxy(annotation):
-    box = [float(v) for v in annotation["bbox"]]
-    return list(BoxMode.convert(box, annotation["bbox_mode"], BoxMode.XYXY_ABS))
-
-
-def perfect_detections(record):
-    objects = [a for a in record["annotations"] if not a.get("iscrowd", 0)]
-    instances = Instances((record["height"], record["width"]))
-    instances.pred_boxes = Boxes(torch.tensor([xyxy(a) for a in objects]).reshape(-1, 4))
-    instances.pred_classes = torch.tensor([a["category_id"] for a in objects])
-    instances.scores = torch.full((len(objects),), 0.9)
-    return {"instances": instances}
 
 
 def evaluate_ground_truth(json_file, image_root, output):
@@ -116,7 +102,8 @@ def test_a_missing_image_folder_is_named(tmp_path):
 
 def test_a_wrong_image_folder_is_named_at_once(tmp_path):
     json_file, _ = write_dataset(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"does not hold the images of .*1\.png"):
+    message = r"annotations\.json: .*does not hold its images.*1\.png.*set image_root=.*images$"
+    with pytest.raises(FileNotFoundError, match=message):
         register_coco_json(json_file, str(tmp_path))
 
 
@@ -191,7 +178,7 @@ def test_a_file_that_is_not_json(tmp_path, content):
 
 def test_a_json_that_is_no_object(tmp_path):
     (tmp_path / "a.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"a\.json is not in COCO format: its top level"):
+    with pytest.raises(ValueError, match=r"a\.json: not in COCO format: its top level"):
         register_coco_json(str(tmp_path / "a.json"))
 
 
@@ -202,14 +189,14 @@ def test_a_json_that_is_no_object(tmp_path):
         (lambda d: d.update(images=[]), "no list 'images', or an empty one"),
         (lambda d: d.pop("categories"), "no list 'categories'"),
         (lambda d: d.update(categories=[]), "no list 'categories', or an empty one"),
-        (lambda d: d.update(annotations={}), "'annotations' is not a list"),
+        (lambda d: d.update(annotations={}), "it has no list 'annotations'"),
         (lambda d: d["images"][1].pop("width"), "image .* has no 'width'"),
         (lambda d: d["images"][1].update(width=0), "image 2 has width 0"),
         (lambda d: d["images"][1].update(height="64"), "image 2 has height '64'"),
         (lambda d: d["images"][1].update(file_name=2), "image 2 has file_name 2"),
         (lambda d: d["images"][1].update(id=1), "image id 1 occurs more than once"),
         (lambda d: d["images"][1].update(id="2"), "some image ids are numbers and others"),
-        (lambda d: d["images"][1].update(id=[2]), "image .* id that is neither number nor text"),
+        (lambda d: d["images"][1].update(id=[2]), "image id .* neither a whole number nor a text"),
         (lambda d: d["images"].append("x.png"), "image 'x.png' is not an object"),
         (lambda d: d["categories"][2].update(id=3), "category id 3 occurs more than once"),
         (lambda d: d["categories"][2].update(name=3), "category 90 has a name that is not a text"),
@@ -249,10 +236,10 @@ FAULTY_BOXES = [
     [10, float("inf"), 10, 20],
 ]
 COUNTS = [
-    "2 without area (dropped)",
-    "1 outside of their image (dropped)",
-    "2 reaching out of their image (clipped)",
-    "2 not finite (dropped)",
+    "2 boxes without area (dropped)",
+    "1 boxes outside of their image (dropped)",
+    "2 boxes reaching out of their image (clipped)",
+    "2 boxes that are not finite (dropped)",
 ]
 GOOD_BOXES = [[10, 10, 30, 30], [0, 10, 15, 30], [80, 50, 96, 64]]
 
@@ -267,7 +254,7 @@ def test_faulty_boxes_of_a_json_are_dropped_or_clipped_and_counted_in_one_line(t
         (image,) = load(document, tmp_path)
     assert [xyxy(a) for a in image["annotations"]] == GOOD_BOXES
     (message,) = [r.getMessage() for r in caplog.records if r.name.startswith("detection_toolkit")]
-    assert message.startswith(f"boxes of {json_file}: ")
+    assert message.startswith(f"{json_file}: ")
     for count in COUNTS:
         assert count in message
     assert (tmp_path / "annotations.json").read_bytes() == content
@@ -282,7 +269,7 @@ def test_faulty_boxes_of_a_registered_data_set_likewise(caplog):
         (image,) = get_detection_dataset("own_loader")
     assert [xyxy(a) for a in image["annotations"]] == GOOD_BOXES
     (message,) = [r.getMessage() for r in caplog.records if r.name.startswith("detection_toolkit")]
-    assert message.startswith("boxes of own_loader: ")
+    assert message.startswith("own_loader: ")
     for count in COUNTS:
         assert count in message
     assert len(records[0]["annotations"]) == len(FAULTY_BOXES)  # whose they are, they stay
@@ -291,7 +278,7 @@ def test_faulty_boxes_of_a_registered_data_set_likewise(caplog):
 
 def test_rounding_at_the_border_is_not_worth_a_word(tmp_path, caplog):
     document = make_document(num_images=1, boxes_per_image=1)
-    document["annotations"][0]["bbox"] = [-0.004, 10, 20, 20]
+    document["annotations"][0].update(bbox=[-0.004, 10, 20, 20], area=400)
     with caplog.at_level(logging.WARNING, logger="detection_toolkit"):
         (image,) = load(document, tmp_path)
     assert len(image["annotations"]) == 1

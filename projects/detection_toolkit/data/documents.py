@@ -1,0 +1,68 @@
+"""COCO-format documents as files: reading them in any Unicode encoding, and repaired copies."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import UserError
+
+__all__ = ["TextDocument", "read_document", "write_copy"]
+
+
+class TextDocument(NamedTuple):
+    """A JSON file."""
+
+    content: Any
+    encoding: str
+    """As Python names it: "utf-8-sig" is UTF-8 with a byte order mark."""
+
+
+def read_document(path: Path) -> TextDocument:
+    """Read a JSON file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
+
+    Raises:
+        UserError: it is no JSON.
+        OSError: it cannot be read.
+    """
+    data = path.read_bytes()
+    encoding = json.detect_encoding(data)
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:  # also of the encoding
+        raise UserError(f"{path} cannot be read as JSON: {error}") from error
+    return TextDocument(content, encoding)
+
+
+def write_copy(document: Any, stem: str) -> Path:
+    """Write a document into the cache as a whole or not at all; several processes may do the same.
+
+    Args:
+        document: what ``json`` can write.
+        stem: beginning of the file's name; the rest says what is in it.
+
+    Raises:
+        OSError: no cache folder can be written.
+    """
+    text = json.dumps(document)
+    name = f"{stem}-{hashlib.sha1(text.encode()).hexdigest()[:16]}.json"
+    tried = []
+    for folder in (
+        Path("~/.cache/detection_toolkit/annotations").expanduser(),
+        Path(tempfile.gettempdir(), "detection_toolkit-annotations"),
+    ):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(
+                "w", dir=folder, suffix=".partial", delete=False, encoding="utf-8"
+            ) as file:
+                file.write(text)
+            os.replace(file.name, folder / name)
+            return folder / name
+        except OSError as error:
+            tried.append(f"{folder} ({error})")
+    raise OSError(f"no cache folder can be written: {'; '.join(tried)}")
