@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from coco_files import make_document, write_dataset
 from fuzzing import (
+    DIALECTS,
     IMAGES,
     checkpoint,
     damaged,
-    documents,
+    damaged_documents,
+    tool_documents,
     try_checkpoint,
     try_document,
     try_image,
@@ -35,9 +37,23 @@ def test_a_good_document_is_taken(folder):
     assert try_document(make_document(num_images=3), folder)
 
 
-@settings(max_examples=400, suppress_health_check=list(HealthCheck))
-@given(document=documents())
-def test_documents(folder, document):
+@settings(max_examples=300, suppress_health_check=list(HealthCheck), deadline=None)
+@given(document=damaged_documents())
+def test_damaged_documents(folder, document):
+    try_document(document, folder)
+
+
+@settings(max_examples=300, suppress_health_check=list(HealthCheck), deadline=None)
+@given(document=tool_documents())
+def test_documents_of_other_tools(folder, document):
+    try_document(document, folder)
+
+
+@pytest.mark.parametrize("index", [None, 0])
+@pytest.mark.parametrize("change", DIALECTS)
+def test_each_dialect_by_itself(folder, change, index):
+    document = make_document(num_images=3)
+    change(document, index)
     try_document(document, folder)
 
 

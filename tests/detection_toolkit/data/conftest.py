@@ -14,4 +14,4 @@ def no_trace(tmp_path_factory, monkeypatch):
     yield
     for name in set(DatasetCatalog.list()) - before:
         DatasetCatalog.remove(name)
-        MetadataCatalog.pop(name)
+        MetadataCatalog.pop(name, None)
