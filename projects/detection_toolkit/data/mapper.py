@@ -18,12 +18,16 @@ from torch.utils.data import get_worker_info
 from ..errors import UserError
 from .images import MAX_PIXELS, UnreadableImageError, read_image, shown_name
 
-__all__ = ["DetectionMapper", "SkipUnreadable", "augment"]
+__all__ = ["DetectionMapper", "ImageSizeError", "SkipUnreadable", "augment"]
 
 logger = logging.getLogger(__name__)
 
 # Resizing a thinner image leaves nothing of its shorter side.
 _MAX_ASPECT = 100
+
+
+class ImageSizeError(UserError, SizeMismatchError):
+    """An image has another size than its annotations say."""
 
 
 def augment(
@@ -101,8 +105,7 @@ class DetectionMapper(DatasetMapper):
         Raises:
             UnreadableImageError: the image is missing, damaged, too large or too thin; names the
                 file.
-            detectron2.data.detection_utils.SizeMismatchError: a ValueError; the image has another
-                size than the annotations say; names the file.
+            ImageSizeError: the image has another size than the annotations say; names the file.
         """
         if get_worker_info() is not None:
             # Loader processes are the parallelism; threads within them would only compete.
@@ -111,7 +114,7 @@ class DetectionMapper(DatasetMapper):
         try:
             return self._map(copy.deepcopy(dataset_dict))
         except SizeMismatchError as error:
-            raise SizeMismatchError(f"image {shown_name(file_name)}: {error}") from error
+            raise ImageSizeError(f"image {shown_name(file_name)}: {error}") from error
         except UnreadableImageError as error:
             advice = "Repair or remove it"
             if self.is_train:

@@ -3,7 +3,6 @@ import errno
 import numpy as np
 import pytest
 from coco_files import make_document, write_dataset
-from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.data.transforms import CropTransform, RandomFlip, ResizeShortestEdge
 from PIL import Image
 
@@ -13,6 +12,7 @@ from detection_toolkit.data import (
     UnreadableImageError,
     get_detection_dataset,
 )
+from detection_toolkit.data.mapper import ImageSizeError
 from detection_toolkit.data.transforms import OpenCVResizeShortestEdge
 
 
@@ -140,7 +140,7 @@ def test_a_missing_image_is_named(tmp_path):
 def test_an_image_of_another_size_than_stated_is_named(tmp_path):
     dataset = make_dataset(tmp_path)
     dataset[0]["height"] = 65
-    with pytest.raises(SizeMismatchError, match=r"1\.png.*got \(96, 64\), expect \(96, 65\)"):
+    with pytest.raises(ImageSizeError, match=r"1\.png.*got \(96, 64\), expect \(96, 65\)"):
         make_mapper()(dataset[0])
 
 
