@@ -201,7 +201,7 @@ def _wrong_folder(root: str, name: str) -> str:
     )
     folder = os.path.abspath(root)
     above = os.path.dirname(folder)
-    places = [folder, above, os.path.dirname(above), *_folders_in(folder)]
+    places = [folder, above, os.path.dirname(above), *_folders_in(folder), *_folders_in(above)]
     parts = PurePosixPath(name).parts
     for start in range(len(parts)):
         for place in places:

@@ -96,7 +96,8 @@ def inspect_dataset(
     judgement = judge_file(path, str(root), allow_outside=allow_outside, num_queries=num_queries)
     report = _report_of(judgement, root)
     found = FindingCollector()
-    _look_at_files(report, found, max_pixels, workers, progress or (lambda items, total: items))
+    if report.finding("folder") is None:
+        _look_at_files(report, found, max_pixels, workers, progress or (lambda items, total: items))
     report.findings = in_order([*judgement.findings, *found.findings()])
     return report
 
