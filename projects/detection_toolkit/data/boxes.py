@@ -86,7 +86,8 @@ def guess_layout(boxes: np.ndarray, sizes: np.ndarray) -> str | None:
 
     Returns:
         "corners" (x1, y1, x2, y2), "swapped" (y, x, height, width), "swapped_corners",
-        "normalised" (shares of the image, 0 to 1), or None.
+        "centres" (centre x, centre y, width, height), "normalised" (shares of the image, 0 to 1),
+        or None.
     """
     usable = np.isfinite(boxes).all(1) & (boxes[:, 2:] > 0).all(1)
     boxes, sizes = boxes[usable], sizes[usable]
@@ -104,6 +105,7 @@ def guess_layout(boxes: np.ndarray, sizes: np.ndarray) -> str | None:
         "corners": (a, b),
         "swapped": (a_swapped, a_swapped + b_swapped),
         "swapped_corners": (a_swapped, b_swapped),
+        "centres": (a - b / 2, a + b / 2),
     }
     slack = np.maximum(1.0, 0.01 * sizes)
     for name, (first, last) in layouts.items():

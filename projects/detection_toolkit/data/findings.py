@@ -53,6 +53,7 @@ _KINDS: dict[str, tuple[Severity, str, str]] = {
     "corners": ("harm", "boxes that look like x1, y1, x2, y2", "refused"),
     "swapped": ("harm", "boxes that look like y, x, height, width", "refused"),
     "swapped_corners": ("harm", "boxes that look like y1, x1, y2, x2", "refused"),
+    "centres": ("harm", "boxes that look like centre x, centre y, width, height", "refused"),
     "normalised": ("harm", "boxes that look like shares of the image, 0 to 1", "refused"),
     "whole_images": ("harm", "boxes that all cover their whole image", "refused"),
     "all_crowd": ("harm", "objects that all are crowds", "refused"),
@@ -180,7 +181,7 @@ def raise_harm(
 
 
 # Whose example speaks of all.
-_ONE_SENTENCE = ("corners", "swapped", "normalised", "whole_images", "all_crowd", "no_")
+_ONE_SENTENCE = ("corners", "swapped", "centres", "normalised", "whole_images", "all_crowd", "no_")
 
 
 def log_repairs(findings: Iterable[Finding], source: str) -> None:

@@ -34,6 +34,8 @@ _LAYOUTS = {
     "the images are swapped",
     "swapped_corners": "the boxes look like y1, x1, y2, x2, and COCO's are x, y, width, height: as "
     "such many reach out of their images, and as corners none",
+    "centres": "the boxes look like centre x, centre y, width, height, and COCO's are left, top, "
+    "width, height: as such many reach out of their images, and around a centre none",
     "normalised": "the boxes look like shares of the image, and COCO's are in pixels: no number is "
     "above 1. Multiply them by width and height of the image",
 }

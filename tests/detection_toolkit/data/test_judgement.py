@@ -187,6 +187,9 @@ LAYOUTS = {
     "corners": lambda boxes, sizes: corners(boxes),
     "swapped": lambda boxes, sizes: boxes[:, [1, 0, 3, 2]],
     "swapped_corners": lambda boxes, sizes: corners(boxes)[:, [1, 0, 3, 2]],
+    "centres": lambda boxes, sizes: np.concatenate(
+        [boxes[:, :2] + boxes[:, 2:] / 2, boxes[:, 2:]], 1
+    ),
     "normalised": lambda boxes, sizes: boxes / np.tile(sizes, 2),
 }
 
@@ -242,6 +245,7 @@ def refused(tmp_path, document, message):
     ("corners", "look like x1, y1, x2, y2"),
     ("swapped", "look like y, x, height, width"),
     ("swapped_corners", "look like y1, x1, y2, x2"),
+    ("centres", "look like centre x, centre y"),
     ("normalised", "look like shares of the image"),
 ])  # fmt: skip
 def test_other_layouts_are_refused(tmp_path, layout, message):
