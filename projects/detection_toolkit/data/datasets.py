@@ -14,7 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_datas
 from detectron2.data.datasets import load_coco_json
 
 from ..errors import UnknownNameError, UserError
-from .documents import write_copy
+from .documents import collector_paused, write_copy
 from .findings import log_repairs, raise_harm
 from .judgement import judge_file
 from .registered import (
@@ -139,7 +139,8 @@ def get_detection_dataset(
         require_files(dataset_name)
         is_clean = judge_registered(dataset_name)
         try:
-            part = get_detection_dataset_dicts(dataset_name, filter_empty=False)
+            with collector_paused():
+                part = get_detection_dataset_dicts(dataset_name, filter_empty=False)
         except AssertionError as error:
             raise UserError(f"data set {dataset_name} cannot be used: {error}") from error
         check_paths(dataset_name, part, allow_outside=allow_outside)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .boxes import find_box_faults, guess_layout, numbers
-from .documents import read_document
+from .documents import collector_paused, read_document
 from .entries import EntryJudge, short
 from .files import judge_file_names
 from .findings import GIANT_SHARE, TINY_SIDE, Finding, FindingCollector, raise_harm
@@ -72,14 +72,15 @@ def judge_file(
     Raises:
         UserError: the file is no JSON.
     """
-    document = read_document(path)
-    return judge(
-        document.content,
-        image_root,
-        encoding=document.encoding,
-        allow_outside=allow_outside,
-        num_queries=num_queries,
-    )
+    with collector_paused():
+        document = read_document(path)
+        return judge(
+            document.content,
+            image_root,
+            encoding=document.encoding,
+            allow_outside=allow_outside,
+            num_queries=num_queries,
+        )
 
 
 def judge(

@@ -1,6 +1,7 @@
 """Data sets as the tools of others write them: repaired, or refused by name, on both routes."""
 
 import codecs
+import gc
 import json
 import logging
 
@@ -14,6 +15,7 @@ from detectron2.evaluation import COCOEvaluator
 from detection_toolkit.config import get_config
 from detection_toolkit.data import dataset_names, get_detection_dataset, register_coco_json
 from detection_toolkit.data.boxes import guess_layout
+from detection_toolkit.data.documents import collector_paused
 from detection_toolkit.data.findings import first_harm
 from detection_toolkit.data.judgement import judge
 
@@ -153,6 +155,21 @@ def test_areas_that_masks_explain_are_kept():
     document["annotations"][1]["area"] = 20  # of a mask that was taken out
     assert kinds(document) == {}
     assert judge(document).repaired is None
+
+
+def test_the_collector_is_on_again_after_reading(tmp_path):
+    assert gc.isenabled()
+    with collector_paused():
+        assert not gc.isenabled()
+    by_json(write_dataset(tmp_path))
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with collector_paused():
+            pass
+        assert not gc.isenabled()  # whose it is, it stays
+    finally:
+        gc.enable()
 
 
 def test_a_document_is_not_changed():
