@@ -14,6 +14,7 @@ import torch
 from coco_files import make_document
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from detectron2.structures import BoxMode
 from hypothesis import strategies as st
 from picture_cases import encoded, rgb
 from pycocotools.coco import COCO
@@ -265,11 +266,18 @@ def _harm(path, root) -> set[str]:
 def _load(*args, **kwargs):
     """Dataset dicts as they are trained on, None where they are refused."""
     try:
-        return get_detection_dataset(*args, **kwargs)
+        records = get_detection_dataset(*args, **kwargs)
     except Exception as error:
         assert is_user_error(error), f"{type(error).__name__}: {error}"
         assert str(error)
         return None
+    # The routes agree in the boxes, not in how they are written.
+    return [{**r, "annotations": [_with_corners(a) for a in r["annotations"]]} for r in records]
+
+
+def _with_corners(annotation):
+    corners = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
+    return {**annotation, "bbox": list(map(float, corners)), "bbox_mode": BoxMode.XYXY_ABS}
 
 
 def _evaluate(name, records):

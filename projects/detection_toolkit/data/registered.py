@@ -29,8 +29,9 @@ def judge_registered(name: str) -> bool:
     """What :func:`register_coco_json` does for a JSON, for a registered COCO data set; once.
 
     Where the JSON has to be repaired, evaluation reads the repaired copy instead, and so does
-    training where Detectron2's own function loads it. Where its images may lie is not judged here:
-    see :func:`check_paths`.
+    training where Detectron2's own function loads it. Boxes that reach out of their image are no
+    reason: they are clipped for training alone, so that COCO's numbers are those of the document
+    as written. Where its images may lie is not judged here: see :func:`check_paths`.
 
     Returns:
         whether the boxes of its dataset dicts are sound with that. Else see :func:`clean_dicts`.
@@ -53,19 +54,20 @@ def judge_registered(name: str) -> bool:
     ):
         return False
     is_loaded_from_it = _is_loaded_by_detectron2(name)
-    if metadata.get("judged"):
-        return is_loaded_from_it
+    if metadata.get("sound_boxes") is not None:
+        return metadata.sound_boxes
     is_local = root is not None and "://" not in root
     judgement = judge_file(Path(json_file), root if is_local else None, allow_outside=True)
     # Where images are missing, the loaders say so: they know whether to skip them.
     tolerated = ("no_annotations", "folder")
     raise_harm(judgement.findings, f"data set {name}", tolerated=tolerated)
     log_repairs(judgement.findings, f"data set {name}")
-    metadata.judged = True
     if metadata.get("thing_classes") is None:
         metadata.thing_classes = list(judgement.classes.values())
-    if judgement.repaired is None:
-        return is_loaded_from_it
+    repairs = {finding.kind for finding in judgement.findings if finding.severity == "repaired"}
+    metadata.sound_boxes = is_loaded_from_it and repairs != {"clipped"}
+    if judgement.repaired is None or repairs == {"clipped"}:
+        return metadata.sound_boxes
     copy = str(write_copy(judgement.repaired, Path(json_file).stem))
     del metadata.json_file  # which cannot be set to something else
     metadata.json_file = copy

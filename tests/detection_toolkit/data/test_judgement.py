@@ -289,6 +289,20 @@ def test_boxes_that_all_are_of_no_use_are_refused(tmp_path):
     refused(tmp_path, document, "none of its 2 images has an object of use")
 
 
+def test_a_registered_set_is_evaluated_as_written_where_boxes_only_reach_out(tmp_path):
+    """COCO's numbers are those of the document; training clips."""
+    document = make_document()
+    document["annotations"][0]["bbox"] = [60, 10, 40, 20]  # of an image 96 pixels wide
+    document["annotations"][0]["area"] = 800
+    paths = write_dataset(tmp_path, document)
+    _, records = by_name(paths)
+    (box,) = [a["bbox"] for record in records for a in record["annotations"] if a["bbox"][0] == 60]
+    assert box == [60, 10, 96, 30]
+    assert MetadataCatalog.get("mine").json_file == paths[0]
+    dataset_names({"names": "mine"})
+    assert get_detection_dataset("mine") == records  # asked once more
+
+
 # File names of another system.
 
 
