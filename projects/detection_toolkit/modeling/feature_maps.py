@@ -72,7 +72,7 @@ class FeatureMaps:
             raise ValueError(f"points of {rows} sets of queries do not fit maps of {batch} images")
         if self.sampler is not None:
             return self.sampler(x, y, weights)
-        return sample_by_grid(self.levels, x, y, weights)
+        return sample_by_grid(self.levels, torch.stack([x, y], dim=-1), weights)
 
     @cached_property
     def padding_masks(self) -> tuple[Tensor, ...]:
@@ -102,23 +102,29 @@ class FeatureMaps:
         )
 
 
-def sample_by_grid(levels: Sequence[Tensor], x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-    """:meth:`FeatureMaps.sample` step by step: ``grid_sample`` of one level after another."""
-    _, rows, num_queries, groups, num_points = x.shape
+def sample_by_grid(
+    levels: Sequence[Tensor], places: Sequence[Tensor] | Tensor, weights: Tensor
+) -> Tensor:
+    """:meth:`FeatureMaps.sample` step by step: ``grid_sample`` of one level after another.
+
+    Args:
+        levels: L maps (B, C, H_l, W_l).
+        places: (R B, N, G, P, 2) x and y in cells of each level.
+        weights: (L, R B, N, G, P).
+    """
+    rows, num_queries, groups, num_points, _ = places[0].shape
     batch = levels[0].shape[0]
     # To the maps the sets of an image are one larger set, and the groups become part of the
     # batch: every group samples its own channels.
-    together = (len(levels), batch, rows // batch * num_queries, groups, num_points)
-    x, y, weights = (
-        t.reshape(together).transpose(2, 3).flatten(1, 2)  # (L, B G, R N, P)
-        for t in (x, y, weights)
-    )
+    together = (batch, rows // batch * num_queries, groups, num_points)
+    weights = weights.reshape(len(levels), *together).transpose(2, 3).flatten(1, 2)
     sampled = None
-    for level, x_l, y_l, weight in zip(levels, x, y, weights):
+    for level, xy, weight in zip(levels, places, weights):
         height, width = level.shape[-2:]
         # Filled, not copied from numbers: an export would write those of its example down.
-        shares = [v / v.new_full((), side) for v, side in ((x_l, width), (y_l, height))]
-        grid = torch.stack(shares, dim=-1) * 2 - 1
+        size = torch.stack([xy.new_full((), side) for side in (width, height)])
+        xy = xy.reshape(*together, 2).transpose(1, 2).flatten(0, 1)  # (B G, R N, P, 2)
+        grid = (xy / size) * 2 - 1
         # Under autocast the maps rise to the precision of the coordinates, not the other way round.
         maps = level.reshape(batch * groups, -1, height, width).to(grid.dtype)
         values = F.grid_sample(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .feature_maps import FeatureMaps
+from .feature_maps import FeatureMaps, sample_by_grid
 
 __all__ = ["SamplingPoints", "sample_features"]
 
@@ -34,6 +34,9 @@ def sample_features(maps: FeatureMaps, xy: Tensor, weights: Tensor) -> Tensor:
     Returns:
         (R B, N, G, P, e).
     """
+    weights = weights.movedim(-1, 0)
+    if maps.sampler is None:
+        return sample_by_grid(maps.levels, [xy / stride for stride in maps.strides], weights)
     strides = xy.new_tensor(list(maps.strides)).view(-1, 1, 1, 1, 1)
     x, y = xy.unbind(-1)
-    return maps.sample(x / strides, y / strides, weights.movedim(-1, 0))
+    return maps.sample(x / strides, y / strides, weights)
