@@ -67,9 +67,7 @@ class FeatureMaps:
         Raises:
             ValueError: the rows of the points are no multiple of B.
         """
-        rows, batch = x.shape[1], self.levels[0].shape[0]
-        if rows % batch:
-            raise ValueError(f"points of {rows} sets of queries do not fit maps of {batch} images")
+        _check_rows(x.shape[1], self.levels)
         if self.sampler is not None:
             return self.sampler(x, y, weights)
         return sample_by_grid(self.levels, torch.stack([x, y], dim=-1), weights)
@@ -102,6 +100,12 @@ class FeatureMaps:
         )
 
 
+def _check_rows(rows: int, levels: Sequence[Tensor]) -> None:
+    batch = len(levels[0])
+    if rows % batch:
+        raise ValueError(f"points of {rows} sets of queries do not fit maps of {batch} images")
+
+
 def sample_by_grid(
     levels: Sequence[Tensor], places: Sequence[Tensor] | Tensor, weights: Tensor
 ) -> Tensor:
@@ -111,8 +115,12 @@ def sample_by_grid(
         levels: L maps (B, C, H_l, W_l).
         places: (R B, N, G, P, 2) x and y in cells of each level.
         weights: (L, R B, N, G, P).
+
+    Raises:
+        ValueError: the rows of the points are no multiple of B.
     """
     rows, num_queries, groups, num_points, _ = places[0].shape
+    _check_rows(rows, levels)
     batch = levels[0].shape[0]
     # To the maps the sets of an image are one larger set, and the groups become part of the
     # batch: every group samples its own channels.
