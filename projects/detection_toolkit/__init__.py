@@ -61,7 +61,7 @@ _require_detectron2()
 
 
 def __getattr__(name: str) -> Any:
-    # Lazy, so that `import detection_toolkit` stays light and imports no room of the package.
+    # Lazy, so that `import detection_toolkit` stays light and imports none of its packages.
     if name == "get_config":
         from .config import get_config
 

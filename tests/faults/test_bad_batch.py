@@ -57,8 +57,8 @@ def test_a_run_that_diverges_is_explained_and_its_batch_replayed(tmp_path, small
     weights = torch.load(good, weights_only=True)
     bias = weights["model"]["decoder.stages.1.class_tower.out.bias"]
     weights["model"]["decoder.stages.1.class_tower.out.bias"] = torch.zeros_like(bias)
-    torch.save(weights, tmp_path / "mended.pth")
-    assert tool.main([str(batch), "--weights", str(tmp_path / "mended.pth")]) == 0
+    torch.save(weights, tmp_path / "fixed.pth")
+    assert tool.main([str(batch), "--weights", str(tmp_path / "fixed.pth")]) == 0
     shown = capsys.readouterr().out
     assert "all is finite with these weights" in shown
     assert "norm of the gradient" in shown

@@ -45,7 +45,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, small_data, undis
         assert "No space left on device" in text
         good = output / (output / "last_checkpoint").read_text()
         assert damage(good) is None
-        assert f"{good} is intact: mend this, and go on with --resume" in text
+        assert f"{good} is intact: fix this, and go on with --resume" in text
         assert not list(output.glob(".*.partial"))
         # With more room the run goes on from there.
         subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True, timeout=10)

@@ -112,7 +112,7 @@ class Checkpointer(DetectionCheckpointer):
             raise OSError(
                 reason.errno or 0,
                 f"checkpoint {path} cannot be written ({reason.strerror or reason}). "
-                + (f"{good} is intact: mend this, and go on with --resume" if good else ""),
+                + (f"{good} is intact: fix this, and go on with --resume" if good else ""),
             ) from error
 
     def prune(self, keep: int, iteration: int) -> None:

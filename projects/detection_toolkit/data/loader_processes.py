@@ -61,7 +61,7 @@ def loader_process_errors(
 
 
 def init_worker(worker_id: int) -> None:
-    """A signal to the whole job must not end its loaders: the step at hand still needs them."""
+    """A signal to the whole job must not end its loaders: the current step still needs them."""
     signal.signal(signal.SIGTERM, _end_at_second_signal)
     if hasattr(signal, "SIGUSR1"):
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)

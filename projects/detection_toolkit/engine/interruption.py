@@ -1,4 +1,4 @@
-"""SIGTERM and SIGUSR1: end, and in training write a checkpoint after the step at hand before."""
+"""SIGTERM and SIGUSR1: end, and in training write a checkpoint after the current step before."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ class ErrorAnalysis(NamedTuple):
     ap50: float
     """In percent, mean over the classes that have objects."""
     gains: dict[str, float]
-    """How much AP50 would rise, in points, were the errors of one kind mended (TIDE's dAP)."""
+    """How much AP50 would rise, in points, were the errors of one kind fixed (TIDE's dAP)."""
     confusion: np.ndarray
     """(K + 1, K + 1) objects by true (rows) and detected class; last row: nothing there, last
     column: not detected."""
@@ -218,8 +218,8 @@ def analyze_errors(
     )
 
 
-def _ap50(judged: Sequence[Judged], num_classes: int, mended: str | None) -> float:
-    """AP at IoU 0.5 in percent, by COCO's 101 points, after the errors of a kind are mended.
+def _ap50(judged: Sequence[Judged], num_classes: int, fixed: str | None) -> float:
+    """AP at IoU 0.5 in percent, by COCO's 101 points, after the errors of a kind are fixed.
 
     A classification or localisation error becomes a true positive if its object was not found,
     and vanishes otherwise; duplicates, backgrounds and both-wrong ones vanish; of missed objects
@@ -230,14 +230,14 @@ def _ap50(judged: Sequence[Judged], num_classes: int, mended: str | None) -> flo
     positives = np.zeros(num_classes, dtype=int)
     for j in judged:
         positives += np.bincount(j.truth_classes, minlength=num_classes)
-        if mended == "missed":
+        if fixed == "missed":
             positives -= np.bincount(j.truth_classes[j.missed], minlength=num_classes)
         found = {i for k, i in zip(j.kinds, j.objects) if k == "true"}
         for score, label, kind, index in zip(j.scores, j.classes, j.kinds, j.objects):
             if kind == "ignored":
                 continue
             true = kind == "true"
-            if kind == mended:
+            if kind == fixed:
                 if kind not in ("classification", "localisation") or index in found:
                     continue
                 found.add(index)

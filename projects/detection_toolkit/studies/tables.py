@@ -54,7 +54,7 @@ def render(results: Mapping[str, Any]) -> str:
         *_titled("AP after each stage:", _stages(variants)),
         *_titled("Between the stages:", _measures(variants, BETWEEN_STAGES)),
         *_titled(
-            "What the trainings took (times without those of interrupted ones):",
+            "What the runs took (times without those of interrupted ones):",
             _measures(variants, COST),
         ),
         *_costs(results.get("costs", {})),
@@ -193,7 +193,7 @@ def _costs(costs: Mapping[str, Any]) -> list[str]:
     if first.get("random_images"):
         where = "{} random images of {} x {}, ".format(*first["random_images"]) + where
     return [
-        "A training step, measured apart from the trainings (`--costs`): "
+        "A training step, measured apart from the runs (`--costs`): "
         f"{'seconds by the clock' if on_gpu else 'seconds of the processor'}, the median of "
         f"{first['steps']} steps, and the most memory that PyTorch allocates in one; both also as "
         f"multiples of those of `{name}` ({where}):",

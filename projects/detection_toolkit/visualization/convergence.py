@@ -1,4 +1,4 @@
-"""Curves of several trainings in one picture."""
+"""Curves of several runs in one picture."""
 
 from __future__ import annotations
 

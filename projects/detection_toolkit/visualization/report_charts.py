@@ -135,7 +135,7 @@ def chart_error_gains(gains: Mapping[str, float], counts: Mapping[str, int]) -> 
     names = list(gains)
     total = max(1, sum(counts.values()))
     for axis, values, title in (
-        (left, [gains[n] for n in names], "AP50 gained if mended (points)"),
+        (left, [gains[n] for n in names], "AP50 gained if fixed (points)"),
         (right, [100 * counts[n] / total for n in names], "share of all errors (%)"),
     ):
         axis.barh(names, values, color=[f"C{i}" for i in range(len(names))])

@@ -1,4 +1,4 @@
-"""Kinds of errors on cases worked out by hand; AP50 is COCO's; mending everything mends it."""
+"""Kinds of errors on cases worked out by hand; AP50 is COCO's; fixing everything fixes it."""
 
 import io
 from contextlib import redirect_stdout
