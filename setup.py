@@ -92,7 +92,7 @@ setup(
     package_data={"detection_toolkit.web": ["page.css"]},
     cmdclass={"build_py": BuildPyWithShippedFolders},
     python_requires=">=3.9",
-    # PyTorch, torchvision, Detectron2 and OpenCV are left out deliberately: an environment has its own
+    # PyTorch, torchvision, Detectron2 and OpenCV are left out: an environment has its own
     # build of them, which a requirement here could replace. What Detectron2 needs is listed, since
     # its wheel is installed without dependencies. docs/dependencies.md has the reasons.
     install_requires=[

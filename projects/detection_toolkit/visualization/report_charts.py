@@ -128,7 +128,7 @@ def chart_confusion(matrix: np.ndarray, names: Sequence[str]) -> str:
 
 
 def chart_error_gains(gains: Mapping[str, float], counts: Mapping[str, int]) -> str:
-    """What mending each kind of error would bring, and the share of each kind."""
+    """What fixing each kind of error would bring, and the share of each kind."""
     figure = Figure(figsize=(9, 3.2), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
