@@ -101,7 +101,7 @@ class FeatureMaps:
 
 
 def _check_rows(rows: int, levels: Sequence[Tensor]) -> None:
-    batch = len(levels[0])
+    batch = levels[0].shape[0]  # not len(): an export would take it for a constant
     if rows % batch:
         raise ValueError(f"points of {rows} sets of queries do not fit maps of {batch} images")
 
