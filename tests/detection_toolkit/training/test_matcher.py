@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from detection_toolkit.errors import UserError
+from detection_toolkit.errors import NonFinitePredictionError, UserError
 from detection_toolkit.structures import GroundTruth
 from detection_toolkit.structures.boxes import cxcywh_norm
-from detection_toolkit.training import HungarianMatcher, NonFinitePredictionError
+from detection_toolkit.training import HungarianMatcher
 from random_cases import random_predictions, random_truth
 
 
