@@ -9,9 +9,11 @@ import torch
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from PIL import Image
+from pycocotools import mask as mask_util
 
 from detection_toolkit.data import DetectionMapper
 from detection_toolkit.data.images import read_image
+from detection_toolkit.data.transforms import OpenCVResizeShortestEdge
 
 HEIGHT, WIDTH = 120, 160
 BOX = (50, 40, 110, 80)  # xyxy, white on black
@@ -132,6 +134,40 @@ def test_an_augmentation_sees_the_boxes_as_they_are_by_then(record):
     assert sees.boxes.shape == (0, 4)
     DetectionMapper(False, augmentations=[sees])(record)
     assert sees.boxes is None
+
+
+@pytest.mark.parametrize(
+    "augmentation",
+    [
+        T.RandomFlip(prob=1.0),
+        T.RandomFlip(prob=1.0, horizontal=False, vertical=True),
+        T.ResizeShortestEdge(90),
+        OpenCVResizeShortestEdge(90),
+    ],
+    ids=["flip", "vertical flip", "resize", "resize with OpenCV"],
+)
+def test_run_length_masks_stay_on_their_objects(record, augmentation):
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8, order="F")
+    mask[BOX[1] : BOX[3], BOX[0] : BOX[2]] = 1
+    for annotation in record["annotations"]:
+        annotation["segmentation"] = mask_util.encode(mask)
+    mapper = DetectionMapper(
+        True,
+        augmentations=[augmentation],
+        use_instance_mask=True,
+        instance_mask_format="bitmask",
+        recompute_boxes=True,
+    )
+    sample = mapper(record)
+    found = sample["instances"].gt_masks.tensor[0]
+    white = sample["image"][0] > 127
+    # Nearest neighbour against bilinear: they may differ by one line of pixels on each side.
+    assert found.shape == white.shape
+    assert int((found != white).sum()) <= 2 * sum(found.shape)
+    box = sample["instances"].gt_boxes.tensor[0]
+    expected = white.nonzero().flip(1)
+    expected = torch.cat([expected.min(0).values, expected.max(0).values + 1]).float()
+    torch.testing.assert_close(box, expected, rtol=0, atol=1)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

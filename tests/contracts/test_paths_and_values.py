@@ -10,7 +10,8 @@ from detectron2.config import LazyCall as L
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.samplers import TrainingSampler
 from detectron2.structures import Boxes, Instances
-from iopath.common.file_io import LazyPath
+from detectron2.utils.file_io import PathManager
+from iopath.common.file_io import LazyPath, PathHandler
 from small_runs import make_config, make_detector
 
 from detection_toolkit.checkpoint.checkpointer import Checkpointer
@@ -97,6 +98,34 @@ def test_a_registered_data_set_without_json_is_trained_and_evaluated_by_paths(tm
     (tmp_path / "saved").mkdir()
     checkpointer.save("again")
     checkpointer.load(tmp_path / "saved" / "again.pth")
+
+
+class Elsewhere(PathHandler):
+    """Paths ``elsewhere://...`` are those of a folder."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder = folder
+
+    def _get_supported_prefixes(self):
+        return ["elsewhere://"]
+
+    def _get_local_path(self, path, force=False, **kwargs):
+        return str(self.folder / path.removeprefix("elsewhere://"))
+
+    def _open(self, path, mode="r", buffering=-1, **kwargs):
+        return open(self._get_local_path(path), mode)
+
+
+def test_images_are_read_through_a_handler_of_the_path_manager(tmp_path, monkeypatch):
+    monkeypatch.setattr(PathManager, "_path_handlers", PathManager._path_handlers.copy())
+    PathManager.register_handler(Elsewhere(tmp_path / "images"))
+    register("handled", tmp_path, lambda path: f"elsewhere://{path.name}")
+    cfg = make_config(tmp_path, "train.max_iter=1")
+    for part in ("train", "test"):
+        cfg.dataloader[part].dataset.update(names="handled", json_file=None, image_root=None)
+    trainer = Trainer(prepare_config(cfg))
+    assert "AP" in trainer.train()["bbox"]
 
 
 def test_a_matcher_without_any_weight_is_refused():
