@@ -13,8 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from detection_toolkit.errors import NonFinitePredictionError
 from detection_toolkit.structures import Assignment, ClassTargets, GroundTruth, Predictions
-from detection_toolkit.training import Criterion, CriterionResult, NonFinitePredictionError
+from detection_toolkit.training import Criterion, CriterionResult
 
 from .schedule import RecollectionSchedule
 

@@ -7,11 +7,11 @@ import torch
 from small_runs import make_batch
 from sqr_models import NUM_STAGES, losses_and_gradients, make_plain, with_recollection
 
+from detection_toolkit.errors import NonFinitePredictionError
 from detection_toolkit.structures import GroundTruth, HeadOutput, Predictions, box_iou
 from detection_toolkit.training import (
     Criterion,
     HungarianMatcher,
-    NonFinitePredictionError,
     StagewiseMatcher,
 )
 from random_cases import random_predictions, random_truth

@@ -59,7 +59,7 @@ class Checkpointer(DetectionCheckpointer):
     def __init__(
         self,
         model: torch.nn.Module,
-        save_dir: str = "",
+        save_dir: str | os.PathLike[str] = "",
         *,
         save_to_disk: bool | None = None,
         prefer_ema: bool = False,
@@ -75,7 +75,7 @@ class Checkpointer(DetectionCheckpointer):
             init_prefix: initialise only the tensors whose names begin so, as
                 ``backbone.bottom_up.``; a run is resumed whole.
         """
-        super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
+        super().__init__(model, os.fspath(save_dir), save_to_disk=save_to_disk, **checkpointables)
         self.prefer_ema = prefer_ema
         self.allow_pickle = allow_pickle
         self.init_prefix = init_prefix
@@ -133,7 +133,7 @@ class Checkpointer(DetectionCheckpointer):
             if path.name != last:
                 path.unlink()
 
-    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def load(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> dict[str, Any]:
         """
         Raises:
             FileNotFoundError: there is no such file.
@@ -142,6 +142,7 @@ class Checkpointer(DetectionCheckpointer):
                 network, or has a backbone of another size that a project checks.
             ResumeError: see :meth:`resume_or_load`.
         """
+        path = os.fspath(path)
         if path and "://" not in path and not Path(path.split("?")[0]).is_file():
             raise FileNotFoundError(
                 f"checkpoint {path} does not exist"
@@ -158,7 +159,9 @@ class Checkpointer(DetectionCheckpointer):
         finally:
             self._parsed_url_during_load = None
 
-    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+    def resume_or_load(
+        self, path: str | os.PathLike[str], *, resume: bool = True
+    ) -> dict[str, Any]:
         """As Detectron2's; a checkpoint to resume from must fit the model exactly.
 
         A damaged one is renamed to ``<name>.damaged``, with a warning, and the one before it is

@@ -55,7 +55,7 @@ def build_train_loader(
 
     Raises:
         ValueError: an empty data set, images of another size than it says, or a batch that the
-            processes cannot share evenly.
+            processes cannot share evenly, or a sampler that is none.
         FileNotFoundError: image files are missing; with ``skip_unreadable`` all of them.
     """
     if len(dataset) == 0:
@@ -65,6 +65,10 @@ def build_train_loader(
         raise UserError(
             f"dataloader.train.total_batch_size={total_batch_size} cannot be shared evenly by "
             f"{world_size} process(es): use a positive multiple of {world_size}"
+        )
+    if sampler is not None and not isinstance(sampler, Sampler):
+        raise UserError(
+            f"dataloader.train.sampler is {type(sampler).__name__}, not a torch.utils.data.Sampler"
         )
     _check_files(dataset, mapper, "train", skip_missing=skip_unreadable)
     _check_sizes(dataset, mapper, "train")

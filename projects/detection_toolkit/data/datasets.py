@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -143,6 +144,7 @@ def get_detection_dataset(
                 part = get_detection_dataset_dicts(dataset_name, filter_empty=False)
         except AssertionError as error:
             raise UserError(f"data set {dataset_name} cannot be used: {error}") from error
+        part = [_with_text_path(d) for d in part]
         check_paths(dataset_name, part, allow_outside=allow_outside)
         dicts.extend(part if is_clean else clean_dicts(part, dataset_name))
     if not filter_empty:
@@ -161,6 +163,12 @@ def get_detection_dataset(
             len(dicts),
         )
     return kept
+
+
+def _with_text_path(record: dict[str, Any]) -> dict[str, Any]:
+    """A dataset dict whose file name may be a ``Path``, or Detectron2's ``LazyPath``."""
+    name = record.get("file_name", "")
+    return record if isinstance(name, str) else {**record, "file_name": os.fspath(name)}
 
 
 def dataset_names(dataset: Mapping[str, Any], *, with_files: bool = True) -> list[str]:
@@ -193,10 +201,16 @@ def dataset_num_classes(names: str | Sequence[str]) -> int | None:
     """Number of classes of registered data sets; None where their metadata does not say.
 
     Raises:
-        ValueError: they differ in their classes.
+        ValueError: they differ in their classes, or those of one are no list.
     """
     names = [names] if isinstance(names, str) else list(names)
     known = {n: MetadataCatalog.get(n).get("thing_classes") for n in names}
+    for name, names_of_classes in known.items():
+        if isinstance(names_of_classes, str):
+            raise UserError(
+                f"thing_classes of data set {name} is one text, {names_of_classes!r}: it must be a "
+                "list of names"
+            )
     classes = {n: list(c) for n, c in known.items() if c is not None}
     if not classes:
         return None

@@ -97,14 +97,14 @@ def _links(folder: str) -> set[str]:
         return set()
 
 
-def missing_files(paths: Iterable[str]) -> list[str]:
+def missing_files(paths: Iterable[str | os.PathLike[str]]) -> list[str]:
     """Those of the paths that are no files; URLs are taken to be there.
 
     Each folder is listed once: to ask for every image of COCO takes minutes on a network disk.
     """
     listed: dict[str, set[str]] = {}
     missing = []
-    for path in paths:
+    for path in map(os.fspath, paths):
         if "://" in path:
             continue
         folder, name = os.path.split(path)

@@ -66,7 +66,10 @@ def read_image(
         MemoryError: likewise.
     """
     try:
-        with PathManager.open(str(file_name), "rb") as file, _pillow_limit.at_least(max_pixels):
+        with (
+            PathManager.open(os.fspath(file_name), "rb") as file,
+            _pillow_limit.at_least(max_pixels),
+        ):
             image = Image.open(file)
             width, height = image.size
             if width * height > max_pixels:
@@ -104,7 +107,7 @@ def check_picture(picture: np.ndarray) -> None:
 def shown_size(file_name: str | Path) -> tuple[int, int] | None:
     """(height, width) as an image is shown, from its header; None where that cannot be read."""
     try:
-        with PathManager.open(str(file_name), "rb") as file:
+        with PathManager.open(os.fspath(file_name), "rb") as file:
             image = Image.open(file)
             width, height = image.size
             turned = image.getexif().get(EXIF_ORIENTATION) in (5, 6, 7, 8)

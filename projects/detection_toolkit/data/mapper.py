@@ -13,6 +13,7 @@ import torch
 from detectron2.data import DatasetMapper
 from detectron2.data.detection_utils import SizeMismatchError, check_image_size
 from detectron2.data.transforms import AugInput, Augmentation, AugmentationList, Transform
+from detectron2.structures import BoxMode
 from torch.utils.data import get_worker_info
 
 from ..errors import UserError
@@ -127,15 +128,30 @@ class DetectionMapper(DatasetMapper):
         file_name = dataset_dict["file_name"]
         image = read_image(file_name, self.image_format, max_pixels=self.max_pixels)
         check_image_size(dataset_dict, image)
-        augmented = AugInput(image)
+        # Some augmentations choose by the boxes, such as MinIoURandomCrop.
+        boxes = _boxes(dataset_dict["annotations"]) if self._has_truth(dataset_dict) else None
+        augmented = AugInput(image, boxes=boxes)
         transforms = augment(self.augmentations, augmented, file_name)
         image = augmented.image
         dataset_dict["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
         if not self.is_train:
             dataset_dict.pop("annotations", None)
-        elif "annotations" in dataset_dict:
+        elif self._has_truth(dataset_dict):
             self._transform_annotations(dataset_dict, transforms, image.shape[:2])
         return dataset_dict
+
+    def _has_truth(self, dataset_dict: dict[str, Any]) -> bool:
+        return self.is_train and "annotations" in dataset_dict
+
+
+def _boxes(annotations: Sequence[dict[str, Any]]) -> np.ndarray:
+    """(M, 4) ``xyxy`` of the objects that are no crowds."""
+    boxes = [
+        BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS)
+        for a in annotations
+        if not a.get("iscrowd", 0)
+    ]
+    return np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
 
 
 class SkipUnreadable:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,11 @@ def read_bad_batch(path: str | Path) -> dict[str, Any]:
 def _plain(image: Mapping[str, Any]) -> dict[str, Any]:
     # Tensors and plain values alone can be read back without running code.
     plain = {k: v for k, v in image.items() if k in _KEPT and isinstance(v, (int, str))}
-    plain["image"] = image["image"].cpu()
+    if isinstance(image.get("file_name"), os.PathLike):
+        plain["file_name"] = os.fspath(image["file_name"])
+    # What is missing is the reason of the failure, and not to be hidden by another.
+    if isinstance(image.get("image"), Tensor):
+        plain["image"] = image["image"].cpu()
     if "instances" in image:
         instances = image["instances"]
         plain["image_size"] = tuple(int(v) for v in instances.image_size)

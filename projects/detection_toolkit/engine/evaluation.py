@@ -17,12 +17,13 @@ import torch
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
 from ..data import dataset_names
-from ..errors import UserError
+from ..errors import NonFinitePredictionError, UserError
 from ..evaluation import configured_label_assigners, evaluate_stages
+from .evaluators import check_evaluator, max_dets_per_image
 from .interruption import Interruption
 from .precision import autocast_dtype
 from .settings import RunSettings
@@ -105,6 +106,7 @@ def evaluate_test_sets(
     Raises:
         InterruptedEvaluation: the run is to end.
         UserError, LoaderProcessError: see ``Trainer.test``.
+        NonFinitePredictionError: no prediction for an image is finite; in all processes.
     """
     settings = RunSettings.from_config(cfg.train)
     names = dataset_names(cfg.dataloader.test.dataset)
@@ -121,7 +123,13 @@ def evaluate_test_sets(
         explained = getattr(loader, "process_errors", contextlib.nullcontext)
         if facts.interruption is not None:
             loader = _InterruptibleLoader(loader, facts.interruption)
-        evaluator = evaluators[i] if evaluators else build_evaluator(cfg, name)
+        try:
+            evaluator = evaluators[i] if evaluators else build_evaluator(cfg, name)
+        except NotImplementedError as error:  # as in Detectron2
+            logger.warning("%s is not evaluated: %s", name, error)
+            results[name] = {}
+            continue
+        check_evaluator(evaluator, "what build_evaluator returns")
         with _autocast(settings), explained():
             if facts.by_stage:
                 results[name] = _evaluate_stages(
@@ -129,7 +137,7 @@ def evaluate_test_sets(
                 )
             else:
                 _forget_stages(folder)
-                results[name] = inference_on_dataset(model, loader, evaluator) or {}
+                results[name] = _evaluate_last_stage(model, loader, evaluator)
         if comm.is_main_process():
             _report(name, results[name], folder=folder, weights=weights)
     return next(iter(results.values())) if len(results) == 1 else results
@@ -175,6 +183,25 @@ def _autocast(settings: RunSettings) -> torch.autocast | contextlib.nullcontext:
     return torch.autocast(torch.device(settings.device).type, dtype=dtype)
 
 
+def _evaluate_last_stage(
+    model: nn.Module, loader: Iterable[Any], evaluator: DatasetEvaluator
+) -> dict[str, Any]:
+    """As ``inference_on_dataset``; predictions that are not finite end it in all processes."""
+    results, problem = {}, None
+    was_training = model.training
+    try:
+        results = inference_on_dataset(model, loader, evaluator) or {}
+    except NonFinitePredictionError as error:
+        problem = error
+        model.train(was_training)  # Detectron2 does so only where nothing is raised
+        if comm.get_world_size() > 1:
+            evaluator.evaluate()  # where the others wait for this process
+    has_problem = comm.all_gather(problem is not None)
+    if any(has_problem):
+        raise problem or NonFinitePredictionError([])
+    return results
+
+
 def _evaluate_stages(
     cfg: DictConfig,
     model: nn.Module,
@@ -195,7 +222,7 @@ def _evaluate_stages(
         evaluator,
         dataset_name=name,
         label_assigners=configured_label_assigners(cfg),
-        max_dets_per_image=OmegaConf.select(cfg, "dataloader.evaluator.max_dets_per_image"),
+        max_dets_per_image=max_dets_per_image(cfg),
         output_file=path,
         facts={"weights": weights},
     )

@@ -20,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..checkpoint.checkpointer import BEST_CHECKPOINT, Checkpointer
 from ..checkpoint.durable import write_durably
+from ..errors import NonFinitePredictionError
 from .evaluation import InterruptedEvaluation
 from .interruption import InterruptedRun, Interruption
 from .random_states import capture_random_state, preserved_random_state
@@ -150,7 +151,8 @@ class EvaluationHook(hooks.EvalHook):
     A run is resumed from a checkpoint that was written before the evaluation of the same
     iteration: ``last_evaluation.json`` tells whether all that follows from the evaluation was
     done, and a resumed run makes up for it where it was not. The random numbers that an evaluation
-    draws are none of training's.
+    draws are none of training's. An evaluation before the last that finds no finite prediction in
+    an image is left out with a warning, and not made up for.
 
     Attributes:
         best: the best checkpoint, in the main process; None where none is kept.
@@ -212,6 +214,12 @@ class EvaluationHook(hooks.EvalHook):
             if self.trainer.iter >= self.trainer.max_iter:  # the last checkpoint is there
                 raise InterruptedRun from None
             self._end_run()
+        except NonFinitePredictionError as error:
+            if self.trainer.iter >= self.trainer.max_iter:  # these are the weights of the run
+                raise
+            # Training may survive what made them so, and counts the steps that it leaves out.
+            logger.warning("the evaluation is left out: %s", error)
+            return
         if self.best is not None:
             self.best.update(self.trainer.storage.latest())
 

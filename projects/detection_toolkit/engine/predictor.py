@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,12 +32,16 @@ logger = logging.getLogger(__name__)
 
 
 def predictor_config(
-    config_file: str, overrides: Sequence[str] = (), *, weights: str | None = None
+    config_file: str | os.PathLike[str],
+    overrides: Sequence[str] = (),
+    *,
+    weights: str | os.PathLike[str] | None = None,
 ) -> DictConfig:
     """The config of a predictor; see :meth:`Predictor.from_config`."""
+    config_file = os.fspath(config_file)
     cfg = apply_overrides(get_config(config_file), list(overrides))
     if weights is not None:
-        cfg.train.init_checkpoint = weights
+        cfg.train.init_checkpoint = os.fspath(weights)
     if not cfg.train.init_checkpoint and is_shipped_config(config_file):
         cfg.train.init_checkpoint = shipped_checkpoint()
     return cfg
@@ -88,7 +93,10 @@ class Predictor:
 
     @classmethod
     def from_config(
-        cls, config_file: str, weights: str | None = None, overrides: Sequence[str] = ()
+        cls,
+        config_file: str | os.PathLike[str],
+        weights: str | os.PathLike[str] | None = None,
+        overrides: Sequence[str] = (),
     ) -> Predictor:
         """Build a predictor from a config file.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -242,6 +243,8 @@ def _filled(defaults: Any, given: Any, path: str) -> Any:
             _check(isinstance(value, Mapping), f"{key} must be a group of keys", value)
             values[name] = {**default, **value}
         elif value is not None or not fields[name].metadata.get("optional"):
+            if isinstance(value, os.PathLike) and isinstance(default, str):
+                value = os.fspath(value)
             _check_kind(value, type(default), key)
             values[name] = value
         else:

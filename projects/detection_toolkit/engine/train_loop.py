@@ -19,9 +19,8 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..errors import UserError
+from ..errors import NonFinitePredictionError, UserError
 from ..modeling import QueryDetector
-from ..training import NonFinitePredictionError
 from .bad_batch import as_json, write_bad_batch
 from .precision import autocast_dtype
 

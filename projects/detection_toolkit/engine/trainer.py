@@ -18,6 +18,7 @@ from detectron2.engine.defaults import default_writers
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -27,6 +28,7 @@ from ..data import dataset_names, loader_process_errors
 from ..errors import UserError
 from ..evaluation import check_stage_evaluation, configured_label_assigners
 from .evaluation import EvaluationFacts, evaluate_test_sets, inference_folder, metric_name
+from .evaluators import build_evaluators, check_evaluator
 from .hooks import BestCheckpoint, EMAHook, EvaluationHook, PeriodicCheckpointer, build_ema
 from .interruption import Interruption
 from .random_states import restore_random_state
@@ -63,6 +65,8 @@ class Trainer(DefaultTrainer):
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         self.cfg = cfg
         settings = self.settings = RunSettings.from_config(cfg.train)
+        if comm.is_main_process():  # also for a run without writers
+            PathManager.mkdirs(settings.output_dir)
 
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
@@ -70,6 +74,8 @@ class Trainer(DefaultTrainer):
         for name in dataset_names(cfg.dataloader.test.dataset):
             # What is wrong with it is told now, and not hours later.
             self.build_test_loader(cfg, name)
+            with contextlib.suppress(NotImplementedError):  # evaluation says so
+                check_evaluator(self.build_evaluator(cfg, name), "what build_evaluator returns")
         if settings.stage_evaluation:
             check_stage_evaluation(
                 model,
@@ -321,12 +327,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: DictConfig, dataset_name: str) -> DatasetEvaluator:
-        """Instantiate ``cfg.dataloader.evaluator`` for one data set of the catalogue."""
-        cfg = copy.deepcopy(cfg)
-        evaluator = cfg.dataloader.evaluator
-        evaluator.dataset_name = dataset_name
-        evaluator.output_dir = str(inference_folder(cfg, dataset_name))
-        return instantiate(evaluator)
+        """Instantiate ``cfg.dataloader.evaluator``, or several, for a data set of the catalogue."""
+        return build_evaluators(cfg, dataset_name, str(inference_folder(cfg, dataset_name)))
 
     @classmethod
     def test(

@@ -72,7 +72,7 @@ class DetectionGraph(nn.Module):
 
         Returns:
             boxes (B, D, 4) ``xyxy`` in pixels of the images, clipped to them; scores (B, D); labels
-            (B, D) int64; best first.
+            (B, D) int64; best first. What is not finite comes last, with a score of -1.
         """
         detector = self.detector
         height, width = images.shape[-2:]

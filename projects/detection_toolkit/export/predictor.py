@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,12 @@ from detectron2.structures import Boxes, Instances
 
 from ..data.images import check_picture
 from ..data.mapper import augment
+from ..errors import NonFinitePredictionError
 from .runtime import open_onnx, run_session
 
 __all__ = ["OnnxPredictor"]
+
+logger = logging.getLogger(__name__)
 
 
 class OnnxPredictor:
@@ -55,6 +59,7 @@ class OnnxPredictor:
         Raises:
             ValueError: not a picture of three channels.
             UnreadableImageError: the picture is too thin to be resized.
+            NonFinitePredictionError: no detection is finite.
         """
         check_picture(original_image)
         image = original_image
@@ -64,13 +69,28 @@ class OnnxPredictor:
         augment(self._augmentations, augmented)
         resized = augmented.image
         size = resized.shape[:2]
-        boxes, scores, labels = run_session(
-            self.session, resized.transpose(2, 0, 1)[None], np.array([size])
+        boxes, scores, labels = (
+            torch.from_numpy(value[0])
+            for value in run_session(
+                self.session, resized.transpose(2, 0, 1)[None], np.array([size])
+            )
         )
+        # As in QueryDetector.inference. A file of an older version may hold NaN.
+        usable = boxes.isfinite().all(1) & (scores >= 0)
+        if not usable.any():
+            raise NonFinitePredictionError(
+                [(-1, 0)], images=["0"], advice="The exported weights have diverged."
+            )
+        if not usable.all():
+            logger.warning(
+                "%d of %d detections are NaN or infinite and are dropped",
+                int((~usable).sum()),
+                len(usable),
+            )
         instances = Instances(
             size,
-            pred_boxes=Boxes(torch.from_numpy(boxes[0])),
-            scores=torch.from_numpy(scores[0]),
-            pred_classes=torch.from_numpy(labels[0]),
+            pred_boxes=Boxes(boxes[usable]),
+            scores=scores[usable],
+            pred_classes=labels[usable],
         )
         return {"instances": detector_postprocess(instances, *original_image.shape[:2])}

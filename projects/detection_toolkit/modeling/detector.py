@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,12 +12,14 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import NonFinitePredictionError, UserError
 from ..structures import GroundTruth, Predictions, StageOutput
 from .execution import Execution
 from .feature_maps import FeatureMaps
 
 __all__ = ["QueryDetector", "require_query_detector"]
+
+logger = logging.getLogger(__name__)
 
 
 class QueryDetector(nn.Module):
@@ -68,6 +71,7 @@ class QueryDetector(nn.Module):
         self.num_classes = num_classes
         self.size_divisibility = size_divisibility
         self.max_detections = max_detections
+        self._images_with_dropped_queries = 0
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
 
@@ -98,16 +102,13 @@ class QueryDetector(nn.Module):
 
         Raises:
             ValueError: training without ground truth, or a class outside [0, K).
+            NonFinitePredictionError: see :meth:`inference`; in training, from the matcher.
         """
         images = self.preprocess_image(batched_inputs)
         if not self.training:
-            last = self.predict(images).stages[-1]
-            return [
-                {"instances": self._postprocess(instances, batched_input)}
-                for instances, batched_input in zip(
-                    self.inference(last, images.image_sizes), batched_inputs
-                )
-            ]
+            stages = self.predict(images).stages
+            detections = self._detect(stages[-1], len(stages) - 1, images, batched_inputs)
+            return [{"instances": instances} for instances in detections]
         truth = self.prepare_ground_truth(batched_inputs, images.image_sizes)
         result = self.criterion(self.predict(images), truth, target_counts=target_counts)
         if has_event_storage():
@@ -195,15 +196,22 @@ class QueryDetector(nn.Module):
         images = self.preprocess_image(batched_inputs)
         outputs = list(self.predict(images).stages)
         detections = [
-            [
-                self._postprocess(instances, batched_input)
-                for instances, batched_input in zip(
-                    self.inference(output, images.image_sizes), batched_inputs
-                )
-            ]
-            for output in outputs
+            self._detect(output, stage, images, batched_inputs)
+            for stage, output in enumerate(outputs)
         ]
         return outputs, detections
+
+    def _detect(
+        self,
+        output: StageOutput,
+        stage: int,
+        images: ImageList,
+        batched_inputs: list[dict[str, Any]],
+    ) -> list[Instances]:
+        """Detections of one stage, in pixels of the original images."""
+        names = [str(x.get("file_name", i)) for i, x in enumerate(batched_inputs)]
+        found = self.inference(output, images.image_sizes, stage=stage, names=names)
+        return [self._postprocess(*pair) for pair in zip(found, batched_inputs)]
 
     def select_detections(self, output: StageOutput) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The best (query, class) pairs of a batch, as tensors.
@@ -214,39 +222,90 @@ class QueryDetector(nn.Module):
         Returns:
             of D = min(max_detections, N K) pairs, best first: boxes (B, D, 4) in pixels of the
             resized image, scores (B, D), classes (B, D) and the queries (B, D) they came from.
+            Pairs of a query whose box or scores are not finite come last, with a score of -1 and a
+            box of zeros.
         """
-        scores = output.logits.float().sigmoid().flatten(1)  # (B, N K)
+        usable = _finite_queries(output)[..., None]
+        scores = torch.where(usable, output.logits.float().sigmoid(), -1.0).flatten(1)  # (B, N K)
         scores, index = scores.topk(min(self.max_detections, scores.shape[1]), dim=1)
         query = torch.div(index, self.num_classes, rounding_mode="floor")
-        boxes = output.boxes.gather(1, query[..., None].expand(-1, -1, 4))
+        boxes = torch.where(usable, output.boxes, 0.0)
+        boxes = boxes.gather(1, query[..., None].expand(-1, -1, 4))
         classes = index % self.num_classes
         return boxes, scores, classes, query
 
     @torch.no_grad()
     def inference(
-        self, output: StageOutput, image_sizes: Sequence[tuple[int, int]]
+        self,
+        output: StageOutput,
+        image_sizes: Sequence[tuple[int, int]],
+        *,
+        stage: int = -1,
+        names: Sequence[str] | None = None,
     ) -> list[Instances]:
         """The best (query, class) pairs of each image, in pixels of the resized image.
+
+        As in Detectron2's heads, queries whose box or scores are not finite are dropped; a warning
+        counts them.
 
         Args:
             output: predictions of one stage, usually the last.
             image_sizes: (height, width) of each unpadded image.
+            stage, names: number of the stage and names of the images, for messages.
 
         Returns:
             for each image ``pred_boxes``, ``scores`` and ``pred_classes``, best first, with the
             ``query_index`` that each came from.
+
+        Raises:
+            NonFinitePredictionError: no query of an image is finite.
         """
-        boxes, scores, classes, query = self.select_detections(output)
-        return [
+        names = [str(i) for i in range(len(image_sizes))] if names is None else names
+        dropped = (~_finite_queries(output)).sum(1).tolist()
+        num_queries = output.boxes.shape[1]
+        lost = [(stage, b) for b, count in enumerate(dropped) if count == num_queries]
+        if lost:
+            raise NonFinitePredictionError(
+                lost,
+                images=names,
+                advice="The weights are not finite or have diverged (take an earlier checkpoint), "
+                "an input is damaged, or mixed precision overflows (train.amp.evaluation=false).",
+            )
+        for name, count in zip(names, dropped):
+            if count:
+                self._warn_of_dropped_queries(count, stage, name)
+        found = [
             Instances(size, pred_boxes=Boxes(b), scores=s, pred_classes=c, query_index=q)
-            for size, b, s, c, q in zip(image_sizes, boxes, scores, classes, query)
+            for size, b, s, c, q in zip(image_sizes, *self.select_detections(output))
         ]
+        return [x[x.scores >= 0] if count else x for x, count in zip(found, dropped)]
+
+    def _warn_of_dropped_queries(self, count: int, stage: int, name: str) -> None:
+        """For the first image, and then whenever their number has doubled."""
+        self._images_with_dropped_queries += 1
+        total = self._images_with_dropped_queries
+        if total & (total - 1) == 0:
+            logger.warning(
+                "%d of %d queries are NaN or infinite at stage %d of image %s and are dropped "
+                "(%d times so far)",
+                count,
+                self.num_queries,
+                stage,
+                name,
+                total,
+            )
 
     @staticmethod
     def _postprocess(instances: Instances, batched_input: dict[str, Any]) -> Instances:
         height = batched_input.get("height", instances.image_size[0])
         width = batched_input.get("width", instances.image_size[1])
         return detector_postprocess(instances, height, width)
+
+
+def _finite_queries(output: StageOutput) -> Tensor:
+    """(B, N) bool: whether box and scores of a query are finite."""
+    scores = output.logits.float().sigmoid()
+    return output.boxes.isfinite().all(-1) & scores.isfinite().all(-1)
 
 
 def require_query_detector(model: nn.Module, purpose: str) -> QueryDetector:

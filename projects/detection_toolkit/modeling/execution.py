@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ..errors import UserError
 
 __all__ = ["Execution"]
@@ -15,7 +13,6 @@ CHOICES = {
 }
 
 
-@dataclass(frozen=True)
 class Execution:
     """Ways of computing the same function.
 
@@ -24,25 +21,38 @@ class Execution:
     follows the equations step by step.
     """
 
-    sampling: str = "gather"
-    """``gather``: rows of channels-last maps, with one gradient buffer for all stages; ``triton``:
-    the same in one CUDA kernel; ``grid``: ``grid_sample`` level by level."""
+    # No dataclass: a config holds those as text, and at text LazyConfig.to_py stops.
+    def __init__(
+        self,
+        *,
+        sampling: str = "gather",
+        mixing: str = "factored",
+        channels_last: bool = True,
+        checkpoint: bool = False,
+        compile: str = "",
+    ):
+        """
+        Args:
+            sampling: ``gather``: rows of channels-last maps, with one gradient buffer for all
+                stages; ``triton``: the same in one CUDA kernel; ``grid``: ``grid_sample`` level by
+                level.
+            mixing: ``factored``: no adapted channel filter is written out, and less is kept for
+                the backward pass; ``direct``: every filter as the equations have it.
+            channels_last: run the backbone in channels-last memory format.
+            checkpoint: keep only the inputs of each stage for the backward pass, and compute the
+                stage again.
+            compile: mode of ``torch.compile`` for the decoder, "" for none. ``reduce-overhead``
+                uses CUDA graphs, which are recorded anew for every image size. The first call takes
+                minutes.
 
-    mixing: str = "factored"
-    """``factored``: no adapted channel filter is written out, and less is kept for the backward
-    pass; ``direct``: every filter as the equations have it."""
-
-    channels_last: bool = True
-    """Run the backbone in channels-last memory format."""
-
-    checkpoint: bool = False
-    """Keep only the inputs of each stage for the backward pass, and compute the stage again."""
-
-    compile: str = ""
-    """Mode of ``torch.compile`` for the decoder, "" for none. ``reduce-overhead`` uses CUDA graphs,
-    which are recorded anew for every image size. The first call takes minutes."""
-
-    def __post_init__(self) -> None:
+        Raises:
+            UserError: an unknown choice, or two that exclude each other.
+        """
+        self.sampling = sampling
+        self.mixing = mixing
+        self.channels_last = channels_last
+        self.checkpoint = checkpoint
+        self.compile = compile
         for name, choices in CHOICES.items():
             value = getattr(self, name)
             if value not in choices:
@@ -50,7 +60,7 @@ class Execution:
                     f"model.execution.{name}={value!r} is not one of "
                     + ", ".join(repr(choice) for choice in choices)
                 )
-        if self.compile and self.checkpoint:
+        if compile and checkpoint:
             raise UserError(
                 "model.execution.compile chooses by itself what is kept: leave "
                 "model.execution.checkpoint=false with it"

@@ -3,7 +3,7 @@
 from .criterion import BranchedCriterion, BranchedResult, Criterion, CriterionResult
 from .label_assignment import LabelAssigner, StagewiseMatcher
 from .losses import LabelNormalizer, MatchNormalizer, Normalizer, SigmoidFocalLoss, focal_cost
-from .matcher import HungarianMatcher, MatchingCost, NonFinitePredictionError
+from .matcher import HungarianMatcher, MatchingCost
 
 __all__ = [
     "BranchedCriterion",
@@ -15,7 +15,6 @@ __all__ = [
     "LabelNormalizer",
     "MatchNormalizer",
     "MatchingCost",
-    "NonFinitePredictionError",
     "Normalizer",
     "SigmoidFocalLoss",
     "StagewiseMatcher",

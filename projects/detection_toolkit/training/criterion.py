@@ -13,7 +13,7 @@ import torch
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import NonFinitePredictionError, UserError
 from ..structures import (
     Assignment,
     ClassTargets,
@@ -25,7 +25,6 @@ from ..structures import (
 )
 from ..structures.boxes import xyxy_norm
 from .losses import LabelNormalizer, Normalizer, SigmoidFocalLoss
-from .matcher import NonFinitePredictionError
 
 __all__ = ["BranchedCriterion", "BranchedResult", "Criterion", "CriterionResult"]
 

@@ -13,33 +13,12 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import NonFinitePredictionError, UserError
 from ..structures import Assignment, GroundTruth, generalized_box_iou
 from ..structures.boxes import xyxy_norm
 from .losses import focal_cost
 
-__all__ = ["HungarianMatcher", "MatchingCost", "NonFinitePredictionError"]
-
-
-class NonFinitePredictionError(UserError, FloatingPointError):
-    """A prediction that is not finite reached the matcher.
-
-    Attributes:
-        where: list of (stage, image in the batch) with a non-finite matching cost; empty where
-            another process has met it.
-    """
-
-    def __init__(self, where: list[tuple[int, int]]):
-        self.where = where
-        places = ", ".join(f"stage {s} of image {b}" for s, b in where[:4])
-        more = f" and {len(where) - 4} more" if len(where) > 4 else ""
-        if not where:
-            places = "images of another process"
-        super().__init__(
-            f"Predictions are NaN or infinite at {places}{more} of the batch. Training has "
-            "diverged or an input is damaged: lower optimizer.lr (2.5e-5 at 16 images a step is "
-            "the released value), keep train.clip_grad.enabled, or turn train.amp off."
-        )
+__all__ = ["HungarianMatcher", "MatchingCost"]
 
 
 class MatchingCost(NamedTuple):
@@ -77,13 +56,18 @@ class HungarianMatcher(nn.Module):
                 number a stage. Where queries are few, to N // M of them, and at least one.
 
         Raises:
-            UserError: a negative weight, or k below 1.
+            UserError: a negative weight, no weight above 0, or k below 1.
         """
         super().__init__()
         if min(class_weight, l1_weight, giou_weight) < 0:
             raise UserError(
                 "matching cost weights must not be negative, got "
                 f"class {class_weight}, L1 {l1_weight}, GIoU {giou_weight}"
+            )
+        if class_weight == l1_weight == giou_weight == 0:
+            raise UserError(
+                "all matching cost weights are zero: the match would be arbitrary. Set "
+                "class_weight, l1_weight or giou_weight of the matcher"
             )
         if min([repeats] if isinstance(repeats, int) else repeats) < 1:
             raise UserError(f"repeats of a matcher must be at least 1, got {repeats}")

@@ -14,6 +14,8 @@ from detection_toolkit.engine import EvaluationFacts, Trainer, prepare_config
 from detection_toolkit.engine import evaluation as evaluation_module
 from detection_toolkit.engine.hooks import BestCheckpoint
 from detection_toolkit.engine.interruption import InterruptedRun
+from detection_toolkit.errors import NonFinitePredictionError
+from detection_toolkit.modeling import QueryDetector
 
 PERIODIC = ["train.max_iter=4", "train.eval_period=2", "train.checkpointer.period=2"]
 
@@ -154,3 +156,58 @@ def test_a_damaged_record_of_the_best_value_is_said(tmp_path, caplog, text):
     kept.restore()
     assert "model_best.json is damaged: the best value is sought anew" in caplog.text
     assert kept.value is None
+
+
+@pytest.fixture
+def diverging(monkeypatch):
+    """Evaluations so many of which see boxes that are NaN; those that follow are sound."""
+    left = {"evaluations": 1}
+    predict, evaluate = QueryDetector.predict, evaluation_module.inference_on_dataset
+
+    def spoilt(self, images):
+        predictions = predict(self, images)
+        if self.training or left["evaluations"] <= 0:
+            return predictions
+        stages = [s._replace(boxes=s.boxes * float("nan")) for s in predictions.stages]
+        return predictions._replace(stages=tuple(stages))
+
+    def counted(*args):
+        try:
+            return evaluate(*args)
+        finally:
+            left["evaluations"] -= 1
+
+    monkeypatch.setattr(QueryDetector, "predict", spoilt)
+    monkeypatch.setattr(evaluation_module, "inference_on_dataset", counted)
+    return left
+
+
+def test_a_periodic_evaluation_without_finite_predictions_is_left_out(tmp_path, diverging, caplog):
+    trainer = run(Trainer, tmp_path)
+    assert trainer.iter == 4
+    assert "the evaluation is left out: Predictions are NaN or infinite" in caplog.text
+    # The last one is sound.
+    assert json.loads((tmp_path / "output" / "model_best.json").read_text())["iteration"] == 4
+
+
+def test_the_last_evaluation_without_finite_predictions_is_an_error(tmp_path, diverging):
+    diverging["evaluations"] = 2
+    with pytest.raises(NonFinitePredictionError, match="stage 2 of image .*1.png"):
+        run(Trainer, tmp_path)
+    assert (tmp_path / "output" / "model_final.pth").is_file()
+
+
+def test_a_resumed_run_does_not_end_at_the_evaluation_that_it_makes_up_for(
+    tmp_path, diverging, caplog
+):
+    diverging["evaluations"] = 0
+    cfg = prepare_config(make_config(tmp_path, *PERIODIC))
+    trainer = Trainer(cfg)
+    trainer.max_iter = 2
+    trainer.train()
+    (tmp_path / "output" / "last_evaluation.json").unlink(missing_ok=True)
+    diverging["evaluations"] = 1
+    resumed = run(Trainer, tmp_path, resume=True)
+    assert (resumed.start_iter, resumed.iter) == (2, 4)
+    assert trainer.iter == 2
+    assert "the evaluation is left out" in caplog.text

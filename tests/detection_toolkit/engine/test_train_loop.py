@@ -7,8 +7,7 @@ from small_runs import make_batch, make_detector
 
 from detection_toolkit.engine.bad_batch import read_bad_batch
 from detection_toolkit.engine.train_loop import DetectionTrainLoop
-from detection_toolkit.errors import UserError
-from detection_toolkit.training.matcher import NonFinitePredictionError
+from detection_toolkit.errors import NonFinitePredictionError, UserError
 
 
 def make_loop(model, batches, tmp_path, **kwargs):

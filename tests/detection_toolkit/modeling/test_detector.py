@@ -6,6 +6,7 @@ from detectron2.structures import Boxes, Instances
 from tolerances import tolerance
 
 from detection_toolkit.config import find_config_file
+from detection_toolkit.errors import NonFinitePredictionError
 from detection_toolkit.structures import StageOutput
 from stageinteractor import StageInteractor
 
@@ -93,6 +94,47 @@ def test_inference_keeps_the_best_pairs_of_query_and_class(detector):
     assert found.query_index.tolist() == [7, 1, 7]
     assert found.pred_boxes.tensor[:, 0].tolist() == [7, 1, 7]
     torch.testing.assert_close(found.scores, torch.tensor([3.0, 2.0, 1.0]).sigmoid())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("part", ["logits", "boxes"])
+def test_queries_that_are_not_finite_are_dropped_and_counted(detector, caplog, part, value):
+    detector.max_detections = 120
+    logits, boxes = (
+        torch.randn(1, 20, 6),
+        torch.arange(20.0)[None, :, None] + torch.tensor([0.0, 0, 5, 5]),
+    )
+    sound = detector.inference(StageOutput(logits, boxes, boxes, boxes), [(50, 50)])[0]
+    # An infinite logit is a score of 0 or 1, which is finite.
+    spoilt = {"logits": logits.clone(), "boxes": boxes.clone()}
+    spoilt[part][0, [3, 8], 1] = value if part == "boxes" else float("nan")
+    output = StageOutput(spoilt["logits"], spoilt["boxes"], boxes, boxes)
+    found = detector.inference(output, [(50, 50)], stage=2, names=["a.png"])[0]
+    kept = sound[~torch.isin(sound.query_index, torch.tensor([3, 8]))]
+    assert torch.equal(found.scores, kept.scores)
+    assert torch.equal(found.pred_boxes.tensor, kept.pred_boxes.tensor)
+    assert torch.equal(found.query_index, kept.query_index)
+    assert "2 of 20 queries are NaN or infinite at stage 2 of image a.png" in caplog.text
+
+
+def test_the_warning_of_dropped_queries_comes_when_their_number_doubles(detector, caplog):
+    boxes = torch.ones(1, 20, 4)
+    boxes[0, 0] = float("nan")
+    for _ in range(9):
+        detector.inference(StageOutput(torch.zeros(1, 20, 6), boxes, boxes, boxes), [(50, 50)])
+    assert [r.getMessage().split("(")[1] for r in caplog.records] == [
+        f"{n} times so far)" for n in (1, 2, 4, 8)
+    ]
+
+
+def test_an_image_without_a_finite_prediction_is_refused(detector):
+    images = [make_image(64, 64), make_image(64, 64, seed=1)]
+    images[1]["image"] = torch.full((3, 64, 64), float("nan"))
+    with pytest.raises(NonFinitePredictionError, match="stage 3 of image 1.png") as caught:
+        detector.eval()(images)
+    assert caught.value.where == [(3, 1)]
+    with pytest.raises(NonFinitePredictionError, match="stage 0 of image 1.png"):
+        detector.inference_stages(images)
 
 
 def test_all_stages_are_inferred_in_one_pass_and_the_last_is_the_answer(detector):

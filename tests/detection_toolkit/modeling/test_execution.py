@@ -6,7 +6,6 @@ import importlib.util
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -89,11 +88,13 @@ def assert_same(first, second):
 
 
 EXECUTIONS = {
-    "gather": replace(DIRECT, sampling="gather"),
-    "factored": replace(DIRECT, mixing="factored"),
+    "gather": Execution(mixing="direct", channels_last=False),
+    "factored": Execution(sampling="grid", channels_last=False),
     "both": Execution(),
     "checkpoint": Execution(checkpoint=True),
-    "checkpoint_direct": replace(DIRECT, checkpoint=True),
+    "checkpoint_direct": Execution(
+        sampling="grid", mixing="direct", channels_last=False, checkpoint=True
+    ),
 }
 VARIANTS = {
     "released": {},
@@ -237,7 +238,7 @@ def kept_for_the_backward_pass(execution, **sizes):
 def test_less_is_kept_for_the_backward_pass():
     # Channels and points as many as in the released model, in proportion.
     sizes = dict(groups=2, base_points=2, sub_points=4, out_points=32, num_stages=6)
-    direct = kept_for_the_backward_pass(replace(DIRECT, sampling="gather"), **sizes)
+    direct = kept_for_the_backward_pass(Execution(mixing="direct", channels_last=False), **sizes)
     factored = kept_for_the_backward_pass(Execution(), **sizes)
     checkpointed = kept_for_the_backward_pass(Execution(checkpoint=True), **sizes)
     assert factored < 0.8 * direct

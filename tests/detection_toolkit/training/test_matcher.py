@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from detection_toolkit.errors import UserError
+from detection_toolkit.errors import NonFinitePredictionError, UserError
 from detection_toolkit.structures import GroundTruth
 from detection_toolkit.structures.boxes import cxcywh_norm
-from detection_toolkit.training import HungarianMatcher, NonFinitePredictionError
+from detection_toolkit.training import HungarianMatcher
 from random_cases import random_predictions, random_truth
 
 
@@ -127,3 +127,18 @@ def test_the_parts_of_the_cost_can_be_others():
         size = truth.image_sizes[b]
         distance = cxcywh_norm(boxes[0, b, n], size) - cxcywh_norm(truth.boxes[b, m], size)
         torch.testing.assert_close(cost.l1[0, b, n, m], distance.abs().sum())
+
+
+@pytest.mark.parametrize("weights", [(1, 0, 0), (0, 1, 0), (0, 0, 1)])
+@pytest.mark.parametrize(("num_queries", "count"), [(3, 9), (9, 3), (5, 5), (1, 4), (4, 1)])
+def test_one_cost_at_a_time_is_matched_as_scipy_does(weights, num_queries, count):
+    logits, boxes = random_predictions(1, 1, num_queries, 4, seed=3)
+    truth = random_truth([count], 4, seed=4)
+    matcher = HungarianMatcher(*map(float, weights))
+    index = matcher(logits, boxes, truth).object_index[0, 0]
+    cost = matcher.cost(logits, boxes, truth)
+    term = (cost.classification, cost.l1, cost.giou)[weights.index(1)]
+    rows, columns = linear_sum_assignment(term[0, 0].numpy())
+    assert torch.equal(cost.total, term)
+    assert index[rows].tolist() == columns.tolist()
+    assert int((index >= 0).sum()) == min(num_queries, count)

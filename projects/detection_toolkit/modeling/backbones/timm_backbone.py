@@ -57,10 +57,16 @@ class TimmBackbone(Backbone):
 
         Raises:
             ImportError: timm is not installed.
-            ValueError: timm knows no such model, it cannot return feature maps, or two of its
-                maps have the same stride.
+            ValueError: ``pretrained`` is neither true nor false, timm knows no such model, it
+                cannot return feature maps, or two of its maps have the same stride.
         """
         super().__init__()
+        if not isinstance(pretrained, bool):  # timm would take any text for yes
+            raise UserError(
+                f"pretrained is true or false, got {pretrained!r}: weights of a file are loaded "
+                "with train.init_checkpoint, or by timm with "
+                "model_args={pretrained_cfg_overlay:{file:...}} and pretrained=true"
+            )
         timm = _import_timm()
         if not timm.is_model(name):
             similar = get_close_matches(name.split(".")[0], timm.list_models(), n=4, cutoff=0.5)
