@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from detection_toolkit.engine import user_errors
-from detection_toolkit.engine.arguments import add_overrides_argument
+from detection_toolkit.engine.arguments import add_overrides_argument, parse_arguments
 from detection_toolkit.studies.costs import STEPS, measure_variants
 from detection_toolkit.studies.environment import ROOT, facts
 from detection_toolkit.studies.plan import choose_plan
@@ -152,7 +152,7 @@ def study(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
-    args = get_parser().parse_args(argv)
+    args = parse_arguments(get_parser(), argv)
     with user_errors():
         return study(args)
 
