@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """What a model costs: parameters, multiply-adds, activations and memory, module by module.
 
-    python tools/analyze_model.py --config-file CONFIG [CONFIG ...] [--opts KEY=VALUE ...]
+    python tools/analyze_model.py --config-file CONFIG [CONFIG ...] [KEY=VALUE ...]
 
 CONFIG is a path or a name such as stageinteractor/stageinteractor_r50_100q_1x.py. With one config
 the table has a row a module, down to --depth; with several, a row a config. --operators adds a

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Export a detector as one file: an ONNX model, or a program that torch.export.load reads.
 
-    python tools/export.py --config-file CONFIG [train.init_checkpoint=model.pth] \\
+    python tools/export.py --config-file CONFIG [--weights model.pth] \\
         --format onnx --output model.onnx
 
 Before the file is written its detections are compared with those of the detector, on random images

@@ -3,7 +3,7 @@
 
     python tools/visualize_assignment.py --num-images 3 --output output/assignment
     python tools/visualize_assignment.py --config-file my_config.py --images 139 000123.jpg \\
-        --output output/assignment --opts train.init_checkpoint=output/my_run/model_final.pth
+        --output output/assignment --weights output/my_run/model_final.pth
 
 The images are those of dataloader.train.dataset, resized as for a test, so that a picture can be
 made again. Without --config-file it is the detector of the built-in shapes.

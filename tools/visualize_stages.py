@@ -3,7 +3,7 @@
 
     python tools/visualize_stages.py --input picture.jpg --output output/stages
     python tools/visualize_stages.py --config-file stageinteractor/stageinteractor_r50_100q_1x.py \\
-        --input folder/ --output output/stages --opts train.init_checkpoint=model_final.pth
+        --input folder/ --output output/stages --weights model_final.pth
 
 Each figure shows the detections after every stage; where the best queries sample, coloured by
 feature level; how their boxes move and their scores change; and which earlier filters each stage
