@@ -12,9 +12,7 @@ from .predictor import Predictor, predictor_config
 __all__ = ["build_inspected_detector"]
 
 
-def build_inspected_detector(
-    config_file: str, overrides: Sequence[str] = (), *, weights: str | None = None
-) -> Predictor:
+def build_inspected_detector(config_file: str, overrides: Sequence[str] = ()) -> Predictor:
     """The predictor of a config, which must be a query-based detector's.
 
     The decoder is not compiled, whatever the config says, so that its parts can be recorded.
@@ -23,7 +21,6 @@ def build_inspected_detector(
         config_file: path of a config, or its name among the packaged ones.
         overrides: ``key=value``, among them ``train.init_checkpoint=FILE``; without it the config
             of the shipped checkpoint uses that.
-        weights: checkpoint; takes the place of ``train.init_checkpoint``.
 
     Raises:
         ValueError: no checkpoint is named but the one that training starts with, it belongs to
@@ -31,7 +28,7 @@ def build_inspected_detector(
         FileNotFoundError: no such config or checkpoint.
         KeyError: an override of a key that does not exist.
     """
-    cfg = predictor_config(config_file, overrides, weights=weights)
+    cfg = predictor_config(config_file, overrides)
     if OmegaConf.select(cfg, "model.execution.compile"):
         cfg.model.execution.compile = ""
     return _InspectedPredictor(cfg)
