@@ -22,7 +22,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from detection_toolkit.engine import user_errors
-from detection_toolkit.engine.arguments import add_overrides_argument, parse_arguments
 from detection_toolkit.studies.costs import STEPS, measure_variants
 from detection_toolkit.studies.environment import ROOT, facts
 from detection_toolkit.studies.plan import choose_plan
@@ -101,7 +100,14 @@ def get_parser() -> argparse.ArgumentParser:
         help="also put the tables between the page's marks <!-- begin PLAN --> and "
         "<!-- end PLAN -->, and beside it the picture into images/, the results into ablations/",
     )
-    add_overrides_argument(parser, "further changes to the base config")
+    # Without --opts they would be the last variant's.
+    option(
+        "--opts",
+        default=[],
+        nargs=argparse.REMAINDER,
+        metavar="KEY=VALUE",
+        help="further changes to the base config",
+    )
     return parser
 
 
@@ -152,7 +158,7 @@ def study(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
-    args = parse_arguments(get_parser(), argv)
+    args = get_parser().parse_args(argv)
     with user_errors():
         return study(args)
 
