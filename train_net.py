@@ -9,7 +9,10 @@ docs/training.md explains the options.
 
 from __future__ import annotations
 
-from argparse import Namespace
+import copy
+import functools
+import sys
+from argparse import ArgumentParser, Namespace
 
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
@@ -17,26 +20,57 @@ from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
 from detection_toolkit.checkpoint.checkpointer import Checkpointer
-from detection_toolkit.config import apply_overrides, find_config_file, get_config
+from detection_toolkit.config import (
+    apply_overrides,
+    config_names,
+    config_text,
+    find_config_file,
+    get_config,
+)
 from detection_toolkit.engine import (
     EvaluationFacts,
     RunSettings,
     Trainer,
+    check_gpus_are_there,
     ended_by_signals,
     launch,
     prepare_config,
     user_errors,
 )
+from detection_toolkit.engine.arguments import add_weights_arguments, parse_arguments
 from detection_toolkit.errors import UserError
 from detection_toolkit.projects import project_names
+
+
+def get_parser() -> ArgumentParser:
+    """Detectron2's command line, and what all commands of the project have."""
+    parser = default_argument_parser(epilog=__doc__)
+    parser.set_defaults(dist_url="auto")  # a free port: Detectron2's is one for each user
+    add_weights_arguments(parser)
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the config with its overrides, and end"
+    )
+    parser.add_argument(
+        "--list-configs", action="store_true", help="print the packaged configs' names, and end"
+    )
+    return parser
 
 
 def load_config(args: Namespace) -> DictConfig:
     """The config of the command line."""
     if not args.config_file:
-        raise UserError("--config-file is missing, for example stageinteractor/shapes_tiny.py")
+        raise UserError(
+            "--config-file is missing, for example stageinteractor/shapes_tiny.py; --list-configs "
+            "names them all"
+        )
     args.config_file = find_config_file(args.config_file)
-    return apply_overrides(get_config(args.config_file), args.opts)
+    return copy.deepcopy(_load_once(args.config_file, tuple(args.opts)))
+
+
+@functools.cache
+def _load_once(config_file: str, overrides: tuple[str, ...]) -> DictConfig:
+    # A config is code: one that registers data sets would do so twice.
+    return apply_overrides(get_config(config_file), overrides)
 
 
 def evaluate(cfg: DictConfig, args: Namespace) -> None:
@@ -48,6 +82,7 @@ def evaluate(cfg: DictConfig, args: Namespace) -> None:
         settings.output_dir,
         prefer_ema=settings.ema.enabled,
         allow_pickle=settings.allow_pickle,
+        strict=not settings.allow_partial,
     )
     checkpointer.resume_or_load(settings.init_checkpoint, resume=args.resume)
     facts = EvaluationFacts(averaged=checkpointer.loaded_ema, by_stage=settings.stage_evaluation)
@@ -71,8 +106,16 @@ def main(args: Namespace) -> None:
 
 
 if __name__ == "__main__":
-    arguments = default_argument_parser(epilog=__doc__).parse_args()
+    arguments = parse_arguments(get_parser())
     with user_errors():
+        if arguments.list_configs:
+            print(*config_names(), sep="\n")
+            sys.exit()
         # Loaded here as well: a mistake is reported once, and before any process is started.
-        settings = RunSettings.from_config(load_config(arguments).train)
+        config = load_config(arguments)
+        if arguments.print_config:
+            print(config_text(config), end="")
+            sys.exit()
+        settings = RunSettings.from_config(config.train)
+        check_gpus_are_there(arguments.num_gpus, arguments.opts)
         launch(main, arguments, device=settings.device)

@@ -20,18 +20,20 @@ from pathlib import Path
 import cv2
 import numpy as np
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.structures import Instances
 from detectron2.utils.logger import setup_logger
 from detectron2.utils.video_visualizer import VideoVisualizer
 from tqdm import tqdm
 
 from detection_toolkit.data import UnreadableImageError
 from detection_toolkit.data.images import read_image, shown_name
-from detection_toolkit.engine.arguments import add_config_arguments, find_pictures
+from detection_toolkit.engine.arguments import add_config_arguments, find_pictures, parse_arguments
 from detection_toolkit.engine.predictor import Predictor
 from detection_toolkit.engine.shipped import shipped_config
 from detection_toolkit.errors import UserError
 from detection_toolkit.export import OnnxPredictor
 from detection_toolkit.visualization import (
+    DEFAULT_SCORE_THRESHOLD,
     distinct_names,
     draw_detections,
     save_picture,
@@ -71,7 +73,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--confidence-threshold",
         type=float,
-        default=0.5,
+        default=DEFAULT_SCORE_THRESHOLD,
         help="least score of what is drawn (default: %(default)s)",
     )
     parser.add_argument(
@@ -139,6 +141,16 @@ def read_picture(path: Path) -> np.ndarray:
         raise UnreadablePicture(f"{shown_name(path)}: cannot be decoded ({error})") from error
 
 
+def why_nothing(instances: Instances) -> str:
+    """What to try where no detection is shown."""
+    if not len(instances):
+        return "none of any score: are these the weights of this config?"
+    return (
+        f"the best score is {float(instances.scores.max()):.2f}: lower --confidence-threshold; a "
+        "detector that is to find these objects is trained on pictures like these"
+    )
+
+
 def run_on_pictures(args: argparse.Namespace, predictor: Predictor | OnnxPredictor, logger) -> int:
     """Detect in all pictures; returns how many could not be decoded."""
     files = find_pictures(args.input)
@@ -168,6 +180,8 @@ def run_on_pictures(args: argparse.Namespace, predictor: Predictor | OnnxPredict
             result["category_name"] = names[index] if names else str(index)
             results.append(result)
         note = f"{shown_name(file)}: {len(kept)} detections in {seconds:.2f} s"
+        if not len(kept):
+            note += f" ({why_nothing(instances)})"
         if output is not None:
             save_picture(drawn, output)
             tqdm.write(f"{note} -> {output}")
@@ -177,7 +191,7 @@ def run_on_pictures(args: argparse.Namespace, predictor: Predictor | OnnxPredict
         if cv2.waitKey(0) == ESCAPE:
             break
     if args.save_json:
-        target = Path(args.save_json)
+        target = Path(args.save_json).expanduser()
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(json.dumps(results, indent=1, ensure_ascii=False), encoding="utf-8")
     if unreadable:
@@ -217,7 +231,7 @@ def run_on_video(args: argparse.Namespace, predictor: Predictor | OnnxPredictor,
         if not args.webcam and path.resolve() == Path(source).resolve():
             raise UserError(f"{path} is the input: choose another --output")
     capture = cv2.VideoCapture(source)
-    writer, count, detections = None, 0, 0
+    writer, best, count, detections = None, None, 0, 0
     try:
         if not capture.isOpened():
             raise UserError(f"cannot open {shown_source} as video")
@@ -233,6 +247,9 @@ def run_on_video(args: argparse.Namespace, predictor: Predictor | OnnxPredictor,
                 drawn = visualizer.draw_instance_predictions(frame[:, :, ::-1], kept).get_image()
                 drawn = np.ascontiguousarray(drawn[:, :, ::-1])
                 count, detections = count + 1, detections + len(kept)
+                best = instances[:1] if best is None else best
+                if len(instances) and (not len(best) or instances.scores[0] > best.scores[0]):
+                    best = instances[:1]
                 if path is None:
                     cv2.imshow(WINDOW, drawn)
                     if cv2.waitKey(1) == ESCAPE:
@@ -250,6 +267,8 @@ def run_on_video(args: argparse.Namespace, predictor: Predictor | OnnxPredictor,
     if not count:
         raise UserError(f"no frame of {shown_source} could be decoded")
     where = f" -> {path}" if path else ""
+    if not detections:
+        where += f" ({why_nothing(best)})"
     logger.info("%s: %d frames, %d detections%s", shown_source, count, detections, where)
     return 0
 
@@ -275,13 +294,15 @@ def build_predictor(args: argparse.Namespace) -> Predictor | OnnxPredictor:
     if args.onnx is None:
         return Predictor.from_config(args.config_file or shipped_config(), overrides=args.opts)
     if args.config_file or args.opts:
-        raise UserError("--onnx holds a whole detector: leave --config-file and --opts out")
+        raise UserError(
+            "--onnx holds a whole detector: leave --config-file, --weights and overrides out"
+        )
     return OnnxPredictor(args.onnx)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, or 1 when an input could not be decoded or used."""
-    args = get_parser().parse_args(argv)
+    args = parse_arguments(get_parser(), argv)
     logger = setup_logger(name="demo")
     setup_logger(name="detection_toolkit")
     try:

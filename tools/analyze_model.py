@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """What a model costs: parameters, multiply-adds, activations and memory, module by module.
 
-    python tools/analyze_model.py --config-file CONFIG [CONFIG ...] [--opts KEY=VALUE ...]
+    python tools/analyze_model.py --config-file CONFIG [CONFIG ...] [KEY=VALUE ...]
 
 CONFIG is a path or a name such as stageinteractor/stageinteractor_r50_100q_1x.py. With one config
 the table has a row a module, down to --depth; with several, a row a config. --operators adds a
@@ -27,6 +27,7 @@ from pathlib import Path
 import torch
 
 from detection_toolkit.engine import user_errors
+from detection_toolkit.engine.arguments import add_overrides_argument, parse_arguments
 from detection_toolkit.studies import model_costs
 from detection_toolkit.studies.model_costs import (
     Published,
@@ -80,10 +81,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--operators", action="store_true", help="show FLOPs by operator, too")
     parser.add_argument("--skip-memory", action="store_true", help="do not measure memory")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was counted")
-    parser.add_argument(
-        "--opts", nargs="+", default=[], metavar="KEY=VALUE", help="override entries of the config"
-    )
-    args = parser.parse_args(argv)
+    add_overrides_argument(parser, "override entries of the config")
+    args = parse_arguments(parser, argv)
     if min(args.size) < 1:
         parser.error(f"--size {args.size[0]} {args.size[1]}: both must be positive")
     if args.depth < 0:

@@ -23,6 +23,7 @@ from torch import nn
 
 from detection_toolkit.config import apply_overrides, get_config
 from detection_toolkit.engine import user_errors
+from detection_toolkit.engine.arguments import add_overrides_argument, parse_arguments
 from detection_toolkit.studies.benchmark import FORMS, Bench, Conditions, memory_of, run
 from detection_toolkit.studies.environment import ROOT
 
@@ -53,8 +54,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--no-curves", action="store_true", help="leave out queries and stages")
     parser.add_argument("--json", type=Path, help="also write all figures to this file")
     parser.add_argument("--memory-of", choices=FORMS, help="internal")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes of the config")
-    args = parser.parse_args(argv)
+    add_overrides_argument(parser, "changes of the config")
+    args = parse_arguments(parser, argv)
     for name in ("batch", "train_batch", "threads", "rounds"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
@@ -78,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     args = parse_args(argv)
     with user_errors():
-        cfg = apply_overrides(get_config(args.config_file), args.overrides)
+        cfg = apply_overrides(get_config(args.config_file), args.opts)
         torch.set_num_threads(args.threads)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         conditions = Conditions(

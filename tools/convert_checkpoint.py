@@ -43,6 +43,7 @@ from detection_toolkit.checkpoint.official_files import (
     write_official,
 )
 from detection_toolkit.config import apply_overrides, get_config
+from detection_toolkit.engine.arguments import add_overrides_argument, parse_arguments
 from detection_toolkit.errors import UserError
 
 
@@ -64,9 +65,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="accept an official file without the tensors that its network holds unused",
     )
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="entries of the config")
-    # Options may stand among the overrides.
-    args = parser.parse_intermixed_args(argv)
+    add_overrides_argument(parser, "entries of the config")
+    args = parse_arguments(parser, argv)
     if args.output.resolve() == args.checkpoint.resolve():
         parser.error("--output is the file to convert; choose another name")
     return args
@@ -75,11 +75,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def convert(args: argparse.Namespace) -> str:
     """Do it, and say what was done."""
     cfg = get_config(args.config_file)
-    apply_overrides(cfg, args.overrides)
+    apply_overrides(cfg, args.opts)
     with torch.device("meta"):  # names and shapes are all that is needed of the model
         model = instantiate(cfg.model)
     checkpoint = read_checkpoint(args.checkpoint, allow_pickle=args.allow_pickle)
-    weights, extras = split_weights(checkpoint, args.checkpoint)
+    weights, extras = split_weights(checkpoint, args.checkpoint, model.state_dict())
     if args.to_official:
         if is_official_state_dict(weights):
             raise UserError(f"{args.checkpoint} is an official checkpoint already")

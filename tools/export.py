@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Export a detector as one file: an ONNX model, or a program that torch.export.load reads.
 
-    python tools/export.py --config-file CONFIG [train.init_checkpoint=model.pth] \\
+    python tools/export.py --config-file CONFIG [--weights model.pth] \\
         --format onnx --output model.onnx
 
 Before the file is written its detections are compared with those of the detector, on random images
@@ -25,6 +25,11 @@ from torch import nn
 
 from detection_toolkit.checkpoint.durable import write_durably
 from detection_toolkit.engine import user_errors
+from detection_toolkit.engine.arguments import (
+    add_overrides_argument,
+    add_weights_arguments,
+    parse_arguments,
+)
 from detection_toolkit.engine.inspection import build_inspected_detector
 from detection_toolkit.errors import UserError
 from detection_toolkit.export import (
@@ -75,10 +80,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--runs", type=int, default=5, help="timed runs of each (default: %(default)s)"
     )
-    parser.add_argument(
-        "opts", nargs="*", metavar="KEY=VALUE", help="changes to the config, e.g. its weights"
-    )
-    args = parser.parse_intermixed_args(argv)
+    add_weights_arguments(parser)
+    add_overrides_argument(parser, "changes to the config")
+    args = parse_arguments(parser, argv)
     for name in ("parity_size", "benchmark"):
         size = getattr(args, name)
         if size and min(size) < 1:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from detection_toolkit.checkpoint.checkpointer import inference_weights
 from detection_toolkit.config import apply_overrides, get_config
-from detection_toolkit.engine.arguments import add_overrides_argument
+from detection_toolkit.engine.arguments import add_overrides_argument, parse_arguments
 from detection_toolkit.engine.predictor import Predictor
 from detection_toolkit.engine.shipped import shipped_config
 from detection_toolkit.engine.trainer import Trainer
@@ -124,7 +124,7 @@ def describe(facts: Mapping[str, object], name: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, export, evaluate, note. Returns the exit code."""
-    args = get_parser().parse_args(argv)
+    args = parse_arguments(get_parser(), argv)
     work_dir, output = args.work_dir.resolve(), args.output.resolve()
     overrides = [f"train.output_dir={from_root(work_dir)}", *args.opts]
     if args.max_iter is not None:

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from detection_toolkit.checkpoint.checkpointer import Checkpointer
 from detection_toolkit.config import apply_overrides, get_config
 from detection_toolkit.engine import user_errors
+from detection_toolkit.engine.arguments import add_overrides_argument, parse_arguments
 from detection_toolkit.engine.bad_batch import read_bad_batch
 
 
@@ -51,9 +52,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="default: the *_weights.pth beside the batch; a step that was only skipped has none",
     )
     parser.add_argument("--draw", metavar="FOLDER", help="write pictures of the batch there")
-    parser.add_argument(
-        "opts", nargs="*", metavar="KEY=VALUE", help="changes to the config, e.g. train.device=cpu"
-    )
+    add_overrides_argument(parser, "changes to the config, e.g. train.device=cpu")
     return parser
 
 
@@ -79,7 +78,7 @@ def build_model(cfg: DictConfig, args: argparse.Namespace) -> nn.Module:
                 "checkpoint of the run with --weights"
             )
     model = instantiate(cfg.model).to(cfg.train.device)
-    Checkpointer(model).load(str(weights))
+    Checkpointer(model, strict=True).load(str(weights))
     return model.train()
 
 
@@ -164,7 +163,7 @@ def draw(batch: list[dict[str, Any]], folder: Path, number: int, channels: str) 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
-    args = get_parser().parse_args(argv)
+    args = parse_arguments(get_parser(), argv)
     with user_errors():
         content = read_bad_batch(args.batch)
         cfg = load_config(args)

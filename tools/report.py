@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from detection_toolkit.engine import user_errors
+from detection_toolkit.visualization import DEFAULT_SCORE_THRESHOLD
 from detection_toolkit.visualization.report import write_report
 
 
@@ -32,7 +33,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--score-threshold",
         type=float,
-        default=0.3,
+        default=DEFAULT_SCORE_THRESHOLD,
         help="of the detections that errors, confusion and images are about (default: %(default)s)",
     )
     parser.add_argument(

@@ -22,7 +22,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from detection_toolkit.engine import user_errors
-from detection_toolkit.engine.arguments import add_overrides_argument
 from detection_toolkit.studies.costs import STEPS, measure_variants
 from detection_toolkit.studies.environment import ROOT, facts
 from detection_toolkit.studies.plan import choose_plan
@@ -101,7 +100,14 @@ def get_parser() -> argparse.ArgumentParser:
         help="also put the tables between the page's marks <!-- begin PLAN --> and "
         "<!-- end PLAN -->, and beside it the picture into images/, the results into ablations/",
     )
-    add_overrides_argument(parser, "further changes to the base config")
+    # Without --opts they would be the last variant's.
+    option(
+        "--opts",
+        default=[],
+        nargs=argparse.REMAINDER,
+        metavar="KEY=VALUE",
+        help="further changes to the base config",
+    )
     return parser
 
 

@@ -25,11 +25,12 @@ from detectron2.data.detection_utils import read_image
 from detectron2.utils.logger import setup_logger
 
 from detection_toolkit.data import get_detection_dataset
-from detection_toolkit.engine.arguments import add_overrides_argument
+from detection_toolkit.engine.arguments import add_overrides_argument, parse_arguments
 from detection_toolkit.engine.predictor import Predictor
 from detection_toolkit.engine.shipped import shipped_checkpoint, shipped_config
 from detection_toolkit.engine.trainer import Trainer
 from detection_toolkit.visualization import (
+    DEFAULT_SCORE_THRESHOLD,
     contact_sheet,
     draw_detections,
     draw_ground_truth,
@@ -44,7 +45,6 @@ FINETUNE_CONFIG = "stageinteractor/shapes_tiny_finetune.py"
 SETS = ("shapes_train", "shapes_val", "shapes_shifted_train", "shapes_shifted_val")
 PICTURES = 12
 SHEET_ROWS = 6
-THRESHOLD = 0.35
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -128,7 +128,9 @@ def draw(before: Predictor, after: Predictor, folder: Path) -> list[Path]:
         image = read_image(record["file_name"], format="BGR")
         rgb = image[:, :, ::-1]
         row = [
-            draw_detections(rgb, p(image)["instances"], after.metadata, threshold=THRESHOLD)
+            draw_detections(
+                rgb, p(image)["instances"], after.metadata, threshold=DEFAULT_SCORE_THRESHOLD
+            )
             for p in (before, after)
         ]
         row.append(draw_ground_truth(record, after.metadata, image=rgb))
@@ -148,7 +150,9 @@ def draw_sheet(predictor: Predictor, name: str, output: Path) -> Path:
         rgb = image[:, :, ::-1]
         found = predictor(image)["instances"]
         cells += [
-            draw_detections(rgb, found, predictor.metadata, threshold=THRESHOLD, scale=2),
+            draw_detections(
+                rgb, found, predictor.metadata, threshold=DEFAULT_SCORE_THRESHOLD, scale=2
+            ),
             draw_ground_truth(record, predictor.metadata, image=rgb, scale=2),
         ]
     rows = [cells[i : i + 4] for i in range(0, len(cells), 4)]
@@ -158,7 +162,7 @@ def draw_sheet(predictor: Predictor, name: str, output: Path) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
-    args = get_parser().parse_args(argv)
+    args = parse_arguments(get_parser(), argv)
     output = args.output.resolve()
     shown = str(output.relative_to(ROOT)) if output.is_relative_to(ROOT) else str(output)
     try:

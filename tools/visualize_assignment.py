@@ -3,7 +3,7 @@
 
     python tools/visualize_assignment.py --num-images 3 --output output/assignment
     python tools/visualize_assignment.py --config-file my_config.py --images 139 000123.jpg \\
-        --output output/assignment --opts train.init_checkpoint=output/my_run/model_final.pth
+        --output output/assignment --weights output/my_run/model_final.pth
 
 The images are those of dataloader.train.dataset, resized as for a test, so that a picture can be
 made again. Without --config-file it is the detector of the built-in shapes.
@@ -26,7 +26,7 @@ from tqdm import tqdm
 from detection_toolkit.checkpoint.durable import write_durably
 from detection_toolkit.data import dataset_names, get_detection_dataset, read_image
 from detection_toolkit.engine import user_errors
-from detection_toolkit.engine.arguments import add_config_arguments
+from detection_toolkit.engine.arguments import add_config_arguments, parse_arguments
 from detection_toolkit.engine.inspection import build_inspected_detector
 from detection_toolkit.engine.predictor import Predictor
 from detection_toolkit.errors import UserError
@@ -186,7 +186,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
-    args = get_parser().parse_args(argv)
+    args = parse_arguments(get_parser(), argv)
     with user_errors():
         run(args)
     return 0

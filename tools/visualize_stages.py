@@ -3,7 +3,7 @@
 
     python tools/visualize_stages.py --input picture.jpg --output output/stages
     python tools/visualize_stages.py --config-file stageinteractor/stageinteractor_r50_100q_1x.py \\
-        --input folder/ --output output/stages --opts train.init_checkpoint=model_final.pth
+        --input folder/ --output output/stages --weights model_final.pth
 
 Each figure shows the detections after every stage; where the best queries sample, coloured by
 feature level; how their boxes move and their scores change; and which earlier filters each stage
@@ -22,9 +22,10 @@ from tqdm import tqdm
 from detection_toolkit.data import UnreadableImageError
 from detection_toolkit.data.images import read_image, shown_name
 from detection_toolkit.engine import user_errors
-from detection_toolkit.engine.arguments import add_config_arguments, find_pictures
+from detection_toolkit.engine.arguments import add_config_arguments, find_pictures, parse_arguments
 from detection_toolkit.engine.inspection import build_inspected_detector
 from detection_toolkit.visualization import (
+    DEFAULT_SCORE_THRESHOLD,
     choose_queries,
     draw_stages,
     figure_stems,
@@ -56,7 +57,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--confidence-threshold",
         type=float,
-        default=0.3,
+        default=DEFAULT_SCORE_THRESHOLD,
         help="least score of a detection that is drawn (default: %(default)s)",
     )
     parser.add_argument(
@@ -102,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
-    args = get_parser().parse_args(argv)
+    args = parse_arguments(get_parser(), argv)
     with user_errors():
         return 1 if run(args) else 0
 

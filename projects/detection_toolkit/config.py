@@ -6,6 +6,9 @@ import contextlib
 import difflib
 import importlib
 import inspect
+import os
+import re
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from detectron2.utils.registry import locate
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import OverrideType
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 
 from .errors import UnknownNameError, UserError
 from .registrations import repeatable_registrations
@@ -23,6 +26,8 @@ from .registrations import repeatable_registrations
 __all__ = [
     "apply_overrides",
     "arguments_of_target",
+    "config_names",
+    "config_text",
     "find_config_file",
     "get_config",
     "register_moved_names",
@@ -36,6 +41,17 @@ def _config_folders() -> list[Path]:
     # In an installed wheel; in a checkout, <checkout>/projects/detection_toolkit/config.py.
     folders = [package / "configs", package.parents[1] / "configs"]
     return [folder for folder in folders if folder.is_dir()]
+
+
+def config_names() -> list[str]:
+    """The configs that come with the project, by the names that ``--config-file`` takes."""
+    names = {
+        str(file.relative_to(folder))
+        for folder in _config_folders()
+        for file in folder.rglob("*.py")
+        if file.relative_to(folder).parts[0] != "common"
+    }
+    return sorted(names)
 
 
 def find_config_file(path: str) -> str:
@@ -53,16 +69,10 @@ def find_config_file(path: str) -> str:
     name = Path(path)
     if name.parts[:1] == ("configs",):
         name = Path(*name.parts[1:])
-    known = []
     for folder in _config_folders():
         if not name.is_absolute() and (folder / name).is_file():
             return str(folder / name)
-        known += [
-            str(file.relative_to(folder))
-            for file in sorted(folder.rglob("*.py"))
-            if file.relative_to(folder).parts[0] != "common"
-        ]
-    near = difflib.get_close_matches(str(name), known, n=4, cutoff=0.4)
+    near = difflib.get_close_matches(str(name), config_names(), n=4, cutoff=0.4)
     hint = f" Did you mean {', '.join(near)}?" if near else ""
     raise FileNotFoundError(f"config file {path} does not exist.{hint}")
 
@@ -86,6 +96,14 @@ def get_config(path: str) -> DictConfig:
     if Path(file).suffix in (".yaml", ".yml"):
         _follow_moves(cfg)
     return cfg
+
+
+def config_text(cfg: DictConfig) -> str:
+    """A config as YAML, as the ``config.yaml`` of a run has it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "config.yaml")
+        LazyConfig.save(cfg, str(path))
+        return path.read_text(encoding="utf-8")
 
 
 def register_moved_names(names: Mapping[str, str | Callable[[DictConfig], None]]) -> None:
@@ -133,6 +151,10 @@ def _moved(name: str) -> str | Callable[[DictConfig], None]:
 def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """Set keys of a config from ``key=value`` texts, in Hydra's syntax.
 
+    Where a text is expected, the value is taken as it stands (``train.output_dir=2024_11_26``, a
+    path with a comma), and ``~/`` at its beginning is the home folder. Quotes around it are not
+    its own, ``null`` is nothing, and what begins with a bracket is a list or a group.
+
     Unlike Detectron2's ``LazyConfig.apply_overrides``, a key must exist, or be an argument of the
     callable that its node stands for. ``+key=value`` adds a new one. Groups are merged, but a value
     with a ``_target_`` replaces the whole node, as it calls something else, with arguments of its
@@ -156,7 +178,9 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
                 f"{text!r} does not set anything: write overrides as key=value, "
                 "for example train.max_iter=100"
             )
-        key, value, adds = _parse(parser, text)
+        key, value, adds = _as_text(cfg, text) or _parse(parser, text)
+        if isinstance(value, str) and value.startswith("~/"):
+            value = os.path.expanduser(value)
         if not adds:
             _check_override(cfg, key, value)
         try:
@@ -165,6 +189,44 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
         except Exception as error:
             raise UserError(f"the override {text!r} cannot be applied: {error}") from error
     return cfg
+
+
+def _as_text(cfg: DictConfig, text: str) -> tuple[str, Any, bool] | None:
+    """Key, value, and whether the key is to be added; None where Hydra's grammar is to read it."""
+    key, value = text.split("=", 1)
+    name = key.lstrip("+")
+    if value == "null" or value[:1] in ("'", '"', "[", "{") or not _takes_text(cfg, name):
+        return None
+    return name, value, key != name
+
+
+def _takes_text(cfg: DictConfig, key: str) -> bool:
+    """Whether a key holds a text, or is an argument that is declared as one."""
+    try:
+        node = _find_node(cfg, key)
+        parent = _find_node(cfg, key.rpartition(".")[0]) if "." in key else cfg
+    except UnknownNameError:
+        return False
+    if isinstance(node, Node) and node._is_interpolation():
+        node = node._dereference_node()
+    if isinstance(node, (DictConfig, ListConfig)) and not node._is_none():
+        return False
+    value = node._value() if isinstance(node, Node) else None
+    if value is not None and not isinstance(value, str):
+        return False
+    declared = _declared_kinds(parent, key.rpartition(".")[2])
+    if declared & {"int", "float", "bool"}:
+        return False
+    return value is not None or "str" in declared
+
+
+def _declared_kinds(node: object, argument: str) -> set[str]:
+    """Words in the annotation of an argument of what a node calls."""
+    parameter = _parameters_of_target(node).get(argument) if isinstance(node, DictConfig) else None
+    if parameter is None or parameter.annotation is parameter.empty:
+        return set()
+    annotation = parameter.annotation
+    return set(re.findall(r"\w+", annotation if isinstance(annotation, str) else repr(annotation)))
 
 
 def _parse(parser: OverridesParser, text: str) -> tuple[str, Any, bool]:
@@ -229,15 +291,20 @@ def _find_node(cfg: DictConfig, key: str) -> object:
 
 def arguments_of_target(node: DictConfig) -> set[str]:
     """Names of the keyword arguments of what an ``L(...)`` node calls."""
-    target = node.get("_target_")
+    return set(_parameters_of_target(node))
+
+
+def _parameters_of_target(node: DictConfig) -> dict[str, inspect.Parameter]:
+    target = None if node._is_none() else node.get("_target_")
     if target is None:
-        return set()
+        return {}
     target = locate(target) if isinstance(target, str) else target
     try:
         parameters = inspect.signature(target).parameters.values()
     except (TypeError, ValueError):
-        return set()
-    return {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+        return {}
+    kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return {p.name: p for p in parameters if p.kind in kinds}
 
 
 def _flat_keys(node: DictConfig | ListConfig, prefix: str = "") -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -52,18 +53,22 @@ def test_a_folder_with_a_broken_picture_and_difficult_names(run, tmp_path, pictu
     assert (np.abs(drawn.astype(int) - plain).max(axis=2) > 60).mean() > 0.005
 
 
-def test_without_detections_the_picture_is_written_all_the_same(run, tmp_path, picture):
+def test_without_detections_the_picture_is_written_all_the_same(run, tmp_path, picture, capfd):
     file = write(tmp_path / "a.png", picture)
     output = tmp_path / "drawn.png"
     threshold = ["--confidence-threshold", 1.1, "--scale", 1]
     assert run("--input", file, "--output", output, *threshold) == 0
+    shown = capfd.readouterr()
+    (line,) = [x for x in (shown.out + shown.err).splitlines() if "0 detections" in x]
+    assert re.search(r"\(the best score is 0\.\d\d: lower --confidence-threshold; a detec", line)
     assert np.array_equal(cv2.imread(str(output)), picture)
 
 
-def test_detections_as_json(run, tmp_path, picture):
+def test_detections_as_json(run, tmp_path, picture, monkeypatch):
     file = write(tmp_path / "a.png", picture)
+    monkeypatch.setenv("HOME", str(tmp_path))
     results = tmp_path / "deep" / "r.json"
-    options = ["--confidence-threshold", 0.1, "--save-json", results]
+    options = ["--confidence-threshold", 0.1, "--save-json", "~/deep/r.json"]
     assert run("--input", file, "--output", tmp_path / "out", *options) == 0
     records = json.loads(results.read_text())
     assert records and {r["image_id"] for r in records} == {file}

@@ -3,7 +3,13 @@ from pathlib import Path
 import pytest
 from detectron2.config import instantiate
 
-from detection_toolkit.config import apply_overrides, find_config_file, get_config
+from detection_toolkit.config import (
+    apply_overrides,
+    config_names,
+    config_text,
+    find_config_file,
+    get_config,
+)
 from detection_toolkit.training import StagewiseMatcher
 
 CONFIG = "stageinteractor/shapes_tiny.py"
@@ -126,3 +132,58 @@ def test_what_calls_something_else_replaces_the_node_with_its_arguments(cfg):
     assert type(instantiate(cfg.model.criterion).label_assigner) is StagewiseMatcher
     apply_overrides(cfg, ["model.criterion.class_weight=3", "train.ema={decay:0.9}"])
     assert cfg.train.ema == {"enabled": True, "decay": 0.9}  # groups are merged, as before
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["2024_11_26", "true", "null_1", "1e3", "runs/a, b", "a=b", "10:30", "x'y", "a b"],
+)
+def test_a_text_is_taken_as_it_stands(cfg, text):
+    apply_overrides(cfg, [f"train.output_dir={text}", f"train.init_checkpoint={text}"])
+    assert cfg.train.output_dir == cfg.train.init_checkpoint == text
+    # An argument that is declared as a text, where the config has none.
+    apply_overrides(cfg, [f"dataloader.test.dataset.json_file={text}"])
+    assert cfg.dataloader.test.dataset.json_file == text
+
+
+def test_quotes_around_a_text_are_not_its_own(cfg):
+    apply_overrides(cfg, ["train.output_dir='a, b'", 'train.init_checkpoint="1"'])
+    assert (cfg.train.output_dir, cfg.train.init_checkpoint) == ("a, b", "1")
+
+
+def test_a_tilde_is_the_home_folder(cfg, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    apply_overrides(cfg, ["train.output_dir=~/runs/1", "train.init_checkpoint='~/a.pth'"])
+    assert cfg.train.output_dir == "/home/me/runs/1"
+    assert cfg.train.init_checkpoint == "/home/me/a.pth"
+    apply_overrides(cfg, ["train.output_dir=runs/~1"])
+    assert cfg.train.output_dir == "runs/~1"
+
+
+def test_what_is_no_text_is_read_as_before(cfg):
+    apply_overrides(
+        cfg,
+        [
+            "train.init_checkpoint=null",
+            "train.seed=1_000",
+            "dataloader.train.dataset.names=[1,b]",
+            "model.num_classes=7",  # which others follow by a text, an interpolation
+            "model.decoder.num_classes=8",
+        ],
+    )
+    assert cfg.train.init_checkpoint is None and cfg.train.seed == 1000
+    assert cfg.dataloader.train.dataset.names == [1, "b"]
+    assert (cfg.model.num_classes, cfg.model.decoder.num_classes) == (7, 8)
+
+
+def test_the_names_that_are_listed_are_those_that_are_found():
+    names = config_names()
+    assert CONFIG in names and not any(name.startswith("common") for name in names)
+    assert all(Path(find_config_file(name)).is_file() for name in names)
+
+
+def test_the_text_of_a_config_is_what_loads_again(cfg, tmp_path):
+    apply_overrides(cfg, ["train.output_dir=2024_11_26"])
+    (tmp_path / "config.yaml").write_text(config_text(cfg))
+    again = get_config(str(tmp_path / "config.yaml"))
+    assert again.train == cfg.train and again.model.decoder.num_stages == 4

@@ -7,18 +7,20 @@ import logging
 import os
 import pickle
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
-from tabulate import tabulate
 
 from ..errors import UserError
 from .durable import damage, remove_partial_files, write_durably
 from .official import CheckpointMismatchError, adapt_checkpoint, check_weights
-from .official_files import CheckpointFileError, read_checkpoint
+from .official_files import CheckpointFileError, no_weights, read_checkpoint
+from .official_format import BATCH_COUNT
+from .weights import Misfit, find_weights
 
 __all__ = ["BEST_CHECKPOINT", "Checkpointer", "ResumeError", "inference_weights"]
 
@@ -27,6 +29,8 @@ logger = logging.getLogger(__name__)
 BEST_CHECKPOINT = "model_best"
 _LAST = "last_checkpoint"
 _FINAL = "model_final.pth"
+_FROM_CONFIG = ("pixel_mean", "pixel_std")  # a file need not have them, says Detectron2
+_ALLOW_PARTIAL = "--allow-partial goes on with random values instead"
 _PERIODIC = re.compile(r"model_(\d+)\.pth")
 
 
@@ -38,8 +42,8 @@ class Checkpointer(DetectionCheckpointer):
     """Detectron2's ``DetectionCheckpointer``, which says what it could not load.
 
     As an initialisation, a checkpoint whose classes or queries differ from the config's is loaded
-    as far as it fits, and one table lists the tensors left out. As the state to resume from, it
-    is refused.
+    as far as it fits, and one line tells what was left out. As the state to resume from, it is
+    refused, and so it is where a model is only read (``strict``).
 
     Files are read with ``weights_only=True``. A pickle (``.pkl``, as in Detectron2's model zoo, or
     ``.pyth``) may run any code when it is opened: it is read, as Detectron2 reads it, only from
@@ -65,6 +69,7 @@ class Checkpointer(DetectionCheckpointer):
         prefer_ema: bool = False,
         allow_pickle: bool = False,
         init_prefix: str = "",
+        strict: bool = False,
         **checkpointables: Any,
     ):
         """
@@ -74,12 +79,16 @@ class Checkpointer(DetectionCheckpointer):
             allow_pickle: open pickles of any origin, and run what they ask for.
             init_prefix: initialise only the tensors whose names begin so, as
                 ``backbone.bottom_up.``; a run is resumed whole.
+            strict: refuse what does not give the model all of its weights. For whoever reads a
+                model and does not train it.
         """
         super().__init__(model, os.fspath(save_dir), save_to_disk=save_to_disk, **checkpointables)
         self.prefer_ema = prefer_ema
         self.allow_pickle = allow_pickle
         self.init_prefix = init_prefix
+        self.strict = strict
         self.loaded_ema = False
+        self._path = ""
         self._resuming = False
 
     def save(self, name: str, **kwargs: Any) -> None:
@@ -139,10 +148,16 @@ class Checkpointer(DetectionCheckpointer):
             FileNotFoundError: there is no such file.
             CheckpointFileError: it is damaged, or opening it would run code.
             CheckpointMismatchError: it is an official checkpoint, or ImageNet weights, of another
-                network, or has a backbone of another size that a project checks.
+                network, or has a backbone of another size that a project checks; no tensor of it
+                is the model's; or, where loading is strict, some are missing, or no file is named.
             ResumeError: see :meth:`resume_or_load`.
         """
         path = os.fspath(path)
+        if not path and self.strict:
+            raise CheckpointMismatchError(
+                "no weights: name a checkpoint with --weights FILE (train.init_checkpoint=FILE). "
+                f"{_ALLOW_PARTIAL}"
+            )
         if path and "://" not in path and not Path(path.split("?")[0]).is_file():
             raise FileNotFoundError(
                 f"checkpoint {path} does not exist"
@@ -154,6 +169,7 @@ class Checkpointer(DetectionCheckpointer):
                     '"" to start from random weights'
                 )
             )
+        self._path = path
         try:
             return super().load(path, *args, **kwargs)
         finally:
@@ -267,13 +283,14 @@ class Checkpointer(DetectionCheckpointer):
         return super()._load_file(filename)
 
     def _torch_load(self, f: str) -> Any:
-        return adapt_checkpoint(read_checkpoint(f), self.model, f)
+        return adapt_checkpoint(read_checkpoint(f, allow_pickle=self.allow_pickle), self.model, f)
 
     def _load_model(self, checkpoint: Any):
-        self.loaded_ema = self.prefer_ema and "ema" in checkpoint
+        has_plain = checkpoint.get("ema") is not checkpoint["model"]
+        self.loaded_ema = "ema" in checkpoint and (self.prefer_ema or not has_plain)
         if self.loaded_ema:
             logger.info("using the averaged (EMA) weights of the checkpoint")
-            checkpoint["model"] = inference_weights(checkpoint)
+            checkpoint["model"] = inference_weights(checkpoint, wanted=self.model.state_dict())
         elif "ema" in checkpoint and not self._resuming:
             logger.info(
                 "using the plain weights of the checkpoint, not the averaged (EMA) ones that it "
@@ -306,47 +323,60 @@ class Checkpointer(DetectionCheckpointer):
         return kept
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
-        rows = [
-            (key, _shape(in_checkpoint), _shape(in_model))
-            for key, in_checkpoint, in_model in incompatible.incorrect_shapes
-        ]
-        table = tabulate(rows, headers=["tensor", "in the checkpoint", "in the model"])
-        if self._resuming and (rows or incompatible.missing_keys or incompatible.unexpected_keys):
-            missing = ", ".join(incompatible.missing_keys[:5]) or "none"
-            surplus = ", ".join(incompatible.unexpected_keys[:5]) or "none"
-            raise ResumeError(
-                "the last checkpoint in the output directory belongs to another model and cannot "
-                "be resumed: use the config that it was made with, or another train.output_dir, "
-                "or name it as train.init_checkpoint without --resume.\n"
-                f"{table}\nmissing: {missing}\nsurplus: {surplus}"
-            )
-        if rows:
-            logger.warning(
-                "%d tensors of the checkpoint do not fit the model, as its number of classes or "
-                "queries differs. They are left as initialised; the rest is loaded.\n%s",
-                len(rows),
-                table,
-            )
-        left_out = {key for key, *_ in rows}
-        super()._log_incompatible_keys(
-            incompatible._replace(
-                incorrect_shapes=[],
-                missing_keys=[k for k in incompatible.missing_keys if k not in left_out],
-            )
+        resized = {name for name, *_ in incompatible.incorrect_shapes}
+        misfit = Misfit(
+            [name for name in incompatible.missing_keys if name not in resized],
+            incompatible.incorrect_shapes,
+            incompatible.unexpected_keys,
         )
+        told = misfit.describe()
+        if self._resuming:
+            if told:
+                raise ResumeError(
+                    "the last checkpoint in the output directory belongs to another model and "
+                    "cannot be resumed: use the config that it was made with, or another "
+                    "train.output_dir, or name it as train.init_checkpoint without --resume. "
+                    f"Tensors {told}"
+                )
+            return
+        if self.strict and misfit.too_little:
+            raise CheckpointMismatchError(
+                f"checkpoint {self._path} is not of this config. Tensors {told}. Use the config "
+                f"and the number of classes that it was trained with. {_ALLOW_PARTIAL}"
+            )
+        lacking = {*misfit.missing, *resized, *_FROM_CONFIG}
+        names = [k for k in self.model.state_dict() if not k.endswith(BATCH_COUNT)]
+        given = sum(name not in lacking for name in names)
+        if names and not given:
+            raise CheckpointMismatchError(
+                f"no tensor of checkpoint {self._path} is one of the model's: it is of another "
+                f"detector. Tensors {told}"
+            )
+        if told:
+            logger.warning(
+                "the checkpoint gives %d of the model's %d tensors; the rest is as initialised. "
+                "Tensors %s",
+                given,
+                len(names),
+                told,
+            )
 
 
-def inference_weights(checkpoint: dict[str, Any], *, prefer_ema: bool = True) -> dict[str, Any]:
-    """The model weights of a checkpoint: averaged ones if it has them and they are preferred."""
-    if prefer_ema and "ema" in checkpoint:
-        prefix = "module."
-        return {
-            key[len(prefix) :]: value
-            for key, value in checkpoint["ema"].items()
-            if key.startswith(prefix)
-        }
-    return checkpoint.get("model", checkpoint)
+def inference_weights(
+    checkpoint: dict[str, Any], *, prefer_ema: bool = True, wanted: Collection[str] = ()
+) -> dict[str, Any]:
+    """The model weights of a checkpoint: averaged ones if it has them and they are preferred.
 
+    Args:
+        checkpoint: what a file holds.
+        prefer_ema: see above.
+        wanted: names of the model's tensors, where they are known.
 
-def _shape(shape: Any) -> str:
-    return "x".join(map(str, shape)) or "scalar"
+    Raises:
+        CheckpointFileError: there are none.
+    """
+    found = find_weights(checkpoint, wanted)
+    weights = found.averaged if prefer_ema and found.averaged is not None else found.any
+    if weights is None:
+        raise no_weights(checkpoint, "the checkpoint")
+    return weights

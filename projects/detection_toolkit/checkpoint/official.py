@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .name_rules import Renamer, resnet_rules
-from .official_files import split_weights
+from .official_files import no_weights
 from .official_format import (
     ASK_CONFIG,
     BATCH_COUNT,
@@ -27,6 +27,7 @@ from .official_format import (
     format_of_ours,
     official_formats,
 )
+from .weights import find_weights
 
 __all__ = [
     "CheckpointMismatchError",
@@ -180,7 +181,10 @@ def check_weights(weights: Mapping[str, Tensor], model: nn.Module) -> None:
 def adapt_checkpoint(
     checkpoint: dict[str, Any], model: nn.Module, path: str | Path
 ) -> dict[str, Any]:
-    """Let Detectron2's checkpointer take a file of the authors' code or of an ImageNet model.
+    """Let Detectron2's checkpointer take a file of another program.
+
+    That is one whose weights are wrapped in another way (:mod:`.weights`), a file of the authors'
+    code, or one of an ImageNet model.
 
     Args:
         checkpoint: as :func:`~.official_files.read_checkpoint` returns it.
@@ -188,20 +192,24 @@ def adapt_checkpoint(
         path: of the file, for messages.
 
     Returns:
-        {"model": converted weights}, or the checkpoint itself if it is of neither kind.
+        the weights under our names as "model", and of our own files the rest. Averaged weights,
+        wherever they were, are in "ema"; where there are no others, they are "model" as well.
 
     Raises:
-        CheckpointMismatchError: it is of such a kind, but of another network.
+        CheckpointFileError: there are no weights.
+        CheckpointMismatchError: they are official ones or of ImageNet, but of another network.
     """
-    weights = next(
-        (checkpoint[k] for k in ("state_dict", "model") if isinstance(checkpoint.get(k), Mapping)),
-        checkpoint,
-    )
+    wanted = model.state_dict()
+    found = find_weights(checkpoint, wanted)
+    weights = found.any
+    if not weights:
+        raise no_weights(checkpoint, path)
     if is_official_state_dict(weights):
-        weights, _ = split_weights(checkpoint, path)
         converted = convert_official_state_dict(weights, model, allow_other_sizes=True)
         return {"model": converted.model}
     if is_backbone_state_dict(weights):
-        weights, _ = split_weights(checkpoint, path)
         return {"model": convert_backbone_state_dict(weights, model)}
-    return checkpoint
+    rest = {k: v for k, v in checkpoint.items() if not isinstance(v, Tensor)}
+    if found.averaged is not None and (found.plain is None or "ema" not in rest):
+        rest["ema"] = found.averaged
+    return {**rest, "model": weights}

@@ -1,19 +1,20 @@
 """Reading and writing checkpoint files of both kinds, safely.
 
 A ``.pth`` is a pickle, which may run any code when it is opened. So files are opened with PyTorch's
-``weights_only`` reader, which builds tensors and plain containers; of NumPy it may build scalars,
-as official checkpoints hold some among their notes.
+``weights_only`` reader, which builds tensors and plain containers, and besides what official
+checkpoints hold among their notes: scalars of NumPy, and the command line as a ``Namespace``.
 """
 
 from __future__ import annotations
 
+import argparse
 import codecs
 import contextlib
 import os
 import pickle
 import struct
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,13 @@ import torch
 from torch import Tensor
 
 from ..errors import MissingPackageError, UserError
+from .official_format import some_names
+from .weights import find_weights
 
 __all__ = [
     "CheckpointFileError",
     "EXTRAS",
+    "no_weights",
     "read_checkpoint",
     "split_weights",
     "write_checkpoint",
@@ -47,7 +51,7 @@ def read_checkpoint(path: str | Path, *, allow_pickle: bool = False) -> dict[str
     Args:
         path: a ``.safetensors`` that :func:`write_checkpoint` wrote, or any file of PyTorch.
         allow_pickle: run the code of a pickle that holds more than tensors and plain values. Only
-            for files from a trusted source.
+            for files from a trusted source; a file that needs none is read without.
 
     Raises:
         FileNotFoundError: no such file.
@@ -62,15 +66,14 @@ def read_checkpoint(path: str | Path, *, allow_pickle: bool = False) -> dict[str
     with path.open("rb"):
         pass  # what the system refuses to open is not damaged, and its own error says why
     try:
-        with _numpy_scalars_allowed():
-            checkpoint = torch.load(path, map_location="cpu", weights_only=not allow_pickle)
+        checkpoint = _load(path, allow_pickle=allow_pickle)
     except pickle.UnpicklingError as error:
         refused = _refused_part(str(error))
         if refused and not allow_pickle:
             raise CheckpointFileError(
                 f"{path} holds more than tensors and plain values, and opening it would run code. "
-                "If you trust its source, convert it with tools/convert_checkpoint.py "
-                "--allow-pickle. "
+                "If you trust its source, set train.allow_pickle=true, or convert it with "
+                "tools/convert_checkpoint.py --allow-pickle. "
                 f"PyTorch says: {refused}"
             ) from error
         # PyTorch's message is advice on opening the file unsafely.
@@ -95,39 +98,40 @@ def read_checkpoint(path: str | Path, *, allow_pickle: bool = False) -> dict[str
     return dict(checkpoint)
 
 
+def _load(path: Path, *, allow_pickle: bool) -> Any:
+    with _notes_allowed():
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:
+            if not allow_pickle:
+                raise
+    return torch.load(path, map_location="cpu", weights_only=False)
+
+
 def split_weights(
-    checkpoint: Mapping[str, Any], path: str | Path
+    checkpoint: Mapping[str, Any], path: str | Path, wanted: Collection[str] = ()
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The weights of a checkpoint, and the tensors that a conversion set aside.
 
     Args:
-        checkpoint: as :func:`read_checkpoint` returns it; the weights are in ``state_dict`` (the
-            authors' code), ``model`` (Detectron2), or are all there is.
+        checkpoint: as :func:`read_checkpoint` returns it; see :func:`~.weights.find_weights` for
+            where the weights may be.
         path: of the file, for messages.
+        wanted: names of the model's tensors, where they are known.
 
     Raises:
         CheckpointFileError: there are no weights.
     """
-    weights = checkpoint
-    for key in ("state_dict", "model"):
-        if isinstance(checkpoint.get(key), Mapping):
-            weights = checkpoint[key]
-            break
-    tensors = {}
-    for name, value in weights.items():
-        if isinstance(value, np.ndarray):
-            value = torch.from_numpy(value)
-        if not isinstance(value, Tensor):
-            raise CheckpointFileError(
-                f"{path} holds no weights: {name!r} is a {type(value).__name__}, not a tensor"
-            )
-        tensors[name] = value
-    if not tensors:
-        raise CheckpointFileError(f"{path} holds no weights")
-    prefix = "module."  # of DistributedDataParallel
-    if all(name.startswith(prefix) for name in tensors):
-        tensors = {name[len(prefix) :]: value for name, value in tensors.items()}
-    return tensors, dict(checkpoint.get(EXTRAS) or {})
+    weights = find_weights(checkpoint, wanted).any
+    if not weights:
+        raise no_weights(checkpoint, path)
+    return weights, dict(checkpoint.get(EXTRAS) or {})
+
+
+def no_weights(checkpoint: Mapping[str, Any], path: str | Path) -> CheckpointFileError:
+    """The error of a file without a tensor where weights are expected."""
+    held = some_names([str(key) for key in checkpoint], 5) or "nothing"
+    return CheckpointFileError(f"{path} holds no weights, but {held}")
 
 
 def write_checkpoint(
@@ -227,7 +231,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _numpy_scalars_allowed() -> Iterator[None]:
+def _notes_allowed() -> Iterator[None]:
     safe_globals = getattr(torch.serialization, "safe_globals", None)
     if safe_globals is None:  # PyTorch before 2.5 has no such list
         yield
@@ -240,6 +244,7 @@ def _numpy_scalars_allowed() -> Iterator[None]:
             (rebuild, "numpy._core.multiarray.scalar"),
             np.dtype,
             codecs.encode,
+            argparse.Namespace,
             *kinds,
         ]
     ):

@@ -3,7 +3,7 @@
 from .errors import user_errors
 from .evaluation import EvaluationFacts
 from .interruption import ended_by_signals
-from .launch import launch
+from .launch import check_gpus_are_there, launch
 from .predictor import Predictor
 from .settings import RunSettings
 from .setup import prepare_config
@@ -15,6 +15,7 @@ __all__ = [
     "Predictor",
     "RunSettings",
     "Trainer",
+    "check_gpus_are_there",
     "ended_by_signals",
     "launch",
     "prepare_config",

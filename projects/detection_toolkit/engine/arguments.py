@@ -5,17 +5,30 @@ from __future__ import annotations
 import argparse
 import glob
 import os
+import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..data.images import PICTURE_SUFFIXES
 from .shipped import shipped_config
 
-__all__ = ["add_config_arguments", "add_overrides_argument", "find_pictures"]
+__all__ = [
+    "add_config_arguments",
+    "add_overrides_argument",
+    "add_weights_arguments",
+    "find_pictures",
+    "parse_arguments",
+]
+
+# A dotted key, as all of a config are: what else has "=" may be a file.
+_OVERRIDE = re.compile(r"\+?[A-Za-z_]\w*(\.\w+|\[\d+\])+=.*", re.DOTALL)
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, *, has_default: bool = True) -> None:
-    """Add ``--config-file``, and ``--opts`` for all that follows it.
+    """Add ``--config-file``, ``--weights``, ``--allow-partial`` and the overrides.
+
+    The command line is then read by :func:`parse_arguments`.
 
     Args:
         has_default: the config of the shipped checkpoint takes the place of a missing
@@ -28,16 +41,78 @@ def add_config_arguments(parser: argparse.ArgumentParser, *, has_default: bool =
         metavar="FILE",
         help=f"config, by path or by its name among the packaged ones (default: {default})",
     )
-    add_overrides_argument(
-        parser, "changes to the config, e.g. train.init_checkpoint=model.pth train.device=cpu"
+    add_weights_arguments(parser)
+    add_overrides_argument(parser, "changes to the config, e.g. train.device=cpu")
+
+
+def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--weights`` and ``--allow-partial``, which :func:`parse_arguments` makes overrides."""
+    parser.add_argument(
+        "--weights", metavar="FILE", help="checkpoint; the same as train.init_checkpoint=FILE"
+    )
+    parser.add_argument(
+        "--allow-partial",
+        action="store_true",
+        help="evaluate, draw or export also where the checkpoint does not give the model all of "
+        "its weights",
     )
 
 
 def add_overrides_argument(parser: argparse.ArgumentParser, purpose: str) -> None:
-    """Add ``--opts``, which takes all that follows it; ``purpose`` is its help."""
+    """Tell of the overrides that :func:`parse_arguments` finds; ``purpose`` is their help."""
     parser.add_argument(
-        "--opts", default=[], nargs=argparse.REMAINDER, metavar="KEY=VALUE", help=purpose
+        "--opts",
+        default=[],
+        nargs=argparse.REMAINDER,
+        metavar="KEY=VALUE",
+        help=f"{purpose}; --opts may be left out",
     )
+
+
+def parse_arguments(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
+) -> argparse.Namespace:
+    """Read a command line, among whose arguments all commands of the project take overrides.
+
+    These are what is ``key=value`` with a dotted key and no file, and after ``--opts`` with any
+    key.
+
+    Args:
+        parser: reads the others.
+        argv: ``sys.argv[1:]`` by default.
+
+    Returns:
+        what the parser returns; ``opts`` holds the overrides, among them those that ``--weights``
+        and ``--allow-partial`` stand for.
+    """
+    others: list[str] = []
+    overrides: list[str] = []
+    announced = False
+    for text in sys.argv[1:] if argv is None else argv:
+        if text == "--opts":
+            announced = True
+        elif "=" in text and (
+            not text.startswith("-")
+            if announced
+            else _OVERRIDE.fullmatch(text) and not os.path.exists(text)
+        ):
+            overrides.append(text)
+        else:
+            others.append(text)
+    args = parser.parse_args(others)
+    args.opts = [*(args.opts or ()), *overrides]
+    if hasattr(args, "allow_partial"):
+        if args.weights:
+            args.opts.append(f"train.init_checkpoint={_quoted(args.weights)}")
+        if args.allow_partial:  # the configs of older runs lack it
+            args.opts.append("+train.allow_partial=true")
+    return args
+
+
+def _quoted(text: str) -> str:
+    """A text as the value of an override, whatever its characters."""
+    # Backslashes are doubled before a quote alone, as Hydra has it.
+    return "'" + re.sub(r"(\\*)(?:'|$)", lambda m: m[1] * 2 + "\\'" * ("'" in m[0]), text) + "'"
 
 
 def find_pictures(inputs: Sequence[str]) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 from collections.abc import Iterator
 
@@ -24,7 +25,8 @@ def user_errors() -> Iterator[None]:
         SystemExit: with the line as its code.
     """
     try:
-        yield
+        with _without_noise():
+            yield
     except Exception as error:
         process = f" in process {comm.get_rank()}" if comm.get_world_size() > 1 else ""
         if process and _has_lost_another(error):
@@ -35,6 +37,21 @@ def user_errors() -> Iterator[None]:
         if not is_user_error(error):
             raise
         sys.exit(f"error{process}: {_message(error)}")
+
+
+@contextlib.contextmanager
+def _without_noise() -> Iterator[None]:
+    """Leave out what PyTorch says of a compiler for GPUs that this machine does not have."""
+
+    def tells_something(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("No CUDA runtime is found")
+
+    noisy = logging.getLogger("torch.utils.cpp_extension")
+    noisy.addFilter(tells_something)
+    try:
+        yield
+    finally:
+        noisy.removeFilter(tells_something)
 
 
 def is_user_error(error: BaseException) -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -20,12 +22,14 @@ __all__ = [
     "Interruption",
     "ended_by_signals",
     "handled_by",
+    "signal_at_end_of_parent",
 ]
 
 logger = logging.getLogger(__name__)
 
 # What job schedulers send before they kill; not every system has both.
 SIGNALS = ("SIGTERM", "SIGUSR1")
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 # EX_TEMPFAIL of sysexits.h: try again later, here with --resume.
 EXIT_INTERRUPTED = 75
 
@@ -54,6 +58,19 @@ def handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[Non
         for number, previous in before.items():
             # None: it was not installed from Python, and cannot be put back.
             signal.signal(number, signal.SIG_DFL if previous is None else previous)
+
+
+def signal_at_end_of_parent() -> None:
+    """Let the system send SIGTERM when the process that has started this one is gone.
+
+    For whoever is started by a program that does not pass on every signal it dies of. Linux alone
+    can do so; elsewhere nothing happens.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM) != 0:
+        logger.warning("this process will not notice the end of the one that has started it")
 
 
 class _Signalled(InterruptedRun):

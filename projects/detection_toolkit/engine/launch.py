@@ -8,7 +8,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
@@ -21,9 +21,14 @@ from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
 from ..errors import UserError
-from .interruption import InterruptedRun, handled_by
+from .interruption import InterruptedRun, handled_by, signal_at_end_of_parent
 
-__all__ = ["ProcessEnvironment", "launch", "read_process_environment"]
+__all__ = [
+    "ProcessEnvironment",
+    "check_gpus_are_there",
+    "launch",
+    "read_process_environment",
+]
 
 # SLURM gives no port. Jobs on one machine differ in their job id.
 _SLURM_BASE_PORT = 20000
@@ -105,6 +110,40 @@ def _started_by_srun(environ: Mapping[str, str]) -> ProcessEnvironment | None:
     return ProcessEnvironment(rank, world_size, local_rank, counts.pop(), f"tcp://{address}:{port}")
 
 
+def check_gpus_are_there(num_gpus: int, overrides: Sequence[str]) -> None:
+    """Refuse to run on CPUs only because there are no GPUs.
+
+    Args:
+        num_gpus: processes that are asked for.
+        overrides: of the config; ``train.device=cpu`` asks for the CPU by name.
+
+    Raises:
+        UserError: several are asked for, there is no GPU, and it is not the CPU that is meant.
+    """
+    by_name = any(text.lstrip("+").startswith("train.device=cpu") for text in overrides)
+    if num_gpus > 1 and not torch.cuda.is_available() and not by_name:
+        raise UserError(
+            f"--num-gpus {num_gpus}, but PyTorch sees no GPU here; with train.device=cpu it is the "
+            "number of processes on the CPU"
+        )
+
+
+def _check_not_one_of_many(environ: Mapping[str, str]) -> None:
+    """
+    Raises:
+        UserError: something has started several processes, and this one does not know its place.
+    """
+    size = environ.get("WORLD_SIZE", "")
+    if size.isdigit() and int(size) > 1:
+        names = ("RANK", "LOCAL_RANK", "MASTER_ADDR")
+        missing = " and ".join(name for name in names if name not in environ)
+        raise UserError(
+            f"WORLD_SIZE={size} is set, but not {missing}: each of the {size} processes would "
+            "train alone, into one folder. Start them with torchrun or srun, give --num-machines, "
+            "--machine-rank and --dist-url, or unset WORLD_SIZE"
+        )
+
+
 def launch(
     main: Callable[..., Any],
     args: Any,
@@ -126,8 +165,8 @@ def launch(
         timeout: of the process group.
 
     Raises:
-        ValueError: more processes are asked for than there are GPUs, or the environment
-            contradicts itself.
+        UserError: more processes are asked for than there are GPUs, the environment contradicts
+            itself, or several machines have no address.
         SystemExit: a process that was started here has ended with an exit code, after saying why,
             or was killed.
     """
@@ -136,13 +175,22 @@ def launch(
         environment = _started_by_srun(os.environ)
     on_gpu = torch.cuda.is_available() and torch.device(device).type == "cuda"
     if environment is not None:
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            signal_at_end_of_parent()  # torchrun itself dies of SIGUSR1
         return _join(environment, main, args, on_gpu=on_gpu, timeout=timeout)
 
     if args.num_gpus < 1 or args.num_machines < 1:
         raise UserError("--num-gpus and --num-machines must be at least 1")
+    if args.num_machines == 1:
+        _check_not_one_of_many(os.environ)
     if on_gpu and args.num_gpus > torch.cuda.device_count():
         raise UserError(
             f"--num-gpus {args.num_gpus}, but PyTorch sees {torch.cuda.device_count()} GPUs here"
+        )
+    if args.num_machines > 1 and args.dist_url == "auto":
+        raise UserError(
+            f"--num-machines {args.num_machines} needs --dist-url tcp://HOST:PORT, with a free "
+            "port of the machine of --machine-rank 0"
         )
     if args.num_gpus * args.num_machines > 1 and not on_gpu:
         # Detectron2 takes NCCL where there is a GPU, which cannot exchange a CPU's tensors.

@@ -37,13 +37,26 @@ def predictor_config(
     *,
     weights: str | os.PathLike[str] | None = None,
 ) -> DictConfig:
-    """The config of a predictor; see :meth:`Predictor.from_config`."""
+    """The config of a predictor; see :meth:`Predictor.from_config`.
+
+    Raises:
+        UserError: no trained weights are named, and ``train.allow_partial`` is not set.
+    """
     config_file = os.fspath(config_file)
     cfg = apply_overrides(get_config(config_file), list(overrides))
     if weights is not None:
         cfg.train.init_checkpoint = os.fspath(weights)
-    if not cfg.train.init_checkpoint and is_shipped_config(config_file):
-        cfg.train.init_checkpoint = shipped_checkpoint()
+    settings = RunSettings.from_config(cfg.train)
+    path = settings.init_checkpoint or ""
+    if not path and is_shipped_config(config_file):
+        cfg.train.init_checkpoint = path = shipped_checkpoint()
+    named = weights is not None or any(x.startswith("train.init_checkpoint") for x in overrides)
+    # An address in a config is that of the backbone's weights, with which training starts.
+    if (not path or ("://" in path and not named)) and not settings.allow_partial:
+        raise UserError(
+            f"no trained weights for {config_file}: name a checkpoint with --weights FILE "
+            "(train.init_checkpoint=FILE), or --allow-partial to go on with random values"
+        )
     return cfg
 
 
@@ -69,11 +82,13 @@ class Predictor:
         """
         Args:
             cfg: a config whose ``train.init_checkpoint`` names the weights (the averaged ones
-                of the file where ``train.ema`` is enabled); empty leaves the model as it was
-                initialised, with a warning. ``model.num_classes`` follows the test data set.
+                of the file where ``train.ema`` is enabled). ``model.num_classes`` follows the test
+                data set. With ``train.allow_partial`` what the file lacks, and without a file all
+                of it, is left as it was initialised, with a warning.
 
         Raises:
-            ValueError: the mapper's image format is neither RGB nor BGR.
+            ValueError: the mapper's image format is neither RGB nor BGR, or the file does not
+                give the model all of its weights.
             FileNotFoundError: the weights do not exist.
         """
         self.cfg = copy.deepcopy(cfg)
@@ -144,24 +159,27 @@ class Predictor:
         return {"image": torch.as_tensor(image.copy()), "height": height, "width": width}
 
     def load_weights(self) -> None:
-        """Load ``train.init_checkpoint``, and warn of what does not fit.
+        """Load ``train.init_checkpoint``.
 
         Raises:
+            CheckpointMismatchError: it does not give the model all of its weights, or none is
+                named, and ``train.allow_partial`` is not set.
             FileNotFoundError: the weights do not exist.
         """
         settings = RunSettings.from_config(self.cfg.train)
-        if not settings.init_checkpoint:
+        if not settings.init_checkpoint and settings.allow_partial:
             logger.warning(
                 "No weights: the detector is as it was initialised and finds nothing of use. "
-                "Name a checkpoint with train.init_checkpoint=FILE"
+                "Name a checkpoint with --weights FILE"
             )
             return
         checkpointer = Checkpointer(
             self.model,
             prefer_ema=settings.ema.enabled,
             allow_pickle=settings.allow_pickle,
+            strict=not settings.allow_partial,
         )
-        checkpointer.load(settings.init_checkpoint)
+        checkpointer.load(settings.init_checkpoint or "")
 
 
 def _follow_test_set(cfg: DictConfig) -> Metadata:

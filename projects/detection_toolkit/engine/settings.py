@@ -150,6 +150,8 @@ class RunSettings:
         max_skipped_steps: so many steps in a row may be left out, as their losses or gradients
             are not finite.
         allow_pickle: open ``init_checkpoint`` even where that runs code.
+        allow_partial: evaluate, draw or export also where ``init_checkpoint`` does not give the
+            model all of its weights. Training begins with what fits in any case.
         accumulation_steps: forward passes for one step of the optimiser.
         ema: exponential moving average of the weights.
         reference_world_size: number of processes that batch, learning rate and schedule are meant
@@ -175,6 +177,7 @@ class RunSettings:
     clip_grad: ClipGradSettings = field(default_factory=ClipGradSettings)
     max_skipped_steps: int = 20
     allow_pickle: bool = False
+    allow_partial: bool = False
     accumulation_steps: int = 1
     ema: EmaSettings = field(default_factory=EmaSettings)
     reference_world_size: int = 0

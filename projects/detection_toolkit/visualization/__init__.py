@@ -5,6 +5,7 @@ from .convergence import plot_convergence
 from .curves import plot_ap_curves, plot_loss_curves, read_metrics
 from .paper import figure_stems, save_figure
 from .pictures import (
+    DEFAULT_SCORE_THRESHOLD,
     contact_sheet,
     distinct_names,
     draw_detections,
@@ -25,6 +26,7 @@ from .stages import (
 from .viewers import LABEL_SIZE, STAGE_VIEWERS, StageViewer
 
 __all__ = [
+    "DEFAULT_SCORE_THRESHOLD",
     "LABEL_SIZE",
     "STAGE_VIEWERS",
     "LabelDecision",

@@ -22,6 +22,7 @@ from ..data.images import read_image
 from ..errors import UserError
 
 __all__ = [
+    "DEFAULT_SCORE_THRESHOLD",
     "contact_sheet",
     "distinct_names",
     "draw_detections",
@@ -30,6 +31,9 @@ __all__ = [
     "select_confident",
     "side_by_side",
 ]
+
+DEFAULT_SCORE_THRESHOLD = 0.3
+"""Least score of a detection that is shown, unless a command is given another one."""
 
 _LEGIBLE_SIDE = 480  # pixels of the longer side below which labels hide small pictures
 _MARGIN = 8

@@ -28,7 +28,7 @@ from ..evaluation.results import (
     register_dataset,
 )
 from . import report_charts as charts
-from .pictures import draw_detections, draw_ground_truth, side_by_side
+from .pictures import DEFAULT_SCORE_THRESHOLD, draw_detections, draw_ground_truth, side_by_side
 
 __all__ = ["write_report"]
 
@@ -167,7 +167,7 @@ def write_report(
     output_dir: Path,
     *,
     dataset: str | None = None,
-    score_threshold: float = 0.3,
+    score_threshold: float = DEFAULT_SCORE_THRESHOLD,
     num_images: int = 4,
     backend: str = "pycocotools",
 ) -> list[Path]:

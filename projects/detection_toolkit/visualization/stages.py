@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from .paper import TEXT_WIDTH, draw_box, new_figure, prepare_picture
+from .pictures import DEFAULT_SCORE_THRESHOLD
 from .pictures import _class_color as class_color
 from .pictures import _class_name as class_name
 from .stage_traces import StageTrace
@@ -60,7 +61,7 @@ def draw_stages(
     traces: Sequence[StageTrace],
     metadata: Metadata | None = None,
     *,
-    threshold: float = 0.3,
+    threshold: float = DEFAULT_SCORE_THRESHOLD,
     num_queries: int = 2,
     strides: Sequence[int] = (4, 8, 16, 32),
 ) -> Figure:
@@ -164,7 +165,7 @@ def draw_followed_query(
     metadata: Metadata | None = None,
     *,
     stage: int,
-    threshold: float = 0.3,
+    threshold: float = DEFAULT_SCORE_THRESHOLD,
 ) -> np.ndarray:
     """One stage on the picture as a whole: a query's way up to it, over all detections.
 

@@ -10,21 +10,20 @@ reachable from this machine only, unless --host says otherwise.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ipaddress
 import logging
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from detectron2.utils.logger import setup_logger
 
-from ..config import find_config_file
 from ..engine import user_errors
-from ..engine.arguments import add_config_arguments
+from ..engine.arguments import add_config_arguments, parse_arguments
 from ..engine.inspection import build_inspected_detector
-from ..engine.shipped import is_shipped_config
 from ..errors import UserError
 
 logger = logging.getLogger("detection_toolkit.web")
@@ -40,7 +39,6 @@ def get_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_config_arguments(parser)
-    parser.add_argument("--weights", metavar="FILE", help="checkpoint that belongs to the config")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen at (default: %(default)s)"
@@ -59,29 +57,41 @@ def run(args: argparse.Namespace) -> None:
     """Serve the page until the process is told to end."""
     if not 1 <= args.port <= 65535:
         raise UserError(f"--port {args.port}: must be between 1 and 65535")
-    named = args.weights or any(x.startswith("train.init_checkpoint=") for x in args.opts)
-    if not named and not is_shipped_config(find_config_file(args.config_file)):
-        # A config's own are those that training starts from.
-        raise UserError(f"no weights for {args.config_file}: name its checkpoint with --weights")
     with tempfile.TemporaryDirectory(prefix="detection_toolkit-web-") as folder:
         # Gradio takes these from the environment only. Its files are gone with the process.
         os.environ["GRADIO_TEMP_DIR"] = folder
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-        from .serving import serve  # Gradio, which is optional, and slow to import
+        with _without_proxies():
+            from .serving import serve  # Gradio, which is optional, and slow to import
 
         overrides = [f"train.device={args.device}", *args.opts]
-        predictor = build_inspected_detector(args.config_file, overrides, weights=args.weights)
-        weights = Path(predictor.cfg.train.init_checkpoint).name
+        predictor = build_inspected_detector(args.config_file, overrides)
+        weights = Path(predictor.cfg.train.init_checkpoint or "no weights").name
         if not _is_local(args.host):
             logger.warning("Whoever reaches %s can use the page: it asks no password", args.host)
-        serve(
-            predictor,
-            subtitle=f"{args.config_file}, {weights}, {predictor.model.device.type.upper()}",
-            host=args.host,
-            port=args.port,
-            root_path=args.root_path,
-            max_upload=MAX_UPLOAD,
-        )
+        with _without_proxies():
+            serve(
+                predictor,
+                subtitle=f"{args.config_file}, {weights}, {predictor.model.device.type.upper()}",
+                host=args.host,
+                port=args.port,
+                root_path=args.root_path,
+                max_upload=MAX_UPLOAD,
+            )
+
+
+@contextlib.contextmanager
+def _without_proxies() -> Iterator[None]:
+    """Hide the proxies of the environment from Gradio, which would ask them for its own page.
+
+    Weights are fetched through them, so they are hidden for a while only.
+    """
+    names = [n for n in os.environ if n.lower() in ("http_proxy", "https_proxy", "all_proxy")]
+    hidden = {name: os.environ.pop(name) for name in names}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def _is_local(host: str) -> bool:
@@ -93,7 +103,7 @@ def _is_local(host: str) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
-    args = get_parser().parse_args(argv)
+    args = parse_arguments(get_parser(), argv)
     setup_logger(name="detection_toolkit")
     with user_errors():
         run(args)

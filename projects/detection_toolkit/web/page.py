@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.colors import to_hex
 
 from ..errors import MissingPackageError
-from ..visualization import level_colors, stage_colors
+from ..visualization import DEFAULT_SCORE_THRESHOLD, level_colors, stage_colors
 from .viewing import (
     ExampleImages,
     PictureRefused,
@@ -137,7 +137,7 @@ class Page:
                     self.confidence = gr.Slider(
                         0.05,
                         0.95,
-                        value=0.3,
+                        value=DEFAULT_SCORE_THRESHOLD,
                         step=0.05,
                         label="Confidence",
                         info="least score of a detection",

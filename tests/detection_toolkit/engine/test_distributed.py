@@ -20,8 +20,9 @@ from torch.multiprocessing import ProcessExitedException
 
 import detection_toolkit.engine.launch  # noqa: F401  (its name is also that of the function)
 from detection_toolkit.engine.interruption import EXIT_INTERRUPTED
-from detection_toolkit.engine.launch import read_process_environment
+from detection_toolkit.engine.launch import check_gpus_are_there, read_process_environment
 from detection_toolkit.engine.train_loop import DetectionTrainLoop
+from detection_toolkit.errors import UserError
 
 launch_module = sys.modules["detection_toolkit.engine.launch"]
 ROOT = Path(__file__).resolve().parents[3]
@@ -291,3 +292,106 @@ def test_a_signal_before_training_ends_the_launcher_with_its_own_code(
 def test_a_number_of_processes_below_one_is_refused():
     with pytest.raises(ValueError, match="must be at least 1"):
         launch_module.launch(print, arguments(num_gpus=0), device="cpu")
+
+
+def test_processes_are_not_silently_started_on_the_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="--num-gpus 2, but PyTorch sees no GPU.*train.device=cpu"):
+        check_gpus_are_there(2, ["train.max_iter=3"])
+    check_gpus_are_there(2, ["train.device=cpu"])
+    check_gpus_are_there(1, [])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="--num-gpus 2, but PyTorch sees 1 GPU"):
+        launch_module.launch(print, arguments(num_gpus=2), device="cuda")
+
+
+@pytest.mark.parametrize("place", [{}, {"RANK": "1", "MASTER_ADDR": "host"}])
+def test_one_of_several_processes_that_does_not_know_its_place_is_refused(monkeypatch, place):
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "SLURM_STEP_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"WORLD_SIZE": "2", **place}.items():
+        monkeypatch.setenv(name, value)
+    called = []
+    monkeypatch.setattr(launch_module, "detectron2_launch", lambda *a, **k: called.append(a))
+    with pytest.raises(UserError, match="WORLD_SIZE=2 is set, but not .*LOCAL_RANK.*torchrun"):
+        launch_module.launch(print, arguments(), device="cpu")
+    assert not called
+    # A launcher of machines, where this process starts those of its own.
+    launch_module.launch(print, arguments(num_machines=2), device="cpu")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    launch_module.launch(print, arguments(), device="cpu")
+    assert len(called) == 2
+
+
+def test_machines_need_an_address_but_one_finds_a_free_port(monkeypatch):
+    with pytest.raises(UserError, match="--num-machines 2 needs --dist-url"):
+        launch_module.launch(print, arguments(num_machines=2, dist_url="auto"), device="cpu")
+
+
+def test_two_runs_at_once_do_not_meet_at_one_port(tmp_path):
+    """Both are there before either goes on, so one port would be used twice."""
+    code = (
+        "import sys; from pathlib import Path; from argparse import Namespace\n"
+        "import ports\n"
+        "args = Namespace(num_gpus=2, num_machines=1, machine_rank=0, dist_url='auto', opts=[])\n"
+        "args.folder, args.name = sys.argv[1:]\n"
+        "from detection_toolkit.engine import launch\n"
+        "launch(ports.meet, args, device='cpu')\n"
+    )
+    (tmp_path / "ports.py").write_text(
+        "import time; from pathlib import Path; from detectron2.utils import comm\n"
+        "def meet(args):\n"
+        "    Path(args.folder, f'{args.name}{comm.get_rank()}').touch()\n"
+        "    end = time.monotonic() + 60\n"
+        "    while len(list(Path(args.folder).glob('run*'))) < 4:\n"
+        "        assert time.monotonic() < end\n"
+        "        time.sleep(0.05)\n"
+        "    assert comm.all_gather(args.name) == [args.name] * 2\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    paths = [str(tmp_path), str(ROOT / "projects"), environment.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(paths)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path), name],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for name in ("run_a", "run_b")
+    ]
+    logs = [process.communicate(timeout=120)[0] for process in processes]
+    assert [p.returncode for p in processes] == [0, 0], "\n".join(logs)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a service of Linux")
+def test_the_end_of_what_has_started_a_process_is_a_signal_to_it(tmp_path):
+    """As with torchrun, which dies of SIGUSR1 and leaves its processes alone."""
+    child = (
+        "import sys, time; from pathlib import Path\n"
+        "from detection_toolkit.engine.interruption import Interruption, signal_at_end_of_parent\n"
+        "interruption = Interruption()\n"
+        "signal_at_end_of_parent()\n"
+        "with interruption.caught():\n"
+        "    Path(sys.argv[1], 'ready').touch()\n"
+        "    end = time.monotonic() + 60\n"
+        "    while interruption.signal_name is None and time.monotonic() < end:\n"
+        "        time.sleep(0.05)\n"
+        "Path(sys.argv[1], 'partial').write_text(str(interruption.signal_name))\n"
+        "Path(sys.argv[1], 'partial').rename(Path(sys.argv[1], 'signal'))\n"
+    )
+    parent = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:]])"
+    path = os.pathsep.join([str(ROOT / "projects"), os.environ.get("PYTHONPATH", "")])
+    process = subprocess.Popen(
+        [sys.executable, "-c", parent, child, str(tmp_path)], env={**os.environ, "PYTHONPATH": path}
+    )
+    for name in ("ready", "signal"):
+        end = time.monotonic() + 90
+        while not (tmp_path / name).is_file():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        process.send_signal(signal.SIGUSR1)
+    assert process.wait() == -signal.SIGUSR1
+    assert (tmp_path / "signal").read_text() == "SIGTERM"

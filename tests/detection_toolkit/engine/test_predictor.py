@@ -13,6 +13,7 @@ from detectron2.data import transforms as T
 from detectron2.engine import DefaultPredictor
 from tolerances import tolerance
 
+from detection_toolkit.checkpoint.official import CheckpointMismatchError
 from detection_toolkit.config import get_config
 from detection_toolkit.data import SHAPES, register_shapes
 from detection_toolkit.engine import predictor as predictor_module
@@ -102,7 +103,7 @@ def test_what_is_no_picture_is_refused(predictor, image):
 def test_class_names_need_no_files(monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     cfg = get_config(shipped_config())
-    cfg.train.init_checkpoint, cfg.train.device = "", "cpu"
+    cfg.train.init_checkpoint, cfg.train.device, cfg.train.allow_partial = "", "cpu", True
     register_shapes("never_drawn", SHAPES["shapes_val"])
     cfg.dataloader.test.dataset.names = "never_drawn"
     predictor = Predictor(cfg)
@@ -122,12 +123,37 @@ def test_missing_weights_are_named():
         Predictor.from_config(shipped_config(), "nowhere.pth", ["train.device=cpu"])
 
 
-def test_no_weights_are_warned_about(caplog):
+def test_no_weights_are_refused_unless_they_need_not_be_there(caplog):
     cfg = get_config(shipped_config())
     cfg.train.init_checkpoint, cfg.train.device = "", "cpu"
+    with pytest.raises(CheckpointMismatchError, match="no weights: .*--weights.*--allow-partial"):
+        Predictor(cfg)
+    cfg.train.allow_partial = True
     with caplog.at_level(logging.WARNING, logger="detection_toolkit"):
         Predictor(cfg)
-    assert "train.init_checkpoint" in caplog.text
+    assert "Name a checkpoint with --weights FILE" in caplog.text
+
+
+def test_weights_of_another_number_of_classes_are_refused(weights):
+    fewer = ["train.device=cpu", "dataloader.test.dataset.names=nowhere", "model.num_classes=2"]
+    with pytest.raises(CheckpointMismatchError) as error:
+        Predictor.from_config(shipped_config(), weights, fewer)
+    message = str(error.value)
+    assert f"checkpoint {weights} is not of this config" in message and "\n" not in message
+    assert "(6x" in message and "2x" in message and "--allow-partial" in message
+    Predictor.from_config(shipped_config(), weights, [*fewer, "train.allow_partial=true"])
+
+
+def test_wrapped_weights_are_those_of_the_model(weights, picture, predictor, tmp_path):
+    plain = torch.load(weights, weights_only=True)["model"]
+    lightning = {f"model._orig_mod.{name}": value for name, value in plain.items()}
+    lightning["criterion.weight"] = torch.ones(2)  # which the detector does not have
+    torch.save({"state_dict": lightning, "epoch": 3}, tmp_path / "wrapped.pth")
+    found = Predictor.from_config(
+        shipped_config(), str(tmp_path / "wrapped.pth"), ["train.device=cpu"]
+    )(picture)["instances"]
+    expected = predictor(picture)["instances"]
+    assert torch.equal(found.scores, expected.scores)
 
 
 def test_the_shipped_checkpoint_is_used_for_its_config_alone(

@@ -3,12 +3,14 @@
 import importlib.util
 import json
 import logging
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from coco_files import write_dataset
 from detectron2.config import LazyConfig
 from detectron2.engine import default_argument_parser
 from small_runs import run_overrides
@@ -174,7 +176,7 @@ def test_a_mistake_of_a_program_keeps_its_traceback_through_the_script(
 
     monkeypatch.setattr(QueryDetector, "forward", forward)
     with pytest.raises(ValueError) as error:
-        run(*options, *run_overrides(tmp_path))
+        run(*options, *run_overrides(tmp_path), "train.allow_partial=true")
     assert error.value is mistake
     assert error.traceback[-1].name == "forward"
 
@@ -187,3 +189,93 @@ def test_what_a_loader_process_raises_is_shortened():
     )
     with pytest.raises(SystemExit, match=r"^error: x\.png cannot be decoded$"), user_errors():
         raise UnreadableImageError(text)
+
+
+@pytest.fixture
+def script(monkeypatch, capsys):
+    """Runs train_net.py itself in this process; returns its exit code, or text, and its output."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["train_net.py", *arguments])
+        try:
+            runpy.run_path(str(ROOT / "train_net.py"), run_name="__main__")
+        except SystemExit as end:
+            return end.code, capsys.readouterr()
+        return None, capsys.readouterr()
+
+    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "detection_toolkit")]
+    before = [(logger, list(logger.handlers), logger.propagate) for logger in loggers]
+    yield call
+    for logger, handlers, propagate in before:
+        logger.handlers, logger.propagate = handlers, propagate
+
+
+def test_without_a_config_the_script_says_which_there_are(script):
+    code, shown = script()
+    assert code.startswith("error: --config-file is missing") and "--list-configs" in code
+    assert "\n" not in code and shown.out == shown.err == ""
+    code, shown = script("--list-configs")
+    assert not code and CONFIG in shown.out.splitlines()
+
+
+def test_the_config_is_printed_with_its_overrides(script, tmp_path):
+    overrides = ["train.output_dir=2024_11_26", "--weights", "a, b.pth", "optimizer.lr=0.5"]
+    code, shown = script("--config-file", CONFIG, "--print-config", *overrides)
+    assert not code
+    (tmp_path / "config.yaml").write_text(shown.out)
+    cfg = get_config(str(tmp_path / "config.yaml"))
+    assert cfg.train.output_dir == "2024_11_26" and cfg.train.init_checkpoint == "a, b.pth"
+    assert cfg.optimizer.lr == 0.5
+
+
+def test_more_gpus_than_there_are_is_one_line(script, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    code, _ = script("--config-file", CONFIG, "--num-gpus", "3")
+    assert code.startswith("error: --num-gpus 3, but PyTorch sees no GPU here")
+
+
+def test_a_config_that_registers_its_data_is_executed_once(script, tmp_path):
+    json_file, image_root = write_dataset(tmp_path / "data")
+    name = f"registered_in_{tmp_path.name}"
+    (tmp_path / "mine.py").write_text(
+        "from detectron2.data.datasets import register_coco_instances\n"
+        "from detection_toolkit.config import get_config\n"
+        f"register_coco_instances({name!r}, {{}}, {str(json_file)!r}, {str(image_root)!r})\n"
+        f"base = get_config({CONFIG!r})\n"
+        "dataloader, lr_multiplier, model = base.dataloader, base.lr_multiplier, base.model\n"
+        "optimizer, train = base.optimizer, base.train\n"
+        f"dataloader.train.dataset.names = dataloader.test.dataset.names = {name!r}\n"
+    )
+    overrides = [x for x in run_overrides(tmp_path) if "json_file" not in x]
+    overrides = [x for x in overrides if "image_root" not in x]
+    config = str(tmp_path / "mine.py")
+    code, shown = script("--config-file", config, *overrides, "train.max_iter=1")
+    assert not code, shown.err
+    assert (tmp_path / "output" / "model_final.pth").is_file()
+
+
+@pytest.mark.parametrize("weights", [[], ["--weights", "WEIGHTS"]])
+def test_an_evaluation_of_weights_that_do_not_fit_is_refused(script, tmp_path, weights):
+    torch.save({"state_dict": {"backbone.x": torch.ones(1)}}, tmp_path / "a.pth")
+    weights = [str(tmp_path / "a.pth") if x == "WEIGHTS" else x for x in weights]
+    arguments = ["--config-file", CONFIG, "--eval-only", *run_overrides(tmp_path), *weights]
+    code, _ = script(*arguments)
+    assert code.startswith("error: ") and code.endswith("instead") and "\n" not in code
+    assert "--allow-partial goes on with random values" in code
+    if not weights:
+        code, _ = script(*arguments, "--allow-partial")
+        assert not code
+        assert list(tmp_path.glob("output/inference/*/metrics.json"))
+
+
+def test_what_is_said_of_a_missing_compiler_for_gpus_is_left_out(caplog):
+    noisy = logging.getLogger("torch.utils.cpp_extension")
+    with user_errors():
+        noisy.warning("No CUDA runtime is found, using CUDA_HOME=%r", "/usr/local/cuda")
+        noisy.warning("something else")
+    assert [record.getMessage() for record in caplog.records] == ["something else"]
+
+
+def test_several_processes_take_a_free_port(script):
+    train_net = runpy.run_path(str(ROOT / "train_net.py"))
+    assert train_net["get_parser"]().parse_args([]).dist_url == "auto"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import sys
 from pathlib import Path
@@ -302,7 +301,7 @@ def test_code_in_a_pickle_is_not_run_and_the_flag_is_named(tmp_path):
 
 def test_allow_pickle_opens_what_is_trusted(small, tmp_path, capsys):
     config, _, official = small
-    meta = argparse.Namespace(epoch=12)
+    meta = Path("work_dirs")
     torch.save({"state_dict": official, "meta": meta}, tmp_path / "a.pth")
     assert convert(tmp_path / "a.pth", tmp_path / "b.pth", config) == 1
     assert "--allow-pickle" in capsys.readouterr().err

@@ -210,7 +210,7 @@ def test_no_detection_and_no_picture_leave_nothing_behind(picture, weights, tmp_
         (["--config-file", "no_such_config.py", "--input", "PICTURE"], "no_such_config.py"),
         (
             ["--input", "PICTURE", "--opts", "WEIGHTS", DEVICE, "model.decoder.num_stages=3"],
-            "is not of config",
+            "is not of this config",
         ),
         (
             ["--input", "PICTURE", "--opts", "train.init_checkpoint=missing.pth"],

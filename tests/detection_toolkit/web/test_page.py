@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import html
+import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
 
 import cv2
 import pytest
@@ -19,6 +22,7 @@ from detection_toolkit.web import ExampleImages, StageViewer, __main__
 if sys.version_info < (3, 10):
     pytest.skip("Gradio 6 needs Python 3.10", allow_module_level=True)
 
+from detection_toolkit.web import serving
 from detection_toolkit.web.page import Page
 
 
@@ -121,7 +125,7 @@ def own_environment(monkeypatch):
         (["--config-file", "shapes_tny.py"], "Did you mean stageinteractor/shapes_tiny.py"),
         (
             ["--config-file", "stageinteractor/stageinteractor_r50_100q_1x.py"],
-            "error: no weights for stageinteractor/stageinteractor_r50_100q_1x.py",
+            "error: no trained weights for stageinteractor/stageinteractor_r50_100q_1x.py",
         ),
         (["--port", "99999"], "error: --port 99999: must be between 1 and 65535"),
         (["--opts", "train.devise=cpu"], "error: the config has no key 'train.devise'"),
@@ -152,3 +156,31 @@ def test_uploads_are_read_at_their_full_resolution(page, tmp_path):
     assert viewed.original_size == (1800, 2400)
     assert viewed.image.shape == (960, 1280, 3)
     assert float(viewed.detections(-1, 0.3).pred_boxes.tensor.max()) > 1280
+
+
+@pytest.mark.usefixtures("own_environment")
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5://127.0.0.1:9"])
+def test_proxies_of_the_environment_do_not_keep_the_page_from_starting(proxy, monkeypatch):
+    """Gradio asks its own page for a sign of life, and httpx would ask the proxy."""
+    for name in ("http_proxy", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, proxy)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    stopped = []
+
+    class Stop(threading.Event):
+        def wait(self, timeout=None):
+            stopped.append(True)
+            return True
+
+    monkeypatch.setattr(serving.threading, "Event", Stop)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        port = other.getsockname()[1]
+    try:
+        assert __main__.main(["--port", str(port)]) == 0
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert stopped and os.environ["ALL_PROXY"] == proxy

@@ -1,0 +1,62 @@
+"""Overrides and weights have one spelling, whichever command they are given to."""
+
+import argparse
+
+import pytest
+
+from detection_toolkit.config import apply_overrides, get_config
+from detection_toolkit.engine.arguments import add_config_arguments, parse_arguments
+
+
+@pytest.fixture
+def parser():
+    parser = argparse.ArgumentParser()
+    add_config_arguments(parser)
+    parser.add_argument("--input", nargs="+")
+    parser.add_argument("--fast", action="store_true")
+    return parser
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--input", "a.png", "b=c.png", "--fast", "train.seed=3", "model.x[0].y=a b"],
+        ["--input", "a.png", "b=c.png", "--fast", "--opts", "train.seed=3", "model.x[0].y=a b"],
+        ["--input", "a.png", "b=c.png", "train.seed=3", "model.x[0].y=a b", "--fast"],
+        ["train.seed=3", "--input", "a.png", "b=c.png", "--opts", "model.x[0].y=a b", "--fast"],
+    ],
+)
+def test_overrides_may_stand_anywhere_and_follow_opts_or_not(parser, argv):
+    args = parse_arguments(parser, argv)
+    assert args.input == ["a.png", "b=c.png"] and args.fast
+    assert args.opts == ["train.seed=3", "model.x[0].y=a b"]
+
+
+def test_a_file_whose_name_looks_like_an_override_is_a_file(parser, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.b=c.png").touch()
+    args = parse_arguments(parser, ["--input", "a.b=c.png"])
+    assert args.input == ["a.b=c.png"] and args.opts == []
+
+
+def test_after_opts_a_key_needs_no_dot(parser):
+    assert parse_arguments(parser, ["--opts", "size=3"]).opts == ["size=3"]
+    with pytest.raises(SystemExit):
+        parse_arguments(parser, ["size=3"])
+
+
+@pytest.mark.parametrize(
+    "name", ["a.pth", "a, b.pth", "it's.pth", "1_0", "x\\\\'y", "end\\", "[a]"]
+)
+def test_weights_are_an_override_whatever_their_name(parser, name):
+    args = parse_arguments(parser, ["train.init_checkpoint=b.pth", "--weights", name])
+    cfg = apply_overrides(get_config("stageinteractor/shapes_tiny.py"), args.opts)
+    assert cfg.train.init_checkpoint == name and cfg.train.allow_partial is False
+
+
+def test_partial_weights_are_allowed_in_configs_that_do_not_know_of_them(parser):
+    cfg = get_config("stageinteractor/shapes_tiny.py")
+    args = parse_arguments(parser, ["--allow-partial"])
+    assert apply_overrides(cfg, args.opts).train.allow_partial is True
+    del cfg.train["allow_partial"]
+    assert apply_overrides(cfg, args.opts).train.allow_partial is True
