@@ -143,7 +143,7 @@ def supervise(
         losses=losses,
         index=by_output(losses).assignment.object_index,
         cost=criterion.matcher.cost(logits, boxes, truth),
-        total=torch.stack([losses.loss_cls, losses.loss_bbox, losses.loss_giou]).sum(),
+        total=torch.stack(list(losses.as_dict().values())).sum(),
     )
 
 
@@ -155,6 +155,8 @@ class QueryCase(CaseKind):
     official_format: ClassVar[OfficialFormat]
     buffers: ClassVar[tuple[str, ...]] = ("running_mean", "running_var", "num_batches_tracked")
     """How the official names of weights without a gradient end."""
+    gradient_share: ClassVar[float] = 2e-3
+    """Share of its norm that a gradient may differ by."""
     less_certain: ClassVar[Mapping[str, float]] = {}
     """How the official names of parameters end whose gradients have a limit of their own -> it."""
     sizes_name: ClassVar[str]
@@ -244,6 +246,7 @@ class QueryCase(CaseKind):
         for feature in features:
             feature.requires_grad_().grad = None
         truth = read_truth(Inputs(self.case, settings), "gt/", self.image_sizes)
+        trace = self.trace(model)
         predictions = model.predict(self.batch(features))
         run = supervise(model.criterion, predictions, truth, by_output)
         run.total.backward()
@@ -252,7 +255,7 @@ class QueryCase(CaseKind):
         for official in self.parameter_names():
             renamed = self.official_format.to_ours(official)
             gradients[official] = ours.get(renamed[0]) if renamed else None
-        return replace(run, model=model, gradients=gradients)
+        return replace(run, model=model, trace=trace, gradients=gradients)
 
     def compare_gradients(
         self,
@@ -284,7 +287,7 @@ class QueryCase(CaseKind):
         ]
         for key, norm_name, full_name in names:
             own = [x for end, x in self.less_certain.items() if norm_name.endswith(end)]
-            limit = gradient(largest, *own)
+            limit = gradient(largest, *(own or [self.gradient_share]))
             yield Quantity(norm_name, limit, partial(_gradient, key, None), optional)
             if full_name in self.case.names:
                 shape = self.case.array(full_name).shape

@@ -1,0 +1,22 @@
+"""Deformable DETR (Zhu et al., ICLR 2021): plain, with box refinement, two-stage."""
+
+from . import official_names  # noqa: F401  (registers the format of official weights)
+from .attention import DeformableAttention
+from .criterion import ProposalCriterion
+from .decoder import DeformableDETRDecoder, RefiningDeformableDETRDecoder
+from .detector import DeformableDETR
+from .encoder import DeformableEncoder
+from .neck import ExtraLevelMapper
+from .queries import LearnedQueries, ProposedQueries
+
+__all__ = [
+    "DeformableAttention",
+    "DeformableDETR",
+    "DeformableDETRDecoder",
+    "DeformableEncoder",
+    "ExtraLevelMapper",
+    "LearnedQueries",
+    "ProposalCriterion",
+    "ProposedQueries",
+    "RefiningDeformableDETRDecoder",
+]
