@@ -2,7 +2,7 @@
 
 from . import official_names  # noqa: F401  (registers the format of official weights)
 from .attention import DeformableAttention
-from .criterion import ProposalCriterion
+from .criterion import ProposalCriterion, TwoStageCriterion
 from .decoder import DeformableDETRDecoder, RefiningDeformableDETRDecoder
 from .detector import DeformableDETR
 from .encoder import DeformableEncoder
@@ -19,4 +19,5 @@ __all__ = [
     "ProposalCriterion",
     "ProposedQueries",
     "RefiningDeformableDETRDecoder",
+    "TwoStageCriterion",
 ]

@@ -1,12 +1,14 @@
-"""Losses that are no stage's."""
+"""Losses of the encoder's proposals, beside those of the stages."""
 
 from __future__ import annotations
 
 from detection_toolkit.structures import Assignment, GroundTruth
-from detection_toolkit.training import Criterion
+from detection_toolkit.training import BranchedCriterion, Criterion
 from detection_toolkit.training.criterion import Outputs, Supervision
 
-__all__ = ["ProposalCriterion"]
+from .queries import ProposedQueries
+
+__all__ = ["ProposalCriterion", "TwoStageCriterion"]
 
 
 class ProposalCriterion(Criterion):
@@ -18,3 +20,10 @@ class ProposalCriterion(Criterion):
         """As :meth:`Criterion.supervise`, with all objects in class 0."""
         truth = truth._replace(labels=truth.labels.new_zeros(truth.labels.shape))
         return super().supervise(outputs, truth, assignment)
+
+
+class TwoStageCriterion(BranchedCriterion):
+    """Losses of the stages and of the proposals that the queries are chosen from."""
+
+    def __init__(self, main: Criterion, proposals: ProposalCriterion):
+        super().__init__(main, {ProposedQueries.branch: proposals})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -28,14 +29,13 @@ from detection_toolkit.parity.compare import EXACT, PIXELS, Table, of_part, valu
 from detection_toolkit.parity.detector import CaseFeatures, QueryCase, Run, Trace
 from detection_toolkit.structures.boxes import cxcywh_norm
 from detection_toolkit.training import (
-    BranchedCriterion,
     Criterion,
     HungarianMatcher,
     MatchNormalizer,
     StagewiseMatcher,
 )
 
-from .criterion import ProposalCriterion
+from .criterion import ProposalCriterion, TwoStageCriterion
 from .decoder import DeformableDETRDecoder, RefiningDeformableDETRDecoder
 from .detector import DeformableDETR
 from .encoder import DeformableEncoder
@@ -180,7 +180,7 @@ class DeformableCase(QueryCase):
         main = self.criterion(Criterion)
         if not self.is_two_stage:
             return main
-        return BranchedCriterion(main, {ProposedQueries.branch: self.criterion(ProposalCriterion)})
+        return TwoStageCriterion(main, self.criterion(ProposalCriterion))
 
     def build(self, inputs: Inputs, settings: Settings) -> tuple[QueryDetector, list[Tensor]]:
         """The detector with the case's weights, and the backbone's maps."""
@@ -278,4 +278,6 @@ class DeformableDETRCase(DeformableCase):
         expected = [[x[:, 4], x[:, 5], x[:, :4]] for x in rows]
         by_output = (lambda losses: losses.main) if self.is_two_stage else (lambda losses: losses)
         infer = self.infer(model, features, expected)
-        return {"infer": infer, "train": self.train(model, features, settings, by_output)}
+        trace = self.trace(model)
+        train = self.train(model, features, settings, by_output)
+        return {"infer": infer, "train": replace(train, trace=trace)}

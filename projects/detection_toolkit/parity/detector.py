@@ -246,7 +246,6 @@ class QueryCase(CaseKind):
         for feature in features:
             feature.requires_grad_().grad = None
         truth = read_truth(Inputs(self.case, settings), "gt/", self.image_sizes)
-        trace = self.trace(model)
         predictions = model.predict(self.batch(features))
         run = supervise(model.criterion, predictions, truth, by_output)
         run.total.backward()
@@ -255,7 +254,7 @@ class QueryCase(CaseKind):
         for official in self.parameter_names():
             renamed = self.official_format.to_ours(official)
             gradients[official] = ours.get(renamed[0]) if renamed else None
-        return replace(run, model=model, trace=trace, gradients=gradients)
+        return replace(run, model=model, gradients=gradients)
 
     def compare_gradients(
         self,
