@@ -3,6 +3,7 @@
 from . import official_names  # noqa: F401  (registers the format of official weights)
 from .attention import DeformableAttention
 from .criterion import ProposalCriterion, TwoStageCriterion
+from .cross_stage import AnyPairMatcher, LastCandidateCriterion
 from .decoder import DeformableDETRDecoder, RefiningDeformableDETRDecoder
 from .detector import DeformableDETR
 from .encoder import DeformableEncoder
@@ -10,11 +11,13 @@ from .neck import ExtraLevelMapper
 from .queries import LearnedQueries, ProposedQueries
 
 __all__ = [
+    "AnyPairMatcher",
     "DeformableAttention",
     "DeformableDETR",
     "DeformableDETRDecoder",
     "DeformableEncoder",
     "ExtraLevelMapper",
+    "LastCandidateCriterion",
     "LearnedQueries",
     "ProposalCriterion",
     "ProposedQueries",

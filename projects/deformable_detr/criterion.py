@@ -25,5 +25,10 @@ class ProposalCriterion(Criterion):
 class TwoStageCriterion(BranchedCriterion):
     """Losses of the stages and of the proposals that the queries are chosen from."""
 
-    def __init__(self, main: Criterion, proposals: ProposalCriterion):
+    def __init__(self, main: Criterion, proposals: Criterion):
+        """
+        Args:
+            main: of the stages.
+            proposals: a :class:`ProposalCriterion`.
+        """
         super().__init__(main, {ProposedQueries.branch: proposals})

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,32 +20,46 @@ from detection_toolkit.modeling import QueryDetector
 from detection_toolkit.parity import (
     CASE_KINDS,
     Case,
+    CaseKind,
     Inputs,
     Limit,
     Quantity,
     Settings,
     expand,
 )
-from detection_toolkit.parity.compare import EXACT, PIXELS, Table, of_part, value
-from detection_toolkit.parity.detector import CaseFeatures, QueryCase, Run, Trace
+from detection_toolkit.parity.case import Config
+from detection_toolkit.parity.compare import EXACT, PIXELS, Table, gradient, of_part, value
+from detection_toolkit.parity.detector import (
+    CaseFeatures,
+    QueryCase,
+    Run,
+    Trace,
+    read_truth,
+    supervise,
+)
+from detection_toolkit.structures import HeadOutput, Predictions
 from detection_toolkit.structures.boxes import cxcywh_norm
 from detection_toolkit.training import (
     Criterion,
     HungarianMatcher,
+    LabelNormalizer,
     MatchNormalizer,
+    Normalizer,
     StagewiseMatcher,
 )
 
 from .criterion import ProposalCriterion, TwoStageCriterion
+from .cross_stage import AnyPairMatcher, LastCandidateCriterion
 from .decoder import DeformableDETRDecoder, RefiningDeformableDETRDecoder
 from .detector import DeformableDETR
 from .encoder import DeformableEncoder
+from .heads import boxes_in_pixels
 from .neck import ExtraLevelMapper
 from .official_names import DEFORMABLE_DETR
 from .positions import to_tokens
 from .queries import LearnedQueries, ProposedQueries
 
-__all__ = ["DeformableDETRCase"]
+__all__ = ["CrossStageDetectorCase", "CrossStageHeadCase", "DeformableCase", "DeformableDETRCase"]
 
 LOSS = Limit(relative=1e-4)
 _TERMS = {"loss_cls": "loss_cls", "loss_bbox": "loss_bbox", "loss_iou": "loss_giou"}
@@ -55,14 +70,16 @@ def _stages(field: Callable[[Any], Tensor]) -> Callable[[Run], Tensor]:
     return lambda run: torch.stack([field(x) for x in run.outputs])
 
 
-def _shares(boxes: Tensor, run: Run) -> Tensor:
-    """Boxes (..., B, N, 4) in pixels as centre and size, shares of their images."""
-    maps = run.trace["memory"]
-    return cxcywh_norm(boxes, maps.image_sizes.flip(-1).to(boxes)[:, None])
-
-
 def _boxes(run: Run) -> Tensor:
-    return _shares(_stages(lambda x: x.boxes)(run), run)
+    """(S, B, N, 4) predicted boxes, centre and size as shares of their images."""
+    image_sizes = run.trace["memory"].image_sizes
+    boxes = _stages(lambda x: x.boxes)(run)
+    return cxcywh_norm(boxes, image_sizes.flip(-1).to(boxes)[:, None])
+
+
+def _box_targets(run: Run, index: Tensor) -> Tensor:
+    """(S, B, N, 4) likewise, of the objects; zero for background."""
+    return cxcywh_norm(replace(run, index=index).boxes, run.truth.image_sizes[:, None])
 
 
 def _rows(b: int, run: Run) -> np.ndarray:
@@ -116,16 +133,31 @@ _PROPOSALS: Table = {
 _TARGETS: Table = {
     "assigned_gt": (EXACT, lambda run: run.index),
     "labels": (EXACT, lambda run: run.labels),
-    "bbox_targets": (
-        value,
-        lambda run: _shares(run.boxes, run) * (run.index >= 0)[..., None],
-    ),
+    "bbox_targets": (value, lambda run: _box_targets(run, run.index)),
 }
 _PROPOSAL_TARGETS: Table = {
     "enc_assigned_gt": (
         EXACT,
         lambda run: run.losses.branches["encoder"].assignment.object_index[0],
     ),
+}
+_PROPOSAL_LOSSES: Table = {
+    f"losses/enc_{official}": (
+        LOSS,
+        lambda run, term=term: getattr(run.losses.branches["encoder"], term)[0],
+    )
+    for official, term in _TERMS.items()
+}
+_REALLOCATED: Table = {
+    "soft_labels": (EXACT, lambda run: run.losses.class_targets.multi_hot),
+    "cls_avg_factor": (LOSS, lambda run: run.losses.cls_normalizer),
+    "reg_avg_factor": (LOSS, lambda run: run.losses.box_normalizer),
+    "reg_weights": (EXACT, lambda run: run.losses.assignment.matched * 1),
+    "reg_targets": (value, lambda run: _box_targets(run, run.losses.assignment.object_index)),
+}
+_INPUT_GRADIENTS: Table = {
+    "grad_logits": (gradient(0.0, 1e-3), lambda run: run.gradients["logits"]),
+    "grad_boxes": (gradient(0.0, 1e-3), lambda run: run.gradients["boxes"]),
 }
 _TOTAL: Table = {"total_loss": (LOSS, lambda run: run.total)}
 
@@ -136,6 +168,32 @@ _SIZES = {
     "num_points": "points",
     "ffn_channels": "ffn",
 }
+
+
+def _criterion(
+    config: Config,
+    label_assigner: nn.Module,
+    *,
+    kind: type[Criterion] = Criterion,
+    normalizer: Normalizer | None = None,
+) -> Criterion:
+    """Losses of the stages, or of the proposals."""
+    return kind(
+        num_classes=int(config["classes"]),
+        matcher=HungarianMatcher(box_code=cxcywh_norm),
+        label_assigner=label_assigner,
+        box_code=cxcywh_norm,
+        giou_eps=1e-7,
+        normalizer=normalizer or MatchNormalizer(),
+    )
+
+
+def _losses(step: str, num_stages: int) -> Iterator[Quantity]:
+    """Of all stages; the last one's have no prefix."""
+    for official, term in _TERMS.items():
+        for t in range(num_stages):
+            prefix = "" if t == num_stages - 1 else f"d{t}."
+            yield Quantity(f"{step}losses/{prefix}{official}", LOSS, partial(_loss, term, t))
 
 
 class DeformableCase(QueryCase):
@@ -162,25 +220,14 @@ class DeformableCase(QueryCase):
         names = super().parameter_names()
         return names if self.refines else [x for x in names if not shared.fullmatch(x)]
 
-    def criterion(
-        self, kind: type[Criterion], label_assigner: nn.Module | None = None
-    ) -> Criterion:
-        """Losses of the stages, or of the proposals."""
-        return kind(
-            num_classes=int(self.config["classes"]),
-            matcher=HungarianMatcher(box_code=cxcywh_norm),
-            label_assigner=label_assigner or StagewiseMatcher(),
-            box_code=cxcywh_norm,
-            giou_eps=1e-7,
-            normalizer=MatchNormalizer(),
-        )
-
-    def build_criterion(self) -> nn.Module:
+    def criterion(self) -> nn.Module:
         """Losses of the case's detector."""
-        main = self.criterion(Criterion)
+        main = _criterion(self.config, StagewiseMatcher())
         if not self.is_two_stage:
             return main
-        return TwoStageCriterion(main, self.criterion(ProposalCriterion))
+        return TwoStageCriterion(
+            main, _criterion(self.config, StagewiseMatcher(), kind=ProposalCriterion)
+        )
 
     def build(self, inputs: Inputs, settings: Settings) -> tuple[QueryDetector, list[Tensor]]:
         """The detector with the case's weights, and the backbone's maps."""
@@ -193,7 +240,7 @@ class DeformableCase(QueryCase):
         )
         kind = RefiningDeformableDETRDecoder if self.refines else DeformableDETRDecoder
         decoder: nn.Module = kind(num_classes, num_stages=len(self.stages), **layers)
-        criterion = self.build_criterion()
+        criterion = self.criterion()
         if settings.replace_parts is not None:
             decoder, criterion = map(settings.replace_parts, (decoder, criterion))
         model = DeformableDETR(
@@ -223,6 +270,60 @@ class DeformableCase(QueryCase):
         trace.output("memory", model.encoder)
         return trace
 
+    def quantities(self) -> Iterator[Quantity]:
+        yield from of_part("infer", self._inference())
+        for name in self.steps:
+            yield from of_part(name, self.step(name + "/"))
+
+    @property
+    def steps(self) -> list[str]:
+        """Names of the training steps."""
+        return ["train"]
+
+    def num_outputs(self, step: str) -> int:
+        """Of stages that a training step supervises."""
+        return len(self.stages)
+
+    def _inference(self) -> Iterator[Quantity]:
+        for i in range(len(self.strides)):
+            yield Quantity(f"infer/neck/{i}", value, lambda run, i=i: run.trace["neck"].levels[i])
+        yield Quantity("infer/memory", value, partial(_memory, self.case))
+        tables = [_ON_THE_WAY, _PREDICTIONS, *([_PROPOSALS] if self.is_two_stage else [])]
+        for table in tables:
+            yield from expand(table, "infer/")
+        for b in self.images:
+            yield Quantity(f"infer/detections/{b}", _row_limit, partial(_rows, b))
+
+    def step(self, step: str) -> Iterator[Quantity]:
+        """What a training step is compared with."""
+        for table in (_PREDICTIONS, _TARGETS, _TOTAL):
+            yield from expand(table, step)
+        yield from _losses(step, self.num_outputs(step))
+        yield from self.compare_gradients(
+            step + "grad_norm/", step + "grad/", norm_of_map=step + "grad_norm_input/{}"
+        )
+
+    def compute(self, settings: Settings) -> dict[str, Run]:
+        inputs = Inputs(self.case, settings)
+        model, features = self.build(inputs, settings)
+        rows = [self.case.array(f"infer/detections/{b}") for b in self.images]
+        expected = [[x[:, 4], x[:, 5], x[:, :4]] for x in rows]
+        runs = {"infer": self.infer(model, features, expected)}
+        trace = self.trace(model)
+        for name in self.steps:
+            self.prepare(model, name)
+            runs[name] = self.run_step(model, features, settings)
+            # Of the same weights and maps, but for the gradients.
+            runs[name] = replace(runs[name], trace=trace)
+        return runs
+
+    def prepare(self, model: QueryDetector, name: str) -> None:
+        """Make the model ready for a training step."""
+
+    def run_step(self, model: QueryDetector, features: list[Tensor], settings: Settings) -> Run:
+        """A training step."""
+        return self.train(model, features, settings)
+
 
 @CASE_KINDS.register()
 class DeformableDETRCase(DeformableCase):
@@ -235,49 +336,113 @@ class DeformableDETRCase(DeformableCase):
         if "config_json" not in case.names:
             return False
         config = case.config("config_json")
-        return "as_two_stage" in config and not {"schedules", "candidates"} & set(config)
+        return "as_two_stage" in config and not {"start_q", "candidates"} & set(config)
+
+    def step(self, step: str) -> Iterator[Quantity]:
+        yield from super().step(step)
+        if self.is_two_stage:
+            yield from expand({**_PROPOSALS, **_PROPOSAL_TARGETS, **_PROPOSAL_LOSSES}, step)
+
+    def run_step(self, model: QueryDetector, features: list[Tensor], settings: Settings) -> Run:
+        by_output = (lambda losses: losses.main) if self.is_two_stage else (lambda losses: losses)
+        return self.train(model, features, settings, by_output)
+
+
+def _candidates(case: Case) -> dict[str, list[list[int]]]:
+    """Offsets of the candidates of each stage, by the name of the list."""
+    lists = case.config("config_json")["candidates"]
+    return {name: entry["candidate_offsets"] for name, entry in lists.items()}
+
+
+def _released(config: Config, offsets: list[list[int]]) -> Criterion:
+    """The released head's cross-stage rule."""
+    return _criterion(
+        config,
+        AnyPairMatcher(offsets),
+        kind=LastCandidateCriterion,
+        normalizer=LabelNormalizer(),
+    )
+
+
+def _before_reallocation(run: Run) -> Run:
+    """The run with each stage's own match as index."""
+    logits, boxes = (
+        torch.stack([x.detach() for x in of_stages])
+        for of_stages in zip(*((x.logits, x.boxes) for x in run.outputs))
+    )
+    own = run.model.criterion.matcher(logits, boxes, run.truth)
+    return replace(run, index=own.object_index)
+
+
+@CASE_KINDS.register()
+class CrossStageDetectorCase(DeformableCase):
+    """Training steps with the cross-stage labels of the released head."""
+
+    title = "Deformable DETR with cross-stage labels"
+
+    @classmethod
+    def matches(cls, case: Case) -> bool:
+        if "config_json" not in case.names:
+            return False
+        return {"as_two_stage", "candidates"} <= set(case.config("config_json"))
+
+    @property
+    def steps(self) -> list[str]:
+        return [f"train_{name}" for name in _candidates(self.case)]
+
+    def step(self, step: str) -> Iterator[Quantity]:
+        yield from super().step(step)
+        yield from expand(_REALLOCATED, step)
+
+    def prepare(self, model: QueryDetector, name: str) -> None:
+        offsets = _candidates(self.case)[name[len("train_") :]]
+        model.criterion = _released(self.config, offsets)
+
+    def run_step(self, model: QueryDetector, features: list[Tensor], settings: Settings) -> Run:
+        return _before_reallocation(self.train(model, features, settings))
+
+
+@CASE_KINDS.register()
+class CrossStageHeadCase(CaseKind):
+    """Matching, labels, losses and their gradients on given predictions, without a network."""
+
+    title = "cross-stage labels of Deformable DETR's head"
+    information = ("config_json",)
+
+    @classmethod
+    def matches(cls, case: Case) -> bool:
+        return {"config_json", "in/logits"} <= case.names and "candidates" in case.config(
+            "config_json"
+        )
+
+    def __init__(self, case: Case):
+        super().__init__(case)
+        self.config = case.config("config_json")
+        self.image_sizes = [(int(h), int(w)) for h, w in case.array("in/img_shapes")]
 
     def quantities(self) -> Iterator[Quantity]:
-        yield from of_part("infer", self._inference())
-        yield from of_part("train", self._training())
-
-    def _inference(self) -> Iterator[Quantity]:
-        for i in range(len(self.strides)):
-            yield Quantity(f"infer/neck/{i}", value, lambda run, i=i: run.trace["neck"].levels[i])
-        yield Quantity("infer/memory", value, partial(_memory, self.case))
-        tables = [_ON_THE_WAY, _PREDICTIONS, *([_PROPOSALS] if self.is_two_stage else [])]
-        for table in tables:
-            yield from expand(table, "infer/")
-        for b in self.images:
-            yield Quantity(f"infer/detections/{b}", _row_limit, partial(_rows, b))
-
-    def _training(self) -> Iterator[Quantity]:
-        tables = [_PREDICTIONS, _TARGETS, _TOTAL]
-        if self.is_two_stage:
-            tables += [_PROPOSALS, _PROPOSAL_TARGETS]
-        for table in tables:
-            yield from expand(table, "train/")
-        for official, term in _TERMS.items():
-            for t in self.stages:
-                prefix = "" if t == self.stages[-1] else f"d{t}."
-                yield Quantity(f"train/losses/{prefix}{official}", LOSS, partial(_loss, term, t))
-            if self.is_two_stage:
-                yield Quantity(
-                    f"train/losses/enc_{official}",
-                    LOSS,
-                    lambda run, term=term: getattr(run.losses.branches["encoder"], term)[0],
-                )
-        yield from self.compare_gradients(
-            "train/grad_norm/", "train/grad/", norm_of_map="train/grad_norm_input/{}"
-        )
+        num_stages = len(self.case.array("in/logits"))
+        own: Table = {"assigned_gt": _TARGETS["assigned_gt"]}
+        for name in _candidates(self.case):
+            tables = {**own, **_REALLOCATED, **_TOTAL, **_INPUT_GRADIENTS}
+            yield from of_part(name, expand(tables, f"{name}/"))
+            yield from of_part(name, _losses(f"{name}/", num_stages))
 
     def compute(self, settings: Settings) -> dict[str, Run]:
         inputs = Inputs(self.case, settings)
-        model, features = self.build(inputs, settings)
-        rows = [self.case.array(f"infer/detections/{b}") for b in self.images]
-        expected = [[x[:, 4], x[:, 5], x[:, :4]] for x in rows]
-        by_output = (lambda losses: losses.main) if self.is_two_stage else (lambda losses: losses)
-        infer = self.infer(model, features, expected)
-        trace = self.trace(model)
-        train = self.train(model, features, settings, by_output)
-        return {"infer": infer, "train": replace(train, trace=trace)}
+        truth = read_truth(inputs, "gt/", self.image_sizes)
+        sizes = torch.tensor(self.image_sizes)
+        num_classes = self.case.array("in/logits").shape[-1]
+        runs = {}
+        for name, offsets in _candidates(self.case).items():
+            logits, boxes = (inputs.tensor(x).requires_grad_() for x in ("in/logits", "in/boxes"))
+            criterion = _released(
+                Config({**self.config, "classes": num_classes}, self.case.path), offsets
+            )
+            outputs = [HeadOutput(x, boxes_in_pixels(y, sizes)) for x, y in zip(logits, boxes)]
+            run = supervise(criterion, Predictions(outputs), truth)
+            run.total.backward()
+            run = replace(run, model=SimpleNamespace(criterion=criterion))
+            gradients = {"logits": logits.grad, "boxes": boxes.grad}
+            runs[name] = replace(_before_reallocation(run), gradients=gradients)
+        return runs
