@@ -197,7 +197,11 @@ def _losses(step: str, num_stages: int) -> Iterator[Quantity]:
 
 
 class DeformableCase(QueryCase):
-    """A case from the backbone's maps on: how the detector is made."""
+    """A case from the backbone's maps on.
+
+    A case whose config says ``"trimmed": true`` is cut off after some stages, and has only what
+    later stages have no part in.
+    """
 
     weights = "weights/"
     information = ("config_json", "in/batch_shape")
@@ -212,6 +216,7 @@ class DeformableCase(QueryCase):
         self.strides = [int(x) for x in self.config["strides"]]
         self.stages = range(int(self.config["dec_layers"]))
         self.refines = bool(self.config.get("with_box_refine", False))
+        self.trimmed = bool(self.config.get("trimmed", False))
         self.is_two_stage = bool(self.config.get("as_two_stage", False))
 
     def parameter_names(self) -> list[str]:
@@ -285,28 +290,37 @@ class DeformableCase(QueryCase):
         return len(self.stages)
 
     def _inference(self) -> Iterator[Quantity]:
-        for i in range(len(self.strides)):
-            yield Quantity(f"infer/neck/{i}", value, lambda run, i=i: run.trace["neck"].levels[i])
-        yield Quantity("infer/memory", value, partial(_memory, self.case))
+        in_detail: Table = {
+            **{
+                f"neck/{i}": (value, lambda run, i=i: run.trace["neck"].levels[i])
+                for i in range(len(self.strides))
+            },
+            "memory": (value, partial(_memory, self.case)),
+            **{f"detections/{b}": (_row_limit, partial(_rows, b)) for b in self.images},
+        }
+        yield from expand(in_detail, "infer/", optional=self.trimmed)
         tables = [_ON_THE_WAY, _PREDICTIONS, *([_PROPOSALS] if self.is_two_stage else [])]
         for table in tables:
             yield from expand(table, "infer/")
-        for b in self.images:
-            yield Quantity(f"infer/detections/{b}", _row_limit, partial(_rows, b))
 
     def step(self, step: str) -> Iterator[Quantity]:
         """What a training step is compared with."""
-        for table in (_PREDICTIONS, _TARGETS, _TOTAL):
-            yield from expand(table, step)
+        yield from expand({**_PREDICTIONS, **_TARGETS}, step)
         yield from _losses(step, self.num_outputs(step))
+        yield from expand(_TOTAL, step, optional=self.trimmed)
         yield from self.compare_gradients(
-            step + "grad_norm/", step + "grad/", norm_of_map=step + "grad_norm_input/{}"
+            step + "grad_norm/",
+            step + "grad/",
+            norm_of_map=step + "grad_norm_input/{}",
+            optional=self.trimmed,
         )
 
     def compute(self, settings: Settings) -> dict[str, Run]:
         inputs = Inputs(self.case, settings)
         model, features = self.build(inputs, settings)
-        rows = [self.case.array(f"infer/detections/{b}") for b in self.images]
+        # A trimmed case has no detections to align with.
+        names = [f"infer/detections/{b}" for b in self.images]
+        rows = [self.case.array(x) if x in self.case.names else np.zeros((0, 6)) for x in names]
         expected = [[x[:, 4], x[:, 5], x[:, :4]] for x in rows]
         runs = {"infer": self.infer(model, features, expected)}
         trace = self.trace(model)

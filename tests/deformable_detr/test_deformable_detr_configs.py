@@ -12,14 +12,19 @@ from small_runs import make_batch
 
 from detection_toolkit.config import apply_overrides, find_config_file, get_config
 
-FOLDER = Path(find_config_file("deformable_detr/deformable_detr_r50_50e.py")).parent
-CONFIGS = sorted(path.name for path in FOLDER.glob("*.py"))
+FOLDER = Path(find_config_file("deformable_detr/deformable_detr_r50_50e.py")).parents[1]
+CONFIGS = sorted(
+    path.relative_to(FOLDER).as_posix()
+    for pattern in ("deformable_detr/*.py", "sqr/deformable_detr*.py")
+    for path in FOLDER.glob(pattern)
+)
 
 # All parameters, and those not frozen, as the released models' lists of tensors add up.
 RELEASED = {
-    "deformable_detr_r50_50e.py": (40_118_934, 39_843_414),
-    "deformable_detr_refine_r50_50e.py": (40_884_794, 40_609_274),
-    "deformable_detr_two_stage_r50_50e.py": (41_213_836, 40_938_316),
+    "deformable_detr/deformable_detr_r50_50e.py": (40_118_934, 39_843_414),
+    "deformable_detr/deformable_detr_refine_r50_50e.py": (40_884_794, 40_609_274),
+    "deformable_detr/deformable_detr_two_stage_r50_50e.py": (41_213_836, 40_938_316),
+    "sqr/deformable_detr_sqr_r50_50e.py": (40_118_934, 39_843_414),
 }
 
 SMALL = [
