@@ -83,7 +83,7 @@ class DeformableDecoderStage(nn.Module):
         content, reference, position, mask = queries
         content = self.self_attention(content, position, mask)
         ratios = maps.valid_ratios.to(reference)
-        ratios = ratios.repeat_interleave(len(content) // len(ratios), 0)[:, None]
+        ratios = ratios.repeat_interleave(content.shape[0] // ratios.shape[0], 0)[:, None]
         on_levels = reference[:, :, None] * ratios.repeat(1, 1, 1, reference.shape[-1] // 2)
         attended = self.attention(content + position, on_levels, maps)
         content = self.ffn(self.norm(content + self.dropout(attended)))

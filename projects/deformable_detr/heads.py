@@ -72,5 +72,5 @@ def boxes_in_pixels(boxes: Tensor, image_sizes: Tensor) -> Tensor:
         image_sizes: (B, 2) heights and widths; the R sets of an image stand together.
     """
     sizes = image_sizes.flip(-1).repeat(1, 2).to(boxes)  # w, h, w, h
-    sizes = sizes.repeat_interleave(len(boxes) // len(sizes), 0)
+    sizes = sizes.repeat_interleave(boxes.shape[0] // sizes.shape[0], 0)
     return box_convert(boxes, "cxcywh", "xyxy") * sizes[:, None]

@@ -64,7 +64,7 @@ class LearnedQueries(InitialQueries):
         """Points (B, N, 2)."""
         position, content = self.embedding.weight.chunk(2, dim=-1)
         reference = self.reference_points(position).to(position.dtype).sigmoid()
-        shape = (len(maps.image_sizes), -1, -1)
+        shape = (maps.image_sizes.shape[0], -1, -1)
         return Queries(*(x.expand(shape) for x in (content, reference, position))), ()
 
 
