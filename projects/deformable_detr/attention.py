@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from detection_toolkit.errors import UserError
 from detection_toolkit.modeling import Execution, FeatureMaps
 
+from .positions import map_sizes
+
 __all__ = ["DeformableAttention", "FeedForward", "SelfAttention"]
 
 
@@ -88,7 +90,7 @@ class DeformableAttention(nn.Module):
         offsets = self.sampling_offsets(queries).unflatten(-1, (*per_level, 2))
         weights = self.attention_weights(queries).unflatten(-1, (self.num_heads, -1))
         weights = weights.softmax(-1).unflatten(-1, per_level[1:])  # (R B, N, G, L, P)
-        cells = references.new_tensor([level.shape[-2:][::-1] for level in maps.levels])  # (L, 2)
+        cells = map_sizes(maps, references)
         center, sides = references[..., :2], references[..., 2:]
         step = sides * cells * (0.5 / self.num_points) if sides.shape[-1] else sides.new_ones(1, 1)
         center, step = (t[..., None, :, None, :] for t in (center * cells, step))

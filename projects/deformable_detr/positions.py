@@ -18,6 +18,7 @@ from detection_toolkit.modeling import FeatureMaps
 __all__ = [
     "TEMPERATURE",
     "cell_centers",
+    "map_sizes",
     "mask_positions",
     "sine_code",
     "to_maps",
@@ -44,18 +45,30 @@ def to_maps(tokens: Tensor, maps: FeatureMaps) -> FeatureMaps:
     return replace(maps, levels=tuple(levels))
 
 
+def map_sizes(maps: FeatureMaps, like: Tensor) -> Tensor:
+    """(L, 2) cells of each map in x and in y, of the type of ``like``."""
+    # Filled, not copied from numbers: an export would write those of its example down.
+    return torch.stack(
+        [
+            torch.stack([like.new_full((), side) for side in level.shape[-2:][::-1]])
+            for level in maps.levels
+        ]
+    )
+
+
 def cell_centers(maps: FeatureMaps) -> Tensor:
     """(B, T, 2) centre x and y of every cell as shares of the unpadded image; more than 1 where a
     cell lies on padding."""
     centers = []
-    for level, ratio in zip(maps.levels, maps.valid_ratios.unbind(1)):
+    sizes = map_sizes(maps, maps.levels[0])
+    for level, size, ratio in zip(maps.levels, sizes, maps.valid_ratios.unbind(1)):
         height, width = level.shape[-2:]
         y, x = (
             torch.arange(cells, device=level.device, dtype=level.dtype) + 0.5
             for cells in (height, width)
         )
         center = torch.stack([x.expand(height, width), y[:, None].expand(height, width)], dim=-1)
-        cells = center.new_tensor([width, height]) * ratio.to(center.dtype)  # (B, 2)
+        cells = size * ratio.to(size.dtype)  # (B, 2)
         centers.append(center.flatten(0, 1) / cells[:, None])
     return torch.cat(centers, dim=1)
 

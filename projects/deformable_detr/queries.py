@@ -62,7 +62,7 @@ class LearnedQueries(InitialQueries):
 
     def propose(self, maps: FeatureMaps) -> tuple[Queries, tuple[Branch, ...]]:
         """Points (B, N, 2)."""
-        position, content = self.embedding.weight.chunk(2, dim=-1)
+        position, content = _halves(self.embedding.weight)
         reference = self.reference_points(position).to(position.dtype).sigmoid()
         shape = (maps.image_sizes.shape[0], -1, -1)
         return Queries(*(x.expand(shape) for x in (content, reference, position))), ()
@@ -112,7 +112,7 @@ class ProposedQueries(InitialQueries):
         best = logits[..., 0].topk(self.num_queries, dim=1).indices  # (B, N)
         reference = box_logits.detach().gather(1, best[..., None].expand(-1, -1, 4)).sigmoid()
         code = sine_code(reference, self.memory.out_features // 2).flatten(2)  # (B, N, 2 C)
-        position, content = self.code_norm(self.code(code)).chunk(2, dim=-1)
+        position, content = _halves(self.code_norm(self.code(code)))
         proposals = HeadOutput(logits, boxes_in_pixels(box_logits.sigmoid(), maps.image_sizes))
         return Queries(content, reference, position), (Branch(self.branch, [proposals]),)
 
@@ -139,3 +139,12 @@ class ProposedQueries(InitialQueries):
         padding = torch.cat([mask.flatten(1) for mask in maps.padding_masks], dim=1)
         inside = ((boxes > self.margin) & (boxes < 1 - self.margin)).all(-1)
         return boxes, (inside & ~padding)[..., None]
+
+
+def _halves(embedding: Tensor) -> tuple[Tensor, ...]:
+    """(..., 2 C) -> position and content (..., C).
+
+    Copies: whether a linear layer may fold the rows of a view depends on the size of the batch,
+    which an exported graph would then be tied to.
+    """
+    return tuple(half.contiguous() for half in embedding.chunk(2, dim=-1))
