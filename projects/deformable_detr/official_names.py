@@ -1,4 +1,4 @@
-"""Names of the weights of MMDetection 2, in which the released checkpoints are."""
+"""Names of MMDetection's checkpoints: those of version 2, the released ones, and of version 3."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ _ENCODER = [
     ("ffns.0.layers.1.*", "ffn.linear2.*"),
     ("norms.1.*", "ffn.norm.*"),
 ]
+_FFN_3 = [("ffn.layers.0.0.*", "ffn.linear1.*"), ("ffn.layers.1.*", "ffn.linear2.*")]
 _DECODER = [
     ("attentions.0.attn.*", "self_attention.attention.*"),
     ("norms.0.*", "self_attention.norm.*"),
@@ -34,6 +35,25 @@ _PROPOSALS = [
     # Of the variants without proposals.
     ("query_embedding.*", "embedding.*"),
     ("transformer.reference_points.*", "reference_points.*"),
+]
+# Version 3 names otherwise what is not listed here. On the way back version 2 decides.
+_ENCODER_3 = [("self_attn.*", "attention.*"), *_FFN_3, ("norms.1.*", "ffn.norm.*"), _ENCODER[1]]
+_DECODER_3 = [
+    ("self_attn.attn.*", "self_attention.attention.*"),
+    ("cross_attn.*", "attention.*"),
+    *_FFN_3,
+    *(pair for pair in _DECODER if pair[0].startswith("norms.")),
+]
+_VERSION_3 = [
+    Rule("level_embed", "encoder.level_embedding"),
+    *(Rule("encoder.layers.{i}." + a, "encoder.layers.{i}." + b) for a, b in _ENCODER_3),
+    *(Rule("decoder.layers.{t}." + a, "decoder.stages.{t}." + b) for a, b in _DECODER_3),
+    Rule("memory_trans_fc.*", "initial_queries.memory.*"),
+    Rule("memory_trans_norm.*", "initial_queries.memory_norm.*"),
+    Rule("pos_trans_fc.*", "initial_queries.code.*"),
+    Rule("pos_trans_norm.*", "initial_queries.code_norm.*"),
+    Rule("query_embedding.*", "initial_queries.embedding.*"),
+    Rule("reference_points_fc.*", "initial_queries.reference_points.*"),
 ]
 
 DEFORMABLE_DETR = OfficialFormat(
@@ -56,8 +76,11 @@ DEFORMABLE_DETR = OfficialFormat(
         *(Rule("bbox_head." + a, "initial_queries." + b) for a, b in _PROPOSALS),
         Rule("bbox_head.cls_branches.{t}.*", "decoder.stages.{t}.head.classes.*"),
         Rule("bbox_head.reg_branches.{t}.*", "decoder.stages.{t}.head.box.*"),
+        *_VERSION_3,
     ],
-    mark=r"bbox_head\.transformer\.encoder\.layers\.\d+\.attentions\.0\.sampling_offsets\..*",
+    # Of version 3, what its DINO does not have.
+    mark=r"bbox_head\.transformer\.encoder\.layers\.\d+\.attentions\.0\.sampling_offsets\..*"
+    r"|(reference_points_fc|pos_trans_fc)\..*",
     our_mark=r"encoder\.layers\.\d+\.attention\.sampling_offsets\..*",
     resizable=r"(decoder\.stages\.\d+|initial_queries)\.head\.classes\..*"
     r"|initial_queries\.embedding\.weight",
