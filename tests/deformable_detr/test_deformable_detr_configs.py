@@ -11,6 +11,7 @@ from detectron2.layers import FrozenBatchNorm2d
 from small_runs import make_batch
 
 from detection_toolkit.config import apply_overrides, find_config_file, get_config
+from detection_toolkit.errors import UserError
 
 FOLDER = Path(find_config_file("deformable_detr/deformable_detr_r50_50e.py")).parents[1]
 CONFIGS = sorted(
@@ -116,3 +117,19 @@ def test_a_step_reaches_every_parameter(name):
     with torch.no_grad():
         for detections in model.eval()(batch):
             assert len(detections["instances"]) == min(35, config.model.max_detections)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"lr_factors": {"sampling_offset_": 0.1}}, "sampling_offset_"),
+        ({"base_lr": None}, "needs optimizer.params.base_lr"),
+    ],
+)
+def test_rates_that_reach_no_parameter_are_refused(changes, said):
+    config = load("deformable_detr/deformable_detr_r50_50e.py")
+    for key, value in changes.items():
+        config.optimizer.params[key] = value
+    config.optimizer.params.model = on_meta_device(config)
+    with pytest.raises(UserError, match=said):
+        instantiate(config.optimizer)
