@@ -1,4 +1,4 @@
-"""Numeric cases of AdaMixer trained with query recollection: inference, and a step per schedule.
+"""Numeric cases of detectors trained with query recollection: inference, and a step per schedule.
 
 Letters: B images, N queries, S stages.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,8 +18,9 @@ from torchvision.ops import box_convert
 
 from adamixer import AdaMixerDecoder
 from adamixer.official_names import ADAMIXER
+from deformable_detr.parity import DeformableCase
 from detection_toolkit.errors import UserError
-from detection_toolkit.modeling import FeatureMaps, SharedNormChannelMapper
+from detection_toolkit.modeling import FeatureMaps, QueryDetector, SharedNormChannelMapper
 from detection_toolkit.parity import (
     CASE_KINDS,
     Case,
@@ -40,7 +42,7 @@ from stageinteractor.parity import LESS_CERTAIN, LOSSES, TOTAL, detector_parts
 from .recollection import QueryRecollection
 from .schedule import RecollectionSchedule
 
-__all__ = ["RecollectionCase"]
+__all__ = ["DeformableRecollectionCase", "RecollectionCase"]
 
 _QUERY_BOXES = "rpn_head.init_proposal_bboxes.weight"
 
@@ -128,6 +130,16 @@ _SIZES = {
 }
 
 
+def _schedule(case: Case, name: str, entry: Any, num_stages: int) -> RecollectionSchedule:
+    start, end = (tuple(entry[key]) for key in ("start_q", "end_q"))
+    try:
+        schedule = RecollectionSchedule(start, end)
+        schedule.check_fits(num_stages)
+    except UserError as error:
+        raise CaseError(f"{case.path}: schedule {name}: {error}") from error
+    return schedule
+
+
 @CASE_KINDS.register()
 class RecollectionCase(QueryCase):
     """Neck, query head and losses.
@@ -158,16 +170,9 @@ class RecollectionCase(QueryCase):
         self.strides = [int(x) for x in self.config["strides"]]
         self.map_names = [f"in/c{i + 2}" for i in range(len(self.strides))]
         self.schedules = {
-            name: self._schedule(name, entry) for name, entry in self.config["schedules"].items()
+            name: _schedule(case, name, entry, len(self.stages))
+            for name, entry in self.config["schedules"].items()
         }
-
-    def _schedule(self, name: str, entry: Any) -> RecollectionSchedule:
-        try:
-            schedule = RecollectionSchedule(tuple(entry["start_q"]), tuple(entry["end_q"]))
-            schedule.check_fits(len(self.stages))
-        except UserError as error:
-            raise CaseError(f"{self.case.path}: schedule {name}: {error}") from error
-        return schedule
 
     def quantities(self) -> Iterator[Quantity]:
         yield from of_part("infer", self._inference())
@@ -258,3 +263,42 @@ class RecollectionCase(QueryCase):
         for name, model in models.items():
             runs[name] = self.train(model, maps, settings, lambda losses: losses.groups)
         return runs
+
+
+@CASE_KINDS.register()
+class DeformableRecollectionCase(DeformableCase):
+    """Deformable DETR without refinement; the groups of all stages stand in one array."""
+
+    title = "Deformable DETR with SQR"
+
+    @classmethod
+    def matches(cls, case: Case) -> bool:
+        if "config_json" not in case.names:
+            return False
+        config = case.config("config_json")
+        return {"start_q", "dec_layers"} <= set(config)
+
+    def __init__(self, case: Case):
+        super().__init__(case)
+        # The released list has an entry for one more stage, which is not there.
+        count = len(self.stages)
+        entry = {key: self.config[key][:count] for key in ("start_q", "end_q")}
+        schedule = _schedule(case, "start_q, end_q", entry, count)
+        self.schedules = {name.split("/")[0]: schedule for name in case.below("train_")}
+
+    @property
+    def steps(self) -> list[str]:
+        return list(self.schedules)
+
+    def num_outputs(self, step: str) -> int:
+        return sum(self.schedules[step.rstrip("/")].groups_per_stage)
+
+    def prepare(self, model: QueryDetector, name: str) -> None:
+        route = QueryRecollection(self.schedules[name])
+        decoder: Any = model.decoder
+        decoder.route = route
+        model.criterion = route.supervise(self.criterion())
+
+    def run_step(self, model: QueryDetector, features: list[Tensor], settings: Settings) -> Run:
+        run = self.train(model, features, settings, lambda losses: losses.groups)
+        return replace(run, losses=run.losses.groups)

@@ -6,7 +6,7 @@ G groups, e = C / G channels of a group, P points of a group.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -17,9 +17,7 @@ from torch import Tensor
 from .execution import Execution
 from .gathering import GatheringSampler
 
-__all__ = ["FeatureMaps", "Sampler", "sample_by_grid"]
-
-Sampler = Callable[[Tensor, Tensor, Tensor], Tensor]
+__all__ = ["FeatureMaps", "sample_by_grid"]
 
 
 @dataclass(frozen=True)
@@ -34,8 +32,8 @@ class FeatureMaps:
     """(B, 2) heights and widths in pixels of the unpadded images."""
     padded_size: tuple[int, int]
     """Height and width in pixels of the batch. The maps need not divide it."""
-    sampler: Sampler | None = None
-    """How :meth:`sample` computes; None: by :func:`sample_by_grid`."""
+    sampler: GatheringSampler | None = None
+    """How :meth:`sample` and :meth:`sample_sum` compute; None: by :func:`sample_by_grid`."""
 
     def laid_out(self, execution: Execution, dtype: torch.dtype) -> FeatureMaps:
         """The same maps, laid out once for all stages as ``execution.sampling`` wants them.
@@ -71,6 +69,26 @@ class FeatureMaps:
         if self.sampler is not None:
             return self.sampler(x, y, weights)
         return sample_by_grid(self.levels, torch.stack([x, y], dim=-1), weights)
+
+    def sample_sum(self, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+        """Bilinear features, weighted and summed over the points of all levels.
+
+        Every level has points of its own, as in deformable attention.
+
+        Args:
+            x, y, weights: (L, R B, N, G, P), as for :meth:`sample`.
+
+        Returns:
+            (R B, N, G, e).
+
+        Raises:
+            ValueError: the rows of the points are no multiple of B.
+        """
+        _check_rows(x.shape[1], self.levels)
+        if self.sampler is not None:
+            return self.sampler.sum(x, y, weights)
+        places = torch.stack([x, y], dim=-1)
+        return sample_by_grid(self.levels, places, weights).sum(dim=-2)
 
     @cached_property
     def padding_masks(self) -> tuple[Tensor, ...]:

@@ -54,10 +54,30 @@ class GatheringSampler:
         shape, groups = x.shape[1:], x.shape[3]
         if self.fused and not torch.compiler.is_compiling():
             return self._sample_fused(x, y, weights).view(*shape, -1)
-        rows, corners = corner_rows([table.shape for table in self.tables], x, y)
-        factors = corners * weights.to(corners.dtype).flatten(1)[:, None]  # (L, 4, n)
+        rows, factors = self._rows_and_factors(x, y, weights)
+        rows = rows.transpose(1, 2).contiguous()  # (L, n, 4)
         factors = factors.transpose(1, 2).contiguous()
-        rows = rows.transpose(1, 2).contiguous()
+        return self._gather(rows, factors, groups).view(*shape, -1)
+
+    def sum(self, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+        """See :meth:`~detection_toolkit.modeling.FeatureMaps.sample_sum`."""
+        shape, groups, num_points = x.shape[1:4], x.shape[3], x.shape[4]
+        if self.fused and not torch.compiler.is_compiling():
+            return self._sample_fused(x, y, weights).view(*x.shape[1:], -1).sum(-2)
+        # All points of a group are one bag: rows and factors (L, R B N G, 4 P).
+        rows, factors = (
+            t.unflatten(-1, (-1, num_points)).transpose(1, 2).flatten(2)
+            for t in self._rows_and_factors(x, y, weights)
+        )
+        return self._gather(rows, factors, groups).view(*shape, -1)
+
+    def _rows_and_factors(self, x: Tensor, y: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """(L, 4, n) rows of the tables next to each point, and how much each counts."""
+        rows, corners = corner_rows([table.shape for table in self.tables], x, y)
+        return rows, corners * weights.to(corners.dtype).flatten(1)[:, None]
+
+    def _gather(self, rows: Tensor, factors: Tensor, groups: int) -> Tensor:
+        """(n, e) sums over all levels, of the rows (L, n, k) with their factors (L, n, k)."""
         sampled = None
         for table, row, factor in zip(self._rows(groups), rows, factors):
             values = F.embedding_bag(row, table, per_sample_weights=factor, mode="sum")
@@ -66,7 +86,7 @@ class GatheringSampler:
             sampled = _SpreadGradient.apply(
                 sampled, self._token, self._gradients, rows, factors.detach()
             )
-        return sampled.view(*shape, -1)
+        return sampled
 
     def _rows(self, groups: int) -> list[Tensor]:
         """The tables as rows (B H_l W_l G, e)."""
@@ -126,7 +146,7 @@ class _MapGradients:
         """Add the gradient (n, e) of sampled values.
 
         Args:
-            rows, factors: (L, n, 4) which rows of the tables were summed, and how weighted.
+            rows, factors: (L, n, k) which rows of the tables were summed, and how weighted.
         """
         for level, (row, factor) in enumerate(zip(rows, factors)):
             buffer = self.rows(level, gradient.shape[-1])

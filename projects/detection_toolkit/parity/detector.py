@@ -143,7 +143,7 @@ def supervise(
         losses=losses,
         index=by_output(losses).assignment.object_index,
         cost=criterion.matcher.cost(logits, boxes, truth),
-        total=torch.stack([losses.loss_cls, losses.loss_bbox, losses.loss_giou]).sum(),
+        total=torch.stack(list(losses.as_dict().values())).sum(),
     )
 
 
@@ -155,6 +155,8 @@ class QueryCase(CaseKind):
     official_format: ClassVar[OfficialFormat]
     buffers: ClassVar[tuple[str, ...]] = ("running_mean", "running_var", "num_batches_tracked")
     """How the official names of weights without a gradient end."""
+    gradient_share: ClassVar[float] = 2e-3
+    """Share of its norm that a gradient may differ by."""
     less_certain: ClassVar[Mapping[str, float]] = {}
     """How the official names of parameters end whose gradients have a limit of their own -> it."""
     sizes_name: ClassVar[str]
@@ -284,7 +286,7 @@ class QueryCase(CaseKind):
         ]
         for key, norm_name, full_name in names:
             own = [x for end, x in self.less_certain.items() if norm_name.endswith(end)]
-            limit = gradient(largest, *own)
+            limit = gradient(largest, *(own or [self.gradient_share]))
             yield Quantity(norm_name, limit, partial(_gradient, key, None), optional)
             if full_name in self.case.names:
                 shape = self.case.array(full_name).shape

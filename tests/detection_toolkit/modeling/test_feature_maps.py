@@ -7,11 +7,13 @@ import weakref
 
 import pytest
 import torch
+import torch.nn.functional as F
 from detectron2.config import instantiate
 from small_runs import SMALL_MODEL, make_batch
+from tolerances import tolerance
 
 from detection_toolkit.config import apply_overrides, get_config
-from detection_toolkit.modeling import FeatureMaps
+from detection_toolkit.modeling import Execution, FeatureMaps
 from maps import make_maps
 
 CONFIGS = (
@@ -79,3 +81,66 @@ def test_the_maps_of_a_step_do_not_outlive_it(config, training, sampling):
         assert not any(reference() is not None for reference in [*alive, *tables])
     finally:
         gc.enable()
+
+
+def random_points(sets: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """Places in cells, some of them outside, and weights (L, sets B, N, G, P)."""
+    shape = (2, sets * 2, 5, 3, 4)
+    return (
+        6 * torch.rand(shape, dtype=dtype) - 1,
+        6 * torch.rand(shape, dtype=dtype) - 1,
+        torch.randn(shape, dtype=dtype),
+    )
+
+
+@pytest.mark.parametrize("sampling", ["gather", "grid"])
+@pytest.mark.parametrize("sets", [1, 2])
+def test_the_sum_over_points_is_that_of_grid_sample(sampling, sets):
+    """Values, and gradients of maps, places and weights, written out level by level."""
+    torch.manual_seed(0)
+    dtype = torch.float64
+    levels = [torch.randn(2, 6, *size, dtype=dtype) for size in ((5, 4), (3, 2))]
+    inputs = [x.requires_grad_() for x in (*levels, *random_points(sets, dtype))]
+    x, y, weights = inputs[2:]
+    maps = make_maps(levels, (8, 16)).laid_out(Execution(sampling=sampling), dtype)
+    ours = maps.sample_sum(x, y, weights)
+
+    expected = torch.zeros(2 * sets, 5, 3, 2, dtype=dtype)
+    for level, x_l, y_l, weights_l in zip(levels, x, y, weights):
+        height, width = level.shape[-2:]
+        grid = torch.stack([2 * x_l / width - 1, 2 * y_l / height - 1], dim=-1)
+        for row in range(2 * sets):
+            for group in range(3):
+                values = F.grid_sample(
+                    level[row // sets, 2 * group : 2 * group + 2][None],
+                    grid[row, :, group][None],
+                    align_corners=False,
+                )[0]  # (e, N, P)
+                summed = (values * weights_l[row, :, group]).sum(-1).T
+                expected = expected.index_put(
+                    (torch.tensor(row), torch.arange(5), torch.tensor(group)), summed, True
+                )
+    torch.testing.assert_close(ours, expected)
+    direction = torch.randn_like(expected)
+    for a, b in zip(
+        torch.autograd.grad(ours, inputs, direction, retain_graph=True),
+        torch.autograd.grad(expected, inputs, direction),
+    ):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("sampling", ["gather", "grid"])
+def test_the_sum_over_points_is_that_of_the_samples(sampling):
+    torch.manual_seed(0)
+    levels = [torch.randn(2, 6, *size) for size in ((5, 4), (3, 2))]
+    maps = make_maps(levels, (8, 16)).laid_out(Execution(sampling=sampling), torch.float32)
+    points = random_points(1, torch.float32)
+    limits = tolerance(torch.float32, scale=100.0, operations=32)
+    torch.testing.assert_close(maps.sample_sum(*points), maps.sample(*points).sum(dim=-2), **limits)
+
+
+def test_points_that_fit_no_image_are_refused():
+    maps = make_maps([torch.zeros(2, 6, 5, 4), torch.zeros(2, 6, 3, 2)], (8, 16))
+    points = [x[:, :3] for x in random_points(2, torch.float32)]
+    with pytest.raises(ValueError, match="3 sets"):
+        maps.sample_sum(*points)

@@ -1,0 +1,70 @@
+"""The registered meta-architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.structures import ImageList, Instances
+from torch import nn
+
+from detection_toolkit.modeling import FeatureMaps, QueryDetector
+from detection_toolkit.structures import Predictions, StageOutput
+
+from .encoder import DeformableEncoder
+from .queries import InitialQueries
+
+__all__ = ["DeformableDETR"]
+
+
+@META_ARCH_REGISTRY.register()
+class DeformableDETR(QueryDetector):
+    """Deformable DETR (Zhu et al., ICLR 2021).
+
+    It is plain with :class:`~deformable_detr.LearnedQueries` and
+    :class:`~deformable_detr.DeformableDETRDecoder`, refines boxes with
+    :class:`~deformable_detr.RefiningDeformableDETRDecoder`, and is two-stage with
+    :class:`~deformable_detr.ProposedQueries` besides.
+    """
+
+    initial_queries: InitialQueries
+
+    def __init__(
+        self,
+        *,
+        encoder: DeformableEncoder,
+        initial_queries: InitialQueries,
+        size_divisibility: int = 1,
+        **others: Any,
+    ):
+        """
+        Args:
+            encoder: between the maps of the backbone and what the queries look at.
+            initial_queries: their source.
+            size_divisibility: batches are padded to their largest image alone.
+            others: as of :class:`~detection_toolkit.modeling.QueryDetector`.
+        """
+        super().__init__(
+            initial_queries=initial_queries, size_divisibility=size_divisibility, **others
+        )
+        self.encoder: nn.Module = encoder
+
+    def extract_features(self, images: ImageList) -> FeatureMaps:
+        """The encoder's maps of a normalised batch, finest first."""
+        return self.encoder(super().extract_features(images))
+
+    def predict(self, images: ImageList) -> Predictions:
+        """Predictions for a normalised batch; in training with the branches of the queries."""
+        maps = self.extract_features(images)
+        queries, branches = self.initial_queries.propose(maps)
+        return Predictions(self.decoder(maps, queries), branches if self.training else ())
+
+    def inference(
+        self, output: StageOutput, image_sizes: Sequence[tuple[int, int]]
+    ) -> list[Instances]:
+        """As :meth:`QueryDetector.inference`, clipped to the images."""
+        detections = super().inference(output, image_sizes)
+        for instances in detections:
+            instances.pred_boxes.clip(instances.image_size)
+        return detections
