@@ -100,6 +100,7 @@ class Trainer(DefaultTrainer):
             clip_norm_type=settings.clip_grad.norm_type,
             max_skipped_steps=settings.max_skipped_steps,
             output_dir=settings.output_dir,
+            log_period=settings.log_period,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = Checkpointer(
@@ -205,6 +206,12 @@ class Trainer(DefaultTrainer):
                 TrainerBase.train(self, self.start_iter, self.max_iter)
         return getattr(self, "_last_eval_results", None) if comm.is_main_process() else None
 
+    def run_step(self) -> None:
+        """As Detectron2's; what is not logged yet is there for the writers after the last step."""
+        super().run_step()
+        if self.iter + 1 >= self.max_iter:
+            self._trainer.write_scalars()
+
     def before_train(self) -> None:
         if self._random_state is not None:
             restore_random_state(self._random_state)
@@ -216,6 +223,10 @@ class Trainer(DefaultTrainer):
         if self.iter >= self.max_iter:  # it is counted up once more after the last step
             super().after_train()
             return
+        try:
+            self._trainer.write_scalars()
+        except Exception as error:
+            logger.warning("the scalars of the last steps are lost: %s", error)
         for hook in self._hooks:
             if isinstance(hook, (hooks.EvalHook, hooks.BestCheckpointer)):
                 continue
