@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -37,7 +36,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--plan", type=Path, help="default: configs/gpu/full.yaml, or small.yaml")
     parser.add_argument("--wheels", type=Path, metavar="DIR", help="unpack and use these")
     parser.add_argument("--output", type=Path, default=ROOT / "output" / "gpu", metavar="FOLDER")
-    parser.add_argument("--work", nargs=2, metavar=("SECONDS", "EVENTS"), help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if not args.minutes > 0:
         parser.error(f"--minutes must be positive, not {args.minutes}")
@@ -91,21 +90,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     with user_errors():
         plan = GpuPlan.read(args.plan)
         if args.work:
-            seconds, events = json.loads(args.work[0]), Path(args.work[1])
-            return work(plan, seconds, device=args.device, folder=output / "runs",
-                        events=events, to_plain=load_plain())  # fmt: skip
+            return work(
+                plan,
+                args.only,
+                seconds=60 * args.minutes,
+                device=args.device,
+                folder=output / "runs",
+                events=args.work,
+                to_plain=load_plain(),
+            )
         # cuBLAS reads it when it starts; deterministic sums need it.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         shared = ["--device", args.device, "--plan", str(args.plan), "--output", str(output)]
+
+        def command(stages: Sequence[str], seconds: float, events: Path) -> list[str]:
+            script = [sys.executable, __file__, *shared, "--minutes", str(seconds / 60)]
+            return [*script, "--work", str(events), "--only", *stages]
+
         reports = supervise(
-            lambda seconds, events: [
-                sys.executable, __file__, *shared, "--work", json.dumps(seconds), str(events)
-            ],
+            command,
             [name for name in NAMES if name in args.only],
             seconds=60 * args.minutes,
             output=output,
             facts={**facts(), "command": " ".join(["python3 tools/gpu_report.py", *argv])},
-        )  # fmt: skip
+        )
     print(short_table([report.as_dict() for report in reports]))
     print(f"report: {output / 'report.md'}")
     return 0 if all(report.passed for report in reports) else 1

@@ -92,8 +92,9 @@ class DetectionTrainLoop(SimpleTrainer):
     B images give the gradients of one batch of k B images.
 
     A step waits for a GPU twice: where the matcher needs its costs, and before the update, where
-    losses and gradient must be finite. Losses and the like are read when they are to be logged, those
-    of all steps since the last time at once.
+    losses and gradient must be finite. With several processes it also waits for the others, before
+    the backward pass. Losses and the like are read when they are to be logged, those of all steps
+    since the last time at once.
     """
 
     def __init__(
@@ -278,7 +279,7 @@ class DetectionTrainLoop(SimpleTrainer):
     def _accumulate_gradients(
         self, batches: list[list[dict[str, Any]]]
     ) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
-        """Gradients of the whole step into ``.grad``; returns the summed losses, and each batch's."""
+        """Gradients of the whole step into ``.grad``; returns its losses, and each batch's."""
         kwargs, weight = self._normalisation(batches)
         sums: dict[str, Tensor] = {}
         of_batches = []

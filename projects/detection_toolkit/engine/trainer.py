@@ -27,6 +27,7 @@ from ..checkpoint.checkpointer import Checkpointer, ResumeError
 from ..data import dataset_names, loader_process_errors
 from ..errors import UserError
 from ..evaluation import check_stage_evaluation, configured_label_assigners
+from ..modeling import QueryDetector
 from .evaluation import EvaluationFacts, evaluate_test_sets, inference_folder, metric_name
 from .evaluators import build_evaluators, check_evaluator
 from .hooks import BestCheckpoint, EMAHook, EvaluationHook, PeriodicCheckpointer, build_ema
@@ -69,6 +70,8 @@ class Trainer(DefaultTrainer):
             PathManager.mkdirs(settings.output_dir)
 
         model = self.build_model(cfg)
+        if settings.deterministic:
+            _check_deterministic(model)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         for name in dataset_names(cfg.dataloader.test.dataset):
@@ -392,6 +395,14 @@ class Trainer(DefaultTrainer):
         See :func:`detection_toolkit.engine.scaling.auto_scale_workers`.
         """
         return auto_scale_workers(cfg, num_workers)
+
+
+def _check_deterministic(model: nn.Module) -> None:
+    if isinstance(model, QueryDetector) and model.execution.sampling == "triton":
+        raise UserError(
+            "model.execution.sampling=triton adds gradients in whatever order the GPU reaches "
+            "them: with train.deterministic=true set model.execution.sampling=gather"
+        )
 
 
 @contextlib.contextmanager

@@ -50,9 +50,7 @@ class OnnxPredictor:
             FileNotFoundError: no such file.
             ValueError: it is not such a file.
         """
-        self.session, self.description = open_onnx(
-            path, threads=threads, providers=providers
-        )
+        self.session, self.description = open_onnx(path, threads=threads, providers=providers)
         self.metadata = Metadata()
         if self.description.class_names is not None:
             self.metadata.thing_classes = list(self.description.class_names)

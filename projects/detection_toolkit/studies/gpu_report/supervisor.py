@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...checkpoint.durable import write_durably
-from .stages import STAGES
+from .stages import seconds_of
 from .tables import markdown
 
 __all__ = ["StageReport", "supervise"]
@@ -51,26 +51,24 @@ class _Ended(Exception):
 
 
 def supervise(
-    command: Callable[[Mapping[str, float], Path], Sequence[str]],
+    command: Callable[[Sequence[str], float, Path], Sequence[str]],
     names: Sequence[str],
     *,
     seconds: float,
     output: Path,
     facts: Mapping[str, Any],
-    limits: Mapping[str, float] | None = None,
 ) -> list[StageReport]:
     """Run the stages, writing ``report.json`` and ``report.md`` after each.
 
     Time that a stage leaves over is shared among the later ones.
 
     Args:
-        command: the command line of a process that runs the given stages, with seconds for each,
-            and tells of them in the given file; see :func:`~.worker.work`.
+        command: the command line of a process that runs the given stages in the given seconds, and
+            tells of them in the given file; see :func:`~.worker.work`.
         names: of the stages, in their order.
         seconds: that all may take together.
         output: folder for the reports.
         facts: about machine and versions; the head of the report.
-        limits: seconds of single stages, in place of their share.
 
     Returns:
         what became of each. After a signal to end, those that had not ended are marked so.
@@ -88,7 +86,7 @@ def supervise(
         try:
             waiting = list(reports)
             while waiting:
-                waiting = _run(command, waiting, end, events, write, dict(limits or {}))
+                waiting = _run(command, waiting, end, events, write)
         except (_Ended, KeyboardInterrupt):
             for report in reports:
                 if report.status in ("running", "not begun"):
@@ -99,62 +97,72 @@ def supervise(
 
 
 def _run(
-    command: Callable[[Mapping[str, float], Path], Sequence[str]],
+    command: Callable[[Sequence[str], float, Path], Sequence[str]],
     waiting: list[StageReport],
     end: float,
     events: Path,
     write: Callable[[], None],
-    limits: Mapping[str, float],
 ) -> list[StageReport]:
     """One process, until it ends or has to be ended; returns the stages that are left."""
-    left = max(0.0, end - time.monotonic())
-    total = sum(STAGES[report.name].share for report in waiting)
-    for report in waiting:
-        report.limit = limits.get(report.name, left * STAGES[report.name].share / total)
     log = events.with_name("log.txt")
     seen = len(_lines(events))
+    names = [report.name for report in waiting]
     with open(log, "ab") as file:
         process = subprocess.Popen(
-            command({report.name: report.limit for report in waiting}, events),
+            command(names, max(0.0, end - time.monotonic()), events),
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
     waiting = list(waiting)
-    start = time.monotonic()
     try:
         while waiting:
             current = waiting[0]
-            ended = process.poll() is not None  # asked before its last lines are read
-            lines = _lines(events)
-            for line in lines[seen:]:
-                if _take(current, json.loads(line)):
-                    current.seconds = time.monotonic() - start
-                    start = time.monotonic()
-                    waiting.pop(0)
-                    write()
-                    current = waiting[0] if waiting else current
-            seen = len(lines)
-            if not waiting or ended:
+            start = time.monotonic()
+            current.limit = seconds_of(current.name, [r.name for r in waiting], end - start)
+            seen, has_ended = _watch(process, current, events, seen)
+            current.seconds = time.monotonic() - start
+            waiting.pop(0)
+            if not has_ended:
+                if current.status != "ended by its time limit":
+                    process.wait()
+                    current.status = "crashed"
+                    current.reason = f"exit code {process.returncode}: {_last_line(log)}"
                 break
-            # What the stages before it have left over is its as well.
-            share = STAGES[current.name].share / sum(STAGES[r.name].share for r in waiting)
-            current.limit = limits.get(current.name, max(current.limit, share * (end - start)))
-            if time.monotonic() - start > current.limit:
-                current.status = "ended by its time limit"
+            if current.status == "failed":  # the process does not go on after it
                 break
-            time.sleep(POLL)
+            write()
     finally:
         _end(process)
-    if waiting and waiting[0].status in ("running", "not begun", "ended by its time limit"):
-        current = waiting.pop(0)
-        current.seconds = time.monotonic() - start
-        if current.status != "ended by its time limit":
-            current.status = "crashed"
-            current.reason = f"exit code {process.returncode}: {_last_line(log)}"
-        write()
+    write()
     return waiting
+
+
+def _watch(
+    process: subprocess.Popen, report: StageReport, events: Path, seen: int
+) -> tuple[int, bool]:
+    """Follow a stage until it ends, its process ends, or its time is over.
+
+    Args:
+        seen: so many lines of the events have been read.
+
+    Returns:
+        how many have been read now, and whether the stage has come to its end.
+    """
+    start = time.monotonic()
+    while True:
+        is_over = process.poll() is not None  # asked before its last lines are read
+        for line in _lines(events)[seen:]:
+            seen += 1
+            if _take(report, json.loads(line)):
+                return seen, True
+        if is_over:
+            return seen, False
+        if time.monotonic() - start > report.limit:
+            report.status = "ended by its time limit"
+            return seen, False
+        time.sleep(POLL)
 
 
 def _take(report: StageReport, event: Mapping[str, Any]) -> bool:

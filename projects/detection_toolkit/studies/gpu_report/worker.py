@@ -9,7 +9,7 @@ import math
 import os
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,16 @@ from torch import nn
 
 from .context import Context
 from .plan import GpuPlan
-from .stages import STAGES
+from .stages import STAGES, seconds_of
 
 __all__ = ["work"]
 
 
 def work(
     plan: GpuPlan,
-    stages: Mapping[str, float],
+    stages: Sequence[str],
     *,
+    seconds: float,
     device: str,
     folder: Path,
     events: Path,
@@ -36,7 +37,8 @@ def work(
 
     Args:
         plan: what to do in them.
-        stages: names, and how many seconds each may take.
+        stages: their names.
+        seconds: that all may take together.
         device: cpu, cuda, cuda:1.
         folder: for what they write.
         events: a file to which a line of JSON is added for every begin, row and end.
@@ -48,11 +50,13 @@ def work(
     # Timings look for garbage before each call; what is there by now is none, and takes long.
     gc.collect()
     gc.freeze()
-    for name, seconds in stages.items():
+    end = time.monotonic() + seconds
+    for i, name in enumerate(stages):
         _tell(events, event="begin", stage=name)
         where = folder / name
         where.mkdir(parents=True, exist_ok=True)
-        deadline = time.monotonic() + seconds
+        now = time.monotonic()
+        deadline = now + seconds_of(name, stages[i:], end - now)
         context = Context(plan, torch.device(device), where, to_plain, deadline)
         try:
             for row in STAGES[name].run(context):

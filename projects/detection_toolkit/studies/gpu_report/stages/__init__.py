@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from ..context import Stage
@@ -12,7 +12,7 @@ from .fast import fast
 from .repeats import repeats
 from .trains import trains
 
-__all__ = ["STAGES", "StageOfReport"]
+__all__ = ["STAGES", "StageOfReport", "seconds_of"]
 
 
 class StageOfReport(NamedTuple):
@@ -29,3 +29,8 @@ STAGES: Mapping[str, StageOfReport] = {
     "repeats": StageOfReport(repeats, 0.08),
     "exports": StageOfReport(exports, 0.07),
 }
+
+
+def seconds_of(name: str, waiting: Sequence[str], seconds: float) -> float:
+    """What a stage has of the seconds that are left for it and the others that wait."""
+    return max(0.0, seconds) * STAGES[name].share / sum(STAGES[n].share for n in waiting)

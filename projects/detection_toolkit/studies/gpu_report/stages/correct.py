@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from functools import partial
 
@@ -134,7 +135,9 @@ def differences(ours: dict[str, Tensor], reference: dict[str, Tensor]) -> tuple[
         # What is zero but for rounding is compared with the largest gradient.
         scale = max(float(value.norm()), 1e-6 * whole)
         difference = float((ours[name] - value).norm()) / scale
-        if not difference <= worst:  # also where it is not a number
+        if math.isnan(difference):
+            return difference, name
+        if difference > worst:
             worst, where = difference, name
     return worst, where
 
