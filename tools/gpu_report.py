@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from detection_toolkit.studies.environment import facts
         from detection_toolkit.studies.gpu_report import GpuPlan, short_table, supervise, work
     except ImportError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {error} (--wheels DIR takes what the machine lacks from a folder)")
 
     with user_errors():
         plan = GpuPlan.read(args.plan)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import socket
 from collections.abc import Iterator
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from .correct import random_images
 
 __all__ = ["run_config", "train_briefly", "trains"]
 
+CONNECTING = timedelta(seconds=30)
 MEASURED_STEPS = 40
 # Of the stage's time: two runs from scratch with their evaluation.
 SHARE, EVALUATION = 0.35, 20.0
@@ -160,10 +161,9 @@ def _loop(context: Context) -> Iterator[Row]:
 def _distributed(context: Context) -> Iterator[Row]:
     """One step of a model that is distributed over one process."""
     backend = "nccl" if context.on_gpu else "gloo"
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    dist.init_process_group(backend, init_method=f"tcp://localhost:{port}", rank=0, world_size=1)
+    dist.init_process_group(
+        backend, store=dist.HashStore(), rank=0, world_size=1, timeout=CONNECTING
+    )
     try:
         cfg = copy.deepcopy(context.plan.training.load())
         torch.manual_seed(0)
