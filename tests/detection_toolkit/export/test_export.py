@@ -327,6 +327,6 @@ def test_a_provider_that_onnx_runtime_lacks_is_named(tmp_path):
         OnnxPredictor(path, providers=["NoSuchProvider", "CPUExecutionProvider"])
 
 
-def test_providers_are_those_of_the_session(onnx_file):
-    predictor = OnnxPredictor(onnx_file, providers=["CPUExecutionProvider"])
+def test_providers_are_those_of_the_session(exported):
+    predictor = OnnxPredictor(exported[0], providers=["CPUExecutionProvider"])
     assert predictor.session.get_providers() == ["CPUExecutionProvider"]
