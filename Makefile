@@ -11,7 +11,7 @@ COMPILE := uv pip compile --quiet --universal --python-version 3.9 --annotation-
 	--custom-compile-command "make requirements"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo web test test-isa soak lint docs ablation ablation-smoke clean distclean requirements shapes-checkpoint
+.PHONY: help demo web test test-isa soak lint docs gpu ablation ablation-smoke clean distclean requirements shapes-checkpoint
 
 help:  ## list the targets
 	@echo "make <target> [PYTHON=python3] [ARGS='...']"
@@ -61,6 +61,9 @@ ablation-smoke: $(READY)  ## two cells of a few steps, compared
 
 benchmark: $(READY)  ## time the detector against the plain form (minutes): docs/performance.md
 	$(RUN) tools/benchmark.py $(ARGS)
+
+gpu: $(READY)  ## check and measure on a GPU, one report in output/gpu/ (8 minutes): docs/performance.md
+	$(RUN) tools/gpu_report.py $(ARGS)
 
 shapes-checkpoint: $(READY)  ## train the shipped checkpoint from scratch (long)
 	$(RUN) tools/make_shapes_checkpoint.py $(ARGS)

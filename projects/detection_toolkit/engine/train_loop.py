@@ -8,6 +8,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..errors import NonFinitePredictionError, UserError
 from ..modeling import QueryDetector
 from .bad_batch import as_json, write_bad_batch
+from .device_scalars import DeviceScalars
 from .precision import autocast_dtype
 
 __all__ = ["DetectionTrainLoop", "DivergedError"]
@@ -54,12 +56,45 @@ class _UnusableStep(Exception):
         self.cause = cause
 
 
+def _unusable_elsewhere(processes: list[int]) -> _UnusableStep:
+    numbers = ", ".join(map(str, processes))
+    return _UnusableStep(f"the step cannot be used in process {numbers}", [])
+
+
+def _put(values: Mapping[str, float], iteration: int) -> None:
+    get_event_storage().put_scalars(cur_iter=iteration, **values)
+
+
+def _put_losses(values: Mapping[str, float], iteration: int, *, count: int) -> None:
+    """Losses under their names for the console, and behind them the seconds of data, if given.
+
+    Args:
+        values: ``count`` losses, then the seconds of each process.
+    """
+    items = list(values.items())
+    sums: dict[str, float] = {}
+    for name, value in items[:count]:
+        match = _STAGE_LOSS.fullmatch(name)
+        if match is not None:
+            name, kind, stage = match.groups()
+            _put({f"stage{stage}/{kind}": value}, iteration)
+        sums[name] = sums.get(name, 0.0) + value
+    _put({"total_loss": sum(value for _, value in items[:count]), **sums}, iteration)
+    if items[count:]:
+        _put({"data_time": max(seconds for _, seconds in items[count:])}, iteration)
+
+
 class DetectionTrainLoop(SimpleTrainer):
     """Detectron2's ``SimpleTrainer`` with mixed precision, gradient clipping and accumulation.
 
     With k accumulated batches, a ``QueryDetector`` first counts the targets of all k in a forward
     pass without gradient, so that the losses are normalised over the effective batch: k batches of
     B images give the gradients of one batch of k B images.
+
+    A step waits for a GPU twice: where the matcher needs its costs, and before the update, where
+    losses and gradient must be finite. With several processes it also waits for the others, before
+    the backward pass. Losses and the like are read when they are to be logged, those of all steps
+    since the last time at once.
     """
 
     def __init__(
@@ -75,6 +110,7 @@ class DetectionTrainLoop(SimpleTrainer):
         clip_norm_type: float = 2.0,
         max_skipped_steps: int = 0,
         output_dir: str = "",
+        log_period: int = 1,
     ):
         """
         Args:
@@ -87,6 +123,8 @@ class DetectionTrainLoop(SimpleTrainer):
             max_skipped_steps: so many steps in a row may be left out, as their losses or gradients
                 are not finite.
             output_dir: where such a batch is written to, in ``bad_batch/``.
+            log_period: steps from one time that scalars are put into the event storage to the
+                next; see :meth:`write_scalars`.
 
         Raises:
             UserError: an unknown precision, or float16 on a CPU.
@@ -98,10 +136,12 @@ class DetectionTrainLoop(SimpleTrainer):
         self.clip_norm = clip_norm
         self.clip_norm_type = clip_norm_type
         self.output_dir = output_dir
+        self.log_period = log_period
         self.device_type = device_type
         self.autocast_dtype = None if precision is None else autocast_dtype(precision, device)
         self.grad_scaler = torch.amp.GradScaler(device_type, enabled=precision == "float16")
-        self._last_losses: dict[str, float] = {}
+        self._scalars = DeviceScalars()
+        self._last_losses: dict[str, Tensor] = {}
         self._skipped_in_a_row = 0
         self._skipped = 0
 
@@ -124,40 +164,99 @@ class DetectionTrainLoop(SimpleTrainer):
         self.optimizer.zero_grad()
         try:
             try:
-                losses = self._accumulate_gradients(batches)
+                losses, of_batches = self._accumulate_gradients(batches)
             except _UnusableStep:
                 self._lower_loss_scale()
                 raise
             self.after_backward()
-            self._write_losses(losses, data_time)
-            self._update(batches)
+            self._update(batches, losses, of_batches, data_time)
         except _UnusableStep as step:
             # An exception that is caught keeps the graph alive; what is needed of it is this.
             problem = step
         else:
             self._skipped_in_a_row = 0
-            return
-        self._skip(problem, batches, random_state)
+            problem = None
+        if problem is not None:
+            self._skip(problem, batches, random_state)
+        if (self.iter + 1) % self.log_period == 0:
+            self.write_scalars()
 
-    def _update(self, batches: list[list[dict[str, Any]]]) -> None:
-        """Clip the gradients and let the optimiser use them."""
+    def write_scalars(self) -> None:
+        """Put the scalars of all steps since the last time into the event storage.
+
+        Each has the iteration that it is of. A run calls it before it ends; otherwise it happens
+        every ``log_period`` steps.
+        """
+        self._scalars.flush()
+
+    def _update(
+        self,
+        batches: list[list[dict[str, Any]]],
+        losses: dict[str, Tensor],
+        of_batches: list[dict[str, Tensor]],
+        data_time: float,
+    ) -> None:
+        """Clip the gradients and let the optimiser use them, if they and the losses are finite.
+
+        Args:
+            batches: of the step.
+            losses: of the whole step.
+            of_batches: of each batch.
+            data_time: seconds that this process has waited for the batches.
+        """
         self.grad_scaler.unscale_(self.optimizer)
-        norm = float(
-            nn.utils.clip_grad_norm_(
-                [p for group in self.optimizer.param_groups for p in group["params"]],
-                math.inf if self.clip_norm is None else self.clip_norm,
-                norm_type=self.clip_norm_type,
-            )
+        norm = nn.utils.clip_grad_norm_(
+            [p for group in self.optimizer.param_groups for p in group["params"]],
+            math.inf if self.clip_norm is None else self.clip_norm,
+            norm_type=self.clip_norm_type,
         )
-        get_event_storage().put_scalar("grad_norm", norm)
-        is_finite = math.isfinite(norm)
+        try:
+            norm_value = self._check_losses(batches, of_batches, norm)
+        except _UnusableStep:
+            # The scaler may have seen a gradient that is finite. It forgets it, at the same scale.
+            if self.grad_scaler.is_enabled():
+                self.grad_scaler.update(self.grad_scaler.get_scale())
+            self._lower_loss_scale()
+            raise
+        self._write_losses(losses, data_time)
+        get_event_storage().put_scalar("grad_norm", norm_value)
+        is_finite = math.isfinite(norm_value)
         if is_finite or self.grad_scaler.is_enabled():
             self.grad_scaler.step(self.optimizer)  # does nothing after an overflow
             self.grad_scaler.update()
         if not is_finite:
             # Gradients are those of all processes, so that all of them come here.
             images = [image for batch in batches for image in batch]
-            raise _UnusableStep(f"the norm of the gradient is {norm}", images, self._last_losses)
+            values = {name: float(value) for name, value in losses.items()}
+            raise _UnusableStep(f"the norm of the gradient is {norm_value}", images, values)
+
+    def _check_losses(
+        self,
+        batches: list[list[dict[str, Any]]],
+        of_batches: list[dict[str, Tensor]],
+        norm: Tensor,
+    ) -> float:
+        """The norm of the gradient as a number, read together with the losses.
+
+        Raises:
+            _UnusableStep: a loss is not finite, in this process or another.
+        """
+        totals = torch.stack([sum(losses.values()) for losses in of_batches]).double()
+        checked = [totals, norm.double().reshape(1)]
+        if comm.get_world_size() > 1:
+            flags = totals.new_zeros(comm.get_world_size())
+            flags[comm.get_rank()] = (~torch.isfinite(totals).all()).double()
+            dist.all_reduce(flags)
+            checked.append(flags)
+        numbers = torch.cat(checked).tolist()  # the one time that the host waits here
+        for batch, losses, total in zip(batches, of_batches, numbers):
+            if not math.isfinite(total):
+                values = {name: float(value) for name, value in losses.items()}
+                raise _UnusableStep(f"the loss is {total}", batch, values)
+        processes = [i for i, flag in enumerate(numbers[len(totals) + 1 :]) if flag]
+        if processes:
+            raise _unusable_elsewhere(processes)
+        return numbers[len(totals)]
 
     def _lower_loss_scale(self) -> None:
         """What the scaler does after a gradient that overflows, where there is no gradient.
@@ -177,26 +276,34 @@ class DetectionTrainLoop(SimpleTrainer):
         self.grad_scaler.step(self.optimizer)  # does nothing but note it
         self.grad_scaler.update()
 
-    def _accumulate_gradients(self, batches: list[list[dict[str, Any]]]) -> dict[str, Tensor]:
-        """Gradients of the whole step into ``.grad``; returns the summed losses."""
+    def _accumulate_gradients(
+        self, batches: list[list[dict[str, Any]]]
+    ) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
+        """Gradients of the whole step into ``.grad``; returns its losses, and each batch's."""
         kwargs, weight = self._normalisation(batches)
         sums: dict[str, Tensor] = {}
+        of_batches = []
         for i, batch in enumerate(batches):
             is_last = i == len(batches) - 1
             with self._no_sync(enabled=not is_last):
                 losses, problem = self._try(self.model, batch, **kwargs)
-                if problem is None:
-                    total = sum(losses.values()) * weight
-                    if not torch.isfinite(total):
-                        values = {k: float(v.detach()) for k, v in losses.items()}
-                        problem = _UnusableStep(
-                            f"the loss is {float(total.detach())}", batch, values
-                        )
                 self._agree(problem)
-                self.grad_scaler.scale(total).backward()
-            for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + value.detach() * weight
-        return sums
+                self._note_accuracy()
+                self.grad_scaler.scale(sum(losses.values()) * weight).backward()
+            of_batches.append({name: value.detach() for name, value in losses.items()})
+            for name, value in of_batches[-1].items():
+                sums[name] = sums.get(name, 0.0) + value * weight
+        return sums, of_batches
+
+    def _note_accuracy(self) -> None:
+        """The share of matched queries whose class is right, of this process."""
+        module = self.model.module if self._is_distributed else self.model
+        if not isinstance(module, QueryDetector) or not comm.is_main_process():
+            return
+        accuracy = module.matched_accuracy
+        if accuracy is not None:
+            names = [f"stage{t}/matched_accuracy" for t in range(len(accuracy))]
+            self._scalars.add(names, accuracy, iteration=self.iter, write=_put)
 
     def _agree(self, problem: _UnusableStep | None) -> None:
         """Raise in all processes if there is a problem in any of them: none must wait for it."""
@@ -210,8 +317,7 @@ class DetectionTrainLoop(SimpleTrainer):
         if problem is not None:
             raise problem
         if processes:
-            numbers = ", ".join(map(str, processes))
-            raise _UnusableStep(f"the step cannot be used in process {numbers}", [])
+            raise _unusable_elsewhere(processes)
 
     def _normalisation(self, batches: list[list[dict[str, Any]]]) -> tuple[dict, float]:
         if len(batches) == 1:
@@ -257,24 +363,25 @@ class DetectionTrainLoop(SimpleTrainer):
 
         All are means over the processes, which are the losses of the whole batch.
         """
+        self._last_losses = losses
         names = list(losses)
-        values = torch.stack([losses[name] for name in names]).tolist()  # one transfer from a GPU
-        self._last_losses = dict(zip(names, values))
+        values = torch.stack([losses[name] for name in names]).double()
+        world_size = comm.get_world_size()
         storage = get_event_storage()
         storage.put_scalar("rank_data_time", data_time)
-        gathered = comm.gather((values, data_time))
-        if not comm.is_main_process():
-            return
-        storage.put_scalar("data_time", max(seconds for _, seconds in gathered))
-        means = [sum(column) / len(gathered) for column in zip(*(v for v, _ in gathered))]
-        sums: dict[str, float] = {}
-        for name, value in zip(names, means):
-            match = _STAGE_LOSS.fullmatch(name)
-            if match is not None:
-                name, kind, stage = match.groups()
-                storage.put_scalar(f"stage{stage}/{kind}", value)
-            sums[name] = sums.get(name, 0.0) + value
-        storage.put_scalars(**{"total_loss": sum(means), **sums})
+        if world_size == 1:
+            storage.put_scalar("data_time", data_time)
+        else:
+            times = values.new_zeros(world_size)
+            times[comm.get_rank()].fill_(data_time)
+            values = torch.cat([values / world_size, times])
+            dist.all_reduce(values)
+            names += [f"data_time of process {i}" for i in range(world_size)]
+        if comm.is_main_process():
+            count = len(losses)
+            self._scalars.add(
+                names, values, iteration=self.iter, write=partial(_put_losses, count=count)
+            )
 
     def _skip(
         self,
@@ -346,7 +453,9 @@ class DetectionTrainLoop(SimpleTrainer):
             ],
             "losses": as_json(problem.losses),
             # With predictions that are not finite, there are no losses of this batch.
-            "losses_of_the_step_before": as_json(self._last_losses),
+            "losses_of_the_step_before": as_json(
+                {name: float(value) for name, value in self._last_losses.items()}
+            ),
             "non_finite_predictions": [
                 {"stage": stage, "file_name": str(images[image].get("file_name", ""))}
                 for stage, image in where

@@ -27,6 +27,7 @@ from ..checkpoint.checkpointer import Checkpointer, ResumeError
 from ..data import dataset_names, loader_process_errors
 from ..errors import UserError
 from ..evaluation import check_stage_evaluation, configured_label_assigners
+from ..modeling import QueryDetector
 from .evaluation import EvaluationFacts, evaluate_test_sets, inference_folder, metric_name
 from .evaluators import build_evaluators, check_evaluator
 from .hooks import BestCheckpoint, EMAHook, EvaluationHook, PeriodicCheckpointer, build_ema
@@ -69,6 +70,8 @@ class Trainer(DefaultTrainer):
             PathManager.mkdirs(settings.output_dir)
 
         model = self.build_model(cfg)
+        if settings.deterministic:
+            _check_deterministic(model)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         for name in dataset_names(cfg.dataloader.test.dataset):
@@ -100,6 +103,7 @@ class Trainer(DefaultTrainer):
             clip_norm_type=settings.clip_grad.norm_type,
             max_skipped_steps=settings.max_skipped_steps,
             output_dir=settings.output_dir,
+            log_period=settings.log_period,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = Checkpointer(
@@ -205,6 +209,12 @@ class Trainer(DefaultTrainer):
                 TrainerBase.train(self, self.start_iter, self.max_iter)
         return getattr(self, "_last_eval_results", None) if comm.is_main_process() else None
 
+    def run_step(self) -> None:
+        """As Detectron2's; what is not logged yet is there for the writers after the last step."""
+        super().run_step()
+        if self.iter + 1 >= self.max_iter:
+            self._trainer.write_scalars()
+
     def before_train(self) -> None:
         if self._random_state is not None:
             restore_random_state(self._random_state)
@@ -216,6 +226,10 @@ class Trainer(DefaultTrainer):
         if self.iter >= self.max_iter:  # it is counted up once more after the last step
             super().after_train()
             return
+        try:
+            self._trainer.write_scalars()
+        except Exception as error:
+            logger.warning("the scalars of the last steps are lost: %s", error)
         for hook in self._hooks:
             if isinstance(hook, (hooks.EvalHook, hooks.BestCheckpointer)):
                 continue
@@ -381,6 +395,14 @@ class Trainer(DefaultTrainer):
         See :func:`detection_toolkit.engine.scaling.auto_scale_workers`.
         """
         return auto_scale_workers(cfg, num_workers)
+
+
+def _check_deterministic(model: nn.Module) -> None:
+    if isinstance(model, QueryDetector) and model.execution.sampling == "triton":
+        raise UserError(
+            "model.execution.sampling=triton adds gradients in whatever order the GPU reaches "
+            "them: with train.deterministic=true set model.execution.sampling=gather"
+        )
 
 
 @contextlib.contextmanager

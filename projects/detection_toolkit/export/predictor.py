@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,18 +31,26 @@ class OnnxPredictor:
         metadata: with ``thing_classes``, where the file has class names.
     """
 
-    def __init__(self, path: str | Path, *, threads: int = 0):
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        threads: int = 0,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+    ):
         """
         Args:
             path: a file that ``tools/export.py --format onnx`` has written.
             threads: of ONNX Runtime; 0 leaves the number to it.
+            providers: what ONNX Runtime computes with, see :func:`open_onnx`.
 
         Raises:
             ImportError: ONNX Runtime is missing.
+            UserError: the installed ONNX Runtime lacks one of the providers.
             FileNotFoundError: no such file.
             ValueError: it is not such a file.
         """
-        self.session, self.description = open_onnx(path, threads=threads)
+        self.session, self.description = open_onnx(path, threads=threads, providers=providers)
         self.metadata = Metadata()
         if self.description.class_names is not None:
             self.metadata.thing_classes = list(self.description.class_names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -39,16 +40,22 @@ def require(name: str, what: str) -> ModuleType:
 
 
 def open_onnx(
-    model: str | Path | bytes, *, threads: int = 0
+    model: str | Path | bytes,
+    *,
+    threads: int = 0,
+    providers: Sequence[str] = ("CPUExecutionProvider",),
 ) -> tuple[InferenceSession, Description]:
-    """Open an exported detector on the CPU.
+    """Open an exported detector.
 
     Args:
         model: the file, or its content.
         threads: of ONNX Runtime; 0 leaves the number to it.
+        providers: what ONNX Runtime computes with, the first choice first, for example
+            ``("CUDAExecutionProvider", "CPUExecutionProvider")``.
 
     Raises:
         ImportError: ONNX Runtime is missing.
+        UserError: the installed ONNX Runtime lacks one of the providers.
         FileNotFoundError: no such file.
         ValueError: the file is no ONNX model, or not one that was exported here.
     """
@@ -56,12 +63,19 @@ def open_onnx(
     shown = "the model" if isinstance(model, bytes) else str(model)
     if not isinstance(model, bytes) and not Path(model).is_file():
         raise FileNotFoundError(f"no such ONNX model: {shown}")
+    available = runtime.get_available_providers()
+    missing = [name for name in providers if name not in available]
+    if missing:
+        raise UserError(
+            f"this ONNX Runtime has no {', '.join(missing)}; it has "
+            f"{', '.join(available)} (CUDA: pip install onnxruntime-gpu)"
+        )
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors only
     source = model if isinstance(model, bytes) else str(model)
     try:
-        session = runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        session = runtime.InferenceSession(source, options, providers=list(providers))
     except Exception as error:  # ONNX Runtime's own classes have no common base
         reason = str(error).partition("\n")[0]
         raise UserError(f"{shown} cannot be opened as an ONNX model: {reason}") from error

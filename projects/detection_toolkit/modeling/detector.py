@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
-from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
 from ..errors import NonFinitePredictionError, UserError
@@ -27,6 +26,10 @@ class QueryDetector(nn.Module):
 
     Backbone with neck, initial queries and query head are parts; the criterion is injected, and
     needed for training only. Input and output follow Detectron2's models.
+
+    Attributes:
+        matched_accuracy: (S,) of the last forward pass in training, see
+            :class:`~detection_toolkit.training.criterion.CriterionResult`; None before.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class QueryDetector(nn.Module):
         self.size_divisibility = size_divisibility
         self.max_detections = max_detections
         self._images_with_dropped_queries = 0
+        self.matched_accuracy: Tensor | None = None
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
 
@@ -111,10 +115,7 @@ class QueryDetector(nn.Module):
             return [{"instances": instances} for instances in detections]
         truth = self.prepare_ground_truth(batched_inputs, images.image_sizes)
         result = self.criterion(self.predict(images), truth, target_counts=target_counts)
-        if has_event_storage():
-            storage = get_event_storage()
-            for t, accuracy in enumerate(result.matched_accuracy.tolist()):
-                storage.put_scalar(f"stage{t}/matched_accuracy", accuracy)
+        self.matched_accuracy = result.matched_accuracy
         return result.as_dict()
 
     @torch.no_grad()
@@ -146,7 +147,7 @@ class QueryDetector(nn.Module):
         return FeatureMaps(
             levels=tuple(self.backbone(batch).values()),
             strides=self.strides,
-            image_sizes=sizes.to(batch.device),
+            image_sizes=sizes.to(batch.device, non_blocking=True),
             padded_size=tuple(batch.shape[-2:]),
         )
 

@@ -175,7 +175,7 @@ def corner_rows(shapes: Sequence[torch.Size], x: Tensor, y: Tensor) -> tuple[Ten
         which are zero outside of the map.
     """
     # The points are innermost throughout: short inner dimensions are slow on every device.
-    heights, widths = (torch.tensor([s[i] for s in shapes], device=x.device) for i in (1, 2))
+    heights, widths = (_filled([s[i] for s in shapes], x.device) for i in (1, 2))
     column, column_weight = _neighbours(x.flatten(1) - 0.5, widths)
     row, row_weight = _neighbours(y.flatten(1) - 0.5, heights)
     groups = x.shape[3]
@@ -188,11 +188,16 @@ def corner_rows(shapes: Sequence[torch.Size], x: Tensor, y: Tensor) -> tuple[Ten
 def _first_rows(shapes: Sequence[torch.Size], x: Tensor) -> Tensor:
     """(L, R B, N, G, P) row of the tables at cell 0 of each point's image and group."""
     batch, groups = shapes[0][0], x.shape[3]
-    rows_per_image = torch.tensor([s[1] * s[2] * groups for s in shapes], device=x.device)
+    rows_per_image = _filled([s[1] * s[2] * groups for s in shapes], x.device)
     image = torch.arange(batch, device=x.device).repeat_interleave(x.shape[1] // batch)
     first = image[:, None] * rows_per_image[:, None, None]  # (L, R B, 1)
     first = first + torch.arange(groups, device=x.device)  # (L, R B, G)
     return first[:, :, None, :, None].expand(x.shape)
+
+
+def _filled(numbers: Sequence[int], device: torch.device) -> Tensor:
+    """Whole numbers as a tensor, made on the device: a copy would wait for all its work."""
+    return torch.stack([torch.full((), n, dtype=torch.long, device=device) for n in numbers])
 
 
 def _has_triton(device: torch.device) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from .feature_maps import FeatureMaps, sample_by_grid
@@ -37,6 +38,7 @@ def sample_features(maps: FeatureMaps, xy: Tensor, weights: Tensor) -> Tensor:
     weights = weights.movedim(-1, 0)
     if maps.sampler is None:
         return sample_by_grid(maps.levels, [xy / stride for stride in maps.strides], weights)
-    strides = xy.new_tensor(list(maps.strides)).view(-1, 1, 1, 1, 1)
+    # Filled on the device: numbers that are copied to it would wait for all its work.
+    strides = torch.stack([xy.new_full((), s) for s in maps.strides]).view(-1, 1, 1, 1, 1)
     x, y = xy.unbind(-1)
     return maps.sample(x / strides, y / strides, weights)

@@ -131,7 +131,9 @@ class GroundTruth(NamedTuple):
             padded_labels[i, :count] = labels[i]
         sizes = torch.tensor([(w, h) for h, w in image_sizes], dtype=padded_boxes.dtype)
         device = padded_boxes.device if device is None else device
-        return cls(padded_boxes.to(device), padded_labels.to(device), num_objects, sizes.to(device))
+        tensors = (x.to(device, non_blocking=True) for x in (padded_boxes, padded_labels, sizes))
+        padded_boxes, padded_labels, sizes = tensors
+        return cls(padded_boxes, padded_labels, num_objects, sizes)
 
     def to(self, dtype: torch.dtype) -> GroundTruth:
         """The same objects with coordinates of another floating point type."""

@@ -134,4 +134,4 @@ class HungarianMatcher(nn.Module):
                 matches[s, b, queries] = objects % max(count, 1)
         if not_finite:
             raise NonFinitePredictionError(sorted(not_finite))
-        return Assignment(torch.from_numpy(matches).to(logits.device))
+        return Assignment(torch.from_numpy(matches).to(logits.device, non_blocking=True))

@@ -5,6 +5,7 @@ import pytest
 import torch
 from coco_files import make_document, write_dataset
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from small_runs import data_overrides, make_config, run_overrides
@@ -14,6 +15,8 @@ from detection_toolkit.config import apply_overrides, get_config
 from detection_toolkit.data import dataset_names
 from detection_toolkit.engine import Trainer, prepare_config
 from detection_toolkit.engine.hooks import EvaluationHook
+from detection_toolkit.engine.interruption import InterruptedRun
+from detection_toolkit.errors import UserError
 
 
 def train(cfg, resume=False):
@@ -102,6 +105,28 @@ def test_machines_that_see_different_checkpoints_are_refused(tmp_path, monkeypat
     monkeypatch.setattr(comm, "all_gather", lambda start: [start, 0])
     with pytest.raises(ResumeError, match=r"\[1, 0\].*all machines must see the same files"):
         trainer.resume_or_load(resume=True)
+
+
+def test_sampling_without_a_fixed_order_is_refused_where_runs_must_repeat(tmp_path):
+    cfg = make_config(tmp_path, "train.deterministic=true", "model.execution.sampling=triton")
+    with pytest.raises(UserError, match="set model.execution.sampling=gather"):
+        Trainer(cfg)
+
+
+def test_an_interrupted_run_logs_the_steps_since_the_last_time(tmp_path):
+    cfg = make_config(tmp_path, "train.log_period=3", "train.max_iter=8")
+    trainer = Trainer(cfg)
+
+    class Interrupt(HookBase):
+        def after_step(self):
+            if self.trainer.iter == 4:
+                raise InterruptedRun
+
+    trainer.register_hooks([Interrupt()])
+    with pytest.raises(InterruptedRun):
+        trainer.train()
+    lines = (tmp_path / "output" / "metrics.json").read_text().splitlines()
+    assert [json.loads(x)["iteration"] for x in lines if "total_loss" in x] == [2, 4]
 
 
 def test_the_average_is_stored_and_evaluated(tmp_path, caplog):

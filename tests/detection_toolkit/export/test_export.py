@@ -318,3 +318,15 @@ def test_a_missing_package_is_named(tool, monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
     with pytest.raises(SystemExit, match="onnxscript: pip install onnx onnxruntime onnxscript"):
         tool.main(["--config-file", CONFIG, "--output", str(tmp_path / "model.onnx")])
+
+
+def test_a_provider_that_onnx_runtime_lacks_is_named(tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match="has no NoSuchProvider; it has .*CPUExecutionProvider"):
+        OnnxPredictor(path, providers=["NoSuchProvider", "CPUExecutionProvider"])
+
+
+def test_providers_are_those_of_the_session(exported):
+    predictor = OnnxPredictor(exported[0], providers=["CPUExecutionProvider"])
+    assert predictor.session.get_providers() == ["CPUExecutionProvider"]

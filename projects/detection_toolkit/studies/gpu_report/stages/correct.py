@@ -1,0 +1,213 @@
+"""Are the numbers right: reference cases, and every form against the plain one."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from detectron2.config import instantiate
+from detectron2.structures import Boxes, Instances
+from torch import Tensor
+
+from ....modeling import FeatureMaps, QueryDetector
+from ....modeling.sampling import sample_features
+from ....parity import Settings, check_case
+from ..context import Context, Row, rows_of
+from ..forms import FORMS, NEEDS_GPU, execution, put_into_form, tf32
+from ..plan import NamedConfig
+
+__all__ = ["correct", "detector_in_form", "differences", "gradients_of", "random_images", "sampled"]
+
+# Relative, of float64: as the forms differ in their order of sums alone. The fused kernel has its
+# sums and coordinates in float32.
+LIMIT, FUSED_LIMIT = 1e-6, 2e-3
+HALF = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def correct(context: Context) -> Iterator[Row]:
+    """Numeric cases, forms against each other, half precision against float32."""
+    forms = [f for f in ("gather", "plain", "triton") if context.on_gpu or f not in NEEDS_GPU]
+    with tf32(enabled=False):
+        for form in forms:
+            yield from rows_of(f"cases, {form}", partial(_cases, context, form))
+        if context.on_gpu:
+            yield from rows_of("sampling kernel", partial(_sampling_kernel, context))
+        for model in context.plan.models:
+            name = f"{model.name}, forms"
+            yield from rows_of(name, partial(_forms, context, model))
+            yield from rows_of(f"{model.name}, half precision", partial(_half, context, model))
+    if context.on_gpu:
+        with tf32(enabled=True):
+            yield from rows_of("cases, TF32", partial(_drift, context, None, "TF32"))
+    for name, dtype in HALF.items():
+        if context.on_gpu or dtype == torch.bfloat16:
+            yield from rows_of(f"cases, {name}", partial(_drift, context, dtype, name))
+
+
+def _cases(context: Context, form: str) -> Iterator[Row]:
+    for path in context.plan.case_files():
+        settings = Settings(device=str(context.device), execution=execution(form))
+        report = check_case(path, settings)
+        failing = [row for row in report.rows if not row.ok]
+        values = {
+            "quantities": len(report.rows),
+            "failing": len(failing),
+            "by rounding": sum(row.by_rounding for row in report.rows),
+            "largest relative": max((row.max_rel for row in report.rows), default=0.0),
+        }
+        note = ", ".join(f"{row.quantity}: {row.verdict}" for row in failing[:3])
+        yield Row(f"{path.stem}, {form}", values, report.ok, note)
+
+
+def _drift(context: Context, dtype: torch.dtype | None, name: str) -> Iterator[Row]:
+    """How far lower precision moves the quantities of the cases; there is no limit to it."""
+    for path in context.plan.case_files():
+        settings = Settings(device=str(context.device), autocast=dtype)
+        report = check_case(path, settings)
+        finite = [row.max_rel for row in report.rows if row.max_rel == row.max_rel]
+        yield Row(f"{path.stem}, {name}", {"largest relative": max(finite, default=0.0)})
+
+
+def detector_in_form(model: NamedConfig, form: str, device: torch.device) -> QueryDetector:
+    """A detector of the config in training mode, past its initialisation, in float64."""
+    cfg = copy.deepcopy(model.load())
+    put_into_form(cfg, form)
+    torch.manual_seed(0)
+    detector = instantiate(cfg.model).double()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in detector.decoder.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter += 0.003 * noise
+    return detector.to(device).train()
+
+
+def random_images(size: tuple[int, int], num_classes: int, batch: int = 2) -> list[dict]:
+    """Noise with a few objects, in Detectron2's format."""
+    generator = torch.Generator().manual_seed(0)
+    height, width = size
+    images = []
+    for i in range(batch):
+        corner = torch.rand(3, 2, generator=generator) * torch.tensor([width, height]) * 0.5
+        side = torch.rand(3, 2, generator=generator) * torch.tensor([width, height]) * 0.4 + 4
+        instances = Instances(size)
+        instances.gt_boxes = Boxes(torch.cat([corner, corner + side], 1))
+        instances.gt_classes = torch.randint(num_classes, (3,), generator=generator)
+        pixels = torch.randint(256, (3, *size), generator=generator, dtype=torch.uint8)
+        images.append(
+            {
+                "image": pixels,
+                "instances": instances,
+                "image_id": i,
+                "height": height,
+                "width": width,
+                "file_name": f"noise{i}",
+            }
+        )
+    return images
+
+
+def gradients_of(detector: QueryDetector, images: list[dict]) -> dict[str, Tensor]:
+    """Losses, and the gradients of all parameters that have one."""
+    losses = detector(images)
+    sum(losses.values()).backward()
+    found = {name: value.detach() for name, value in losses.items()}
+    for name, parameter in detector.named_parameters():
+        if parameter.grad is not None:
+            found[f"gradient of {name}"] = parameter.grad
+    return found
+
+
+def differences(ours: dict[str, Tensor], reference: dict[str, Tensor]) -> tuple[float, str]:
+    """The largest difference relative to the norm of the reference, and of what it is.
+
+    Raises:
+        ValueError: the two hold different names.
+    """
+    if ours.keys() != reference.keys():
+        raise ValueError(f"only one form has {sorted(ours.keys() ^ reference.keys())[:4]}")
+    whole = max(float(v.norm()) for k, v in reference.items() if k.startswith("gradient"))
+    worst, where = 0.0, ""
+    for name, value in reference.items():
+        # What is zero but for rounding is compared with the largest gradient.
+        scale = max(float(value.norm()), 1e-6 * whole)
+        difference = float((ours[name] - value).norm()) / scale
+        if math.isnan(difference):
+            return difference, name
+        if difference > worst:
+            worst, where = difference, name
+    return worst, where
+
+
+def _forms(context: Context, model: NamedConfig) -> Iterator[Row]:
+    plan = context.plan
+    reference = None
+    for form in plan.forms:
+        if form in NEEDS_GPU and not context.on_gpu:
+            continue
+        detector = detector_in_form(model, form, context.device)
+        images = random_images(plan.compared_size, detector.num_classes)
+        found = gradients_of(detector, images)
+        if reference is None:
+            reference = found
+            continue
+        worst, where = differences(found, reference)
+        limit = FUSED_LIMIT if FORMS[form].get("sampling") == "triton" else LIMIT
+        values = {"against": plan.forms[0], "largest relative": worst, "of": where, "limit": limit}
+        yield Row(f"{model.name}, {form}, losses and gradients", values, worst <= limit)
+
+
+def _half(context: Context, model: NamedConfig) -> Iterator[Row]:
+    """Losses of the same weights in half precision; reported, not judged."""
+    detector = detector_in_form(model, "gather", context.device).float()
+    images = random_images(context.plan.compared_size, detector.num_classes)
+    with torch.no_grad():
+        expected = sum(detector(images).values())
+        for name, dtype in HALF.items():
+            if not context.on_gpu and dtype == torch.float16:
+                continue
+            with torch.autocast(context.device.type, dtype):
+                found = sum(detector(images).values())
+            drift = float((found - expected).abs() / expected)
+            yield Row(f"{model.name}, {name}, total loss", {"largest relative": drift})
+
+
+def sampled(
+    device: torch.device, form: str, dtype: torch.dtype, *, points: int = 5
+) -> dict[str, Tensor]:
+    """Values and gradients of sampling in a form, from maps of a type, at float32 coordinates."""
+    generator = torch.Generator().manual_seed(0)
+    sizes, groups, channels = ((24, 32), (12, 16)), 4, 16
+    levels = [
+        torch.randn(2, groups * channels, *size, generator=generator)
+        .to(device, dtype, memory_format=torch.channels_last)
+        .requires_grad_()
+        for size in sizes
+    ]
+    xy = torch.rand(2, 7, groups, points, 2, generator=generator) * 150 - 12
+    xy = xy.to(device).requires_grad_()
+    weights = torch.rand(2, 7, groups, points, len(sizes), generator=generator)
+    weights = weights.to(device).requires_grad_()
+    image_sizes = torch.tensor([(96, 128)] * 2, device=device)
+    maps = FeatureMaps(tuple(levels), (4, 8), image_sizes, (96, 128))
+    maps = maps.laid_out(execution(form), torch.float32)
+    values = sample_features(maps, xy, weights)
+    values.square().sum().backward()
+    names = ("map0", "map1", "xy", "weights")
+    found = {"values": values.detach()}
+    for name, leaf in zip(names, (*levels, xy, weights)):
+        found[f"gradient of {name}"] = leaf.grad.float()
+    return found
+
+
+def _sampling_kernel(context: Context) -> Iterator[Row]:
+    for name, dtype in {"float32": torch.float32, **HALF}.items():
+        reference = sampled(context.device, "plain", dtype)
+        worst, where = differences(sampled(context.device, "triton", dtype), reference)
+        # A gradient of a half-precision map is rounded to that type.
+        limit = 1e-4 if dtype == torch.float32 else 4 * torch.finfo(dtype).eps
+        values = {"against": "plain", "largest relative": worst, "of": where, "limit": limit}
+        yield Row(f"sampling kernel, {name}", values, worst <= limit)
