@@ -61,10 +61,15 @@ class DeformableDETR(QueryDetector):
         return Predictions(self.decoder(maps, queries), branches if self.training else ())
 
     def inference(
-        self, output: StageOutput, image_sizes: Sequence[tuple[int, int]]
+        self,
+        output: StageOutput,
+        image_sizes: Sequence[tuple[int, int]],
+        *,
+        stage: int = -1,
+        names: Sequence[str] | None = None,
     ) -> list[Instances]:
         """As :meth:`QueryDetector.inference`, clipped to the images."""
-        detections = super().inference(output, image_sizes)
+        detections = super().inference(output, image_sizes, stage=stage, names=names)
         for instances in detections:
             instances.pred_boxes.clip(instances.image_size)
         return detections
