@@ -96,6 +96,29 @@ class Checkpointer(DetectionCheckpointer):
         data = {"model": self.model.state_dict()}
         data.update({key: value.state_dict() for key, value in self.checkpointables.items()})
         data.update(kwargs)
+        self._write(name, data)
+
+    def save_weights(self, name: str, model: torch.nn.Module, **facts: Any) -> None:
+        """Write a model's weights alone, for use and not for resuming a run.
+
+        Args:
+            name: of the file, without its ending.
+            model: this checkpointer's, or one with averaged weights.
+            facts: what else the file tells: "weights" says which these are.
+
+        Raises:
+            OSError: as :meth:`save`.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data = {"model": model.state_dict(), **facts}
+        if "://" in self.save_dir:
+            with self.path_manager.open(os.path.join(self.save_dir, f"{name}.pth"), "wb") as file:
+                torch.save(data, file)
+            return
+        self._write(name, data)
+
+    def _write(self, name: str, data: dict[str, Any]) -> None:
         path = Path(self.save_dir, f"{name}.pth")
         logger.info("saving checkpoint %s", path)
         try:
@@ -270,8 +293,19 @@ class Checkpointer(DetectionCheckpointer):
         return adapt_checkpoint(read_checkpoint(f), self.model, f)
 
     def _load_model(self, checkpoint: Any):
-        self.loaded_ema = self.prefer_ema and "ema" in checkpoint
-        if self.loaded_ema:
+        chosen = checkpoint.get("weights")
+        if chosen not in ("plain", "averaged"):  # by an evaluation; such a file has no others
+            chosen = None
+        if self._resuming and chosen:
+            raise ResumeError(
+                "the checkpoint to resume from holds the weights of the best evaluation alone: "
+                f"let {Path(self.save_dir, _LAST)} name another one, or name it as "
+                "train.init_checkpoint without --resume"
+            )
+        self.loaded_ema = chosen == "averaged" or (self.prefer_ema and "ema" in checkpoint)
+        if chosen:
+            logger.info("using the %s weights, which the checkpoint holds as the best", chosen)
+        elif self.loaded_ema:
             logger.info("using the averaged (EMA) weights of the checkpoint")
             checkpoint["model"] = inference_weights(checkpoint)
         elif "ema" in checkpoint and not self._resuming:

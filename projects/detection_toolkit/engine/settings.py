@@ -81,10 +81,15 @@ class EmaSettings:
     Attributes:
         enabled: keep it, and evaluate it.
         decay: what it keeps of itself per step.
+        warmup: keep less in the beginning, (1 + n) / (10 + n) after n steps where that is below
+            ``decay``, so that an average over a short run is not one of its first weights.
+        compare: evaluate the plain weights as well; the better ones count.
     """
 
     enabled: bool = False
     decay: float = 0.9999
+    warmup: bool = True
+    compare: bool = True
 
     def __post_init__(self) -> None:
         _check(0.0 < self.decay < 1.0, "train.ema.decay must lie between 0 and 1", self.decay)

@@ -27,7 +27,14 @@ from ..checkpoint.checkpointer import Checkpointer, ResumeError
 from ..data import dataset_names, loader_process_errors
 from ..errors import UserError
 from ..evaluation import check_stage_evaluation, configured_label_assigners
-from .evaluation import EvaluationFacts, evaluate_test_sets, inference_folder, metric_name
+from .evaluation import (
+    EvaluationFacts,
+    better_weights,
+    evaluate_test_sets,
+    inference_folder,
+    metric_name,
+    prefer_results_of,
+)
 from .evaluators import build_evaluators, check_evaluator
 from .hooks import BestCheckpoint, EMAHook, EvaluationHook, PeriodicCheckpointer, build_ema
 from .interruption import Interruption
@@ -51,6 +58,7 @@ class Trainer(DefaultTrainer):
     Attributes:
         cfg: the config of the run, scaled to the number of processes.
         settings: its ``train`` as a value.
+        evaluated_weights: "plain" or "averaged", those that the last evaluation's results are of.
     """
 
     def __init__(self, cfg: DictConfig):
@@ -82,7 +90,10 @@ class Trainer(DefaultTrainer):
                 dataset_names(cfg.dataloader.test.dataset),
                 configured_label_assigners(cfg),
             )
-        self.ema = build_ema(model, settings.ema.decay) if settings.ema.enabled else None
+        self.ema = None
+        if settings.ema.enabled:
+            self.ema = build_ema(model, settings.ema.decay, warmup=settings.ema.warmup)
+        self.evaluated_weights = "plain"
         ddp_model = create_ddp_model(
             model,
             # Not the local rank: under SLURM a process may see only its own GPU.
@@ -244,6 +255,7 @@ class Trainer(DefaultTrainer):
                 self.checkpointer,
                 metric_name(self.cfg, settings.best_checkpointer.metric),
                 mode=settings.best_checkpointer.mode,
+                averaged=None if self.ema is None else self.ema.module,
             )
         evaluation_hook = EvaluationHook(
             settings.eval_period,
@@ -259,18 +271,34 @@ class Trainer(DefaultTrainer):
         return ret
 
     def _test_and_save_results(self) -> dict[str, Any]:
-        model = self.model if self.ema is None else self.ema.module
+        """Of the weights that count; where there are two, of each under its name as well."""
+        results = {}
+        if self.ema is None or self.settings.ema.compare:
+            results["plain"] = self._test_weights(self.model, "plain")
         if self.ema is not None:
-            logger.info("evaluating the averaged (EMA) weights")
+            results["averaged"] = self._test_weights(self.ema.module, "averaged")
+        self.evaluated_weights, *others = results
+        self._last_eval_results = results[self.evaluated_weights]
+        if others and comm.is_main_process():
+            best = self.settings.best_checkpointer
+            metric = metric_name(self.cfg, best.metric)
+            self.evaluated_weights = better_weights(results, metric, mode=best.mode)
+            prefer_results_of(self.cfg, self.evaluated_weights)
+            self._last_eval_results = {**results[self.evaluated_weights], **results}
+        return self._last_eval_results
+
+    def _test_weights(self, model: nn.Module, weights: str) -> dict[str, Any]:
+        if self.ema is not None:
+            shown = "averaged (EMA)" if weights == "averaged" else weights
+            logger.info("evaluating the %s weights", shown)
         facts = EvaluationFacts(
-            averaged=self.ema is not None,
+            averaged=weights == "averaged",
             # Only at the end: it takes several times as long.
             by_stage=self.settings.stage_evaluation and self.iter + 1 >= self.max_iter,
             interruption=self.interruption,
         )
         with facts.of_run():  # so that it may be overridden as in Detectron2
-            self._last_eval_results = self.test(self.cfg, model)
-        return self._last_eval_results
+            return self.test(self.cfg, model) or {}
 
     def build_writers(self) -> list[Any]:
         """Console with the time left, JSON, TensorBoard."""

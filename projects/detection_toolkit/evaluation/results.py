@@ -34,6 +34,7 @@ __all__ = [
     "ground_truth",
     "read_results",
     "read_stages",
+    "read_weights",
     "register_dataset",
 ]
 
@@ -127,6 +128,14 @@ def read_stages(path: Path) -> dict[str, Any] | None:
     if not isinstance(stages, dict) or not stages.keys() >= STAGE_KEYS:
         raise UserError(f"{path} is no evaluation by stage: evaluate again")
     return stages
+
+
+def read_weights(folder: Path) -> str | None:
+    """Whether an evaluation was of "plain" or "averaged" weights; None where it did not say."""
+    try:
+        return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["weights"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def register_dataset(output_dir: Path, name: str) -> None:

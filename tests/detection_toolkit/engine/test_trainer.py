@@ -13,7 +13,8 @@ from detection_toolkit.checkpoint.checkpointer import Checkpointer, ResumeError,
 from detection_toolkit.config import apply_overrides, get_config
 from detection_toolkit.data import dataset_names
 from detection_toolkit.engine import Trainer, prepare_config
-from detection_toolkit.engine.hooks import EvaluationHook
+from detection_toolkit.engine.evaluation import better_weights, prefer_results_of
+from detection_toolkit.engine.hooks import EvaluationHook, build_ema
 
 
 def train(cfg, resume=False):
@@ -131,6 +132,107 @@ def test_results_of_plain_weights_do_not_overwrite_those_of_averaged_ones(tmp_pa
     assert json.loads(path.with_name("metrics_averaged.json").read_text())["weights"] == "averaged"
 
 
+@pytest.mark.parametrize("warmup", [True, False])
+def test_the_average_warms_up_with_the_length_of_the_run(warmup):
+    model = torch.nn.Linear(1, 1, bias=False).double()
+    averaged = build_ema(model, 0.75, warmup=warmup)
+    expected = None
+    for step in range(60):
+        torch.nn.init.constant_(model.weight, float(step))
+        averaged.update_parameters(model)
+        kept = min(0.75, (1 + step) / (10 + step)) if warmup else 0.75
+        expected = step if step == 0 else kept * expected + (1 - kept) * step
+        assert float(averaged.module.weight) == pytest.approx(expected, rel=1e-12)
+
+
+def test_plain_and_averaged_weights_are_evaluated_and_the_better_ones_count(
+    tmp_path, monkeypatch, caplog
+):
+    options = ["train.eval_period=2", "train.ema.enabled=true", "train.ema.decay=0.5"]
+    # Of the plain and the averaged weights, after two steps and after four.
+    scripted_evaluation(monkeypatch, [30.0, 20.0, 10.0, 40.0])
+    with caplog.at_level(logging.INFO, logger="detection_toolkit"):
+        trainer = train(make_config(tmp_path, *options))
+    output = tmp_path / "output"
+    lines = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+    names = ("bbox/AP", "plain/bbox/AP", "averaged/bbox/AP")
+    values = [[line[name] for name in names] for line in lines if "bbox/AP" in line]
+    assert values == [[30.0, 30.0, 20.0], [40.0, 10.0, 40.0]]
+    assert "bbox/AP is 30 with the plain weights, 20 with the averaged weights" in caplog.text
+    assert "the plain ones count" in caplog.text and "the averaged ones count" in caplog.text
+    assert trainer.evaluated_weights == "averaged"
+    best = torch.load(output / "model_best.pth", weights_only=True)
+    assert (best["weights"], best["value"]) == ("averaged", 40.0)
+    for key, value in trainer.ema.module.state_dict().items():
+        assert torch.equal(best["model"][key], value), key
+    # Whoever reads it gets them, whether averaged weights are asked for or not.
+    for prefer in (True, False):
+        checkpointer = Checkpointer(Trainer.build_model(trainer.cfg), prefer_ema=prefer)
+        checkpointer.load(str(output / "model_best.pth"))
+        assert checkpointer.loaded_ema
+    # It is not what a run goes on from.
+    (output / "last_checkpoint").write_text("model_best.pth")
+    with pytest.raises(ResumeError, match="holds the weights of the best evaluation alone"):
+        Trainer(trainer.cfg).resume_or_load(resume=True)
+
+
+def test_the_best_checkpoint_has_the_plain_weights_where_they_are_better(tmp_path, monkeypatch):
+    scripted_evaluation(monkeypatch, [30.0, 20.0])
+    options = ["train.eval_period=4", "train.ema.enabled=true", "train.ema.decay=0.9"]
+    trainer = train(make_config(tmp_path, *options))
+    best = torch.load(tmp_path / "output" / "model_best.pth", weights_only=True)
+    assert best["weights"] == "plain"
+    key = "decoder.stages.0.box_tower.out.weight"
+    assert torch.equal(best["model"][key], trainer.checkpointer.model.state_dict()[key])
+    assert not torch.equal(best["model"][key], trainer.ema.module.state_dict()[key])
+    checkpointer = Checkpointer(Trainer.build_model(trainer.cfg), prefer_ema=True)
+    checkpointer.load(str(tmp_path / "output" / "model_best.pth"))
+    assert not checkpointer.loaded_ema
+
+
+@pytest.mark.parametrize(
+    "plain, averaged, mode, better",
+    [
+        (30.0, 20.0, "max", "plain"),
+        (30.0, 20.0, "min", "averaged"),
+        (20.0, 20.0, "max", "averaged"),
+        (float("nan"), 20.0, "max", "averaged"),
+        (20.0, float("nan"), "max", "plain"),
+        (float("nan"), float("nan"), "max", "averaged"),
+    ],
+)
+def test_the_better_weights(plain, averaged, mode, better):
+    results = {"plain": {"bbox": {"AP": plain}}, "averaged": {"bbox": {"AP": averaged}}}
+    assert better_weights(results, "bbox/AP", mode=mode) == better
+
+
+def test_the_files_of_the_better_weights_have_the_plain_names(tmp_path):
+    options = ["train.ema.enabled=true", "train.stage_evaluation=true", "train.eval_period=4"]
+    cfg = prepare_config(make_config(tmp_path, *options))
+    trainer = train(cfg)
+    (folder,) = (tmp_path / "output").glob("inference/*")
+    both = {"plain", "averaged"}
+    names = ("metrics", "stage_metrics")
+    for counts in (trainer.evaluated_weights, *sorted(both)):
+        prefer_results_of(cfg, counts)
+        (other,) = both - {counts}
+        for name in names:
+            assert json.loads((folder / f"{name}.json").read_text())["weights"] == counts
+            kept = folder / f"{name}_{other}.json"
+            assert json.loads(kept.read_text())["weights"] == other
+            assert not (folder / f"{name}_{counts}.json").exists()
+        assert (folder / "coco_instances_results.json").is_file()
+        assert (folder / f"coco_instances_results_{other}.json").is_file()
+
+
+def test_the_average_alone_is_evaluated_where_nothing_is_to_be_compared(tmp_path, monkeypatch):
+    scripted_evaluation(monkeypatch, [20.0])
+    options = ["train.eval_period=4", "train.ema.enabled=true", "train.ema.compare=false"]
+    train(make_config(tmp_path, *options))
+    best = torch.load(tmp_path / "output" / "model_best.pth", weights_only=True)
+    assert (best["weights"], best["value"]) == ("averaged", 20.0)
+
+
 def test_a_decay_outside_of_zero_and_one_is_refused(tmp_path):
     cfg = make_config(tmp_path, "train.ema.enabled=true", "train.ema.decay=1.5")
     with pytest.raises(ValueError, match="train.ema.decay"):
@@ -155,7 +257,7 @@ def test_the_best_checkpoint_is_kept_also_by_a_resumed_run(tmp_path, monkeypatch
     train(make_config(tmp_path, "train.max_iter=4", *options), resume=True)
     # What is evaluated after the last iteration counts, for Detectron2, as the one after it.
     assert torch.load(best, weights_only=True)["iteration"] == 4
-    record = {"metric": "bbox/AP", "value": 40.0, "iteration": 4}
+    record = {"metric": "bbox/AP", "value": 40.0, "iteration": 4, "weights": "plain"}
     assert json.loads(best.with_suffix(".json").read_text()) == record
     scripted_evaluation(monkeypatch, [40.0, 39.0])
     train(make_config(tmp_path, "train.max_iter=5", *options), resume=True)
