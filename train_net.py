@@ -9,11 +9,11 @@ docs/training.md explains the options.
 
 from __future__ import annotations
 
-from argparse import Namespace
+import os
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 
-from detectron2.engine import default_argument_parser, default_setup
-from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
+from detectron2.engine import default_argument_parser
 from omegaconf import DictConfig
 
 from detection_toolkit.checkpoint.checkpointer import Checkpointer
@@ -27,16 +27,22 @@ from detection_toolkit.engine import (
     prepare_config,
     user_errors,
 )
+from detection_toolkit.engine.launch import read_process_environment
+from detection_toolkit.engine.logs import set_up_run
+from detection_toolkit.engine.runs import claim_folder, find_run
 from detection_toolkit.errors import UserError
-from detection_toolkit.projects import project_names
 
 
 def load_config(args: Namespace) -> DictConfig:
     """The config of the command line."""
     if not args.config_file:
         raise UserError("--config-file is missing, for example stageinteractor/shapes_tiny.py")
-    args.config_file = find_config_file(args.config_file)
-    return apply_overrides(get_config(args.config_file), args.opts)
+    run = find_run(args.config_file) if args.eval_only else None
+    args.config_file = run[0] if run else find_config_file(args.config_file)
+    cfg = apply_overrides(get_config(args.config_file), args.opts)
+    if run and run[1] and not any(x.startswith("train.init_checkpoint=") for x in args.opts):
+        cfg.train.init_checkpoint = run[1]  # what the run has trained, not what it began with
+    return cfg
 
 
 def evaluate(cfg: DictConfig, args: Namespace) -> None:
@@ -58,11 +64,8 @@ def main(args: Namespace) -> None:
     """One process of the job."""
     with user_errors(), ended_by_signals():
         cfg = load_config(args)
-        output_dir = RunSettings.from_config(cfg.train).output_dir
-        for name in ("detection_toolkit", *project_names()):
-            setup_logger(output_dir, distributed_rank=comm.get_rank(), name=name)
         prepare_config(cfg, args.opts, training=not args.eval_only)
-        default_setup(cfg, args)
+        set_up_run(cfg, args)
         if args.eval_only:
             return evaluate(cfg, args)
         trainer = Trainer(cfg)
@@ -70,9 +73,29 @@ def main(args: Namespace) -> None:
         trainer.train()
 
 
-if __name__ == "__main__":
-    arguments = default_argument_parser(epilog=__doc__).parse_args()
+def get_parser() -> ArgumentParser:
+    """The command line: Detectron2's, with one option more."""
+    parser = default_argument_parser(epilog=__doc__)
+    parser.add_argument(
+        "--move-aside",
+        action="store_true",
+        help="begin anew where train.output_dir holds a run already: its folder is renamed",
+    )
+    return parser
+
+
+def start(arguments: Sequence[str] | None = None) -> None:
+    """Check the command line, and start the processes of the job."""
+    args = get_parser().parse_args(arguments)
     with user_errors():
         # Loaded here as well: a mistake is reported once, and before any process is started.
-        settings = RunSettings.from_config(load_config(arguments).train)
-        launch(main, arguments, device=settings.device)
+        settings = RunSettings.from_config(load_config(args).train)
+        place = read_process_environment(os.environ)
+        is_first = args.machine_rank == 0 and (place is None or place.rank == 0)
+        if is_first and not (args.eval_only or args.resume):
+            claim_folder(settings.output_dir, move_aside=args.move_aside)
+        launch(main, args, device=settings.device)
+
+
+if __name__ == "__main__":
+    start()

@@ -7,6 +7,7 @@ import logging
 import os
 import pickle
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ class Checkpointer(DetectionCheckpointer):
         prefer_ema: bool = False,
         allow_pickle: bool = False,
         init_prefix: str = "",
+        run: Mapping[str, Any] | None = None,
         **checkpointables: Any,
     ):
         """
@@ -74,11 +76,13 @@ class Checkpointer(DetectionCheckpointer):
             allow_pickle: open pickles of any origin, and run what they ask for.
             init_prefix: initialise only the tensors whose names begin so, as
                 ``backbone.bottom_up.``; a run is resumed whole.
+            run: what all files tell of it under "run", in plain values, such as class names.
         """
         super().__init__(model, os.fspath(save_dir), save_to_disk=save_to_disk, **checkpointables)
         self.prefer_ema = prefer_ema
         self.allow_pickle = allow_pickle
         self.init_prefix = init_prefix
+        self.run = run
         self.loaded_ema = False
         self._resuming = False
 
@@ -91,10 +95,11 @@ class Checkpointer(DetectionCheckpointer):
         if not self.save_dir or not self.save_to_disk:
             return
         if "://" in self.save_dir:  # not a file system
-            super().save(name, **kwargs)
+            super().save(name, **self._facts_of_run(), **kwargs)
             return
         data = {"model": self.model.state_dict()}
         data.update({key: value.state_dict() for key, value in self.checkpointables.items()})
+        data.update(self._facts_of_run())
         data.update(kwargs)
         self._write(name, data)
 
@@ -111,12 +116,15 @@ class Checkpointer(DetectionCheckpointer):
         """
         if not self.save_dir or not self.save_to_disk:
             return
-        data = {"model": model.state_dict(), **facts}
+        data = {"model": model.state_dict(), **self._facts_of_run(), **facts}
         if "://" in self.save_dir:
             with self.path_manager.open(os.path.join(self.save_dir, f"{name}.pth"), "wb") as file:
                 torch.save(data, file)
             return
         self._write(name, data)
+
+    def _facts_of_run(self) -> dict[str, Any]:
+        return {} if self.run is None else {"run": dict(self.run)}
 
     def _write(self, name: str, data: dict[str, Any]) -> None:
         path = Path(self.save_dir, f"{name}.pth")

@@ -152,6 +152,8 @@ def evaluate_test_sets(
                 _forget_stages(folder)
                 results[name] = _evaluate_last_stage(model, loader, evaluator)
         if comm.is_main_process():
+            for path in _result_files(folder):  # of an evaluation before
+                _kept_as(path, weights).unlink(missing_ok=True)
             _report(name, results[name], folder=folder, weights=weights)
     return next(iter(results.values())) if len(results) == 1 else results
 
@@ -301,13 +303,16 @@ def prefer_results_of(cfg: DictConfig, weights: str) -> None:
             continue
         _keep_results_of_other_weights(folder, weights)
         for path in _result_files(folder):
-            kept = path.with_name(f"{path.stem}_{weights}{path.suffix}")
-            if kept.is_file():
-                kept.replace(path)
+            if _kept_as(path, weights).is_file():
+                _kept_as(path, weights).replace(path)
 
 
 def _result_files(folder: Path) -> list[Path]:
     return [folder / name for name in _RESULTS]
+
+
+def _kept_as(path: Path, weights: str) -> Path:
+    return path.with_name(f"{path.stem}_{weights}{path.suffix}")
 
 
 def _weights_of_results(folder: Path) -> str | None:
@@ -325,9 +330,8 @@ def _keep_results_of_other_weights(folder: Path, weights: str) -> None:
     if other in (None, weights):
         return
     for path in _result_files(folder):
-        kept = path.with_name(f"{path.stem}_{other}{path.suffix}")
         if path.is_file():
-            path.replace(kept)
+            path.replace(_kept_as(path, other))
         else:  # of an evaluation before
-            kept.unlink(missing_ok=True)
+            _kept_as(path, other).unlink(missing_ok=True)
     logger.info("the results of the %s weights are kept in %s/*_%s.*", other, folder, other)

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from ..data import dataset_names, dataset_num_classes
 from ..errors import UserError
 
-__all__ = ["prepare_config"]
+__all__ = ["class_number", "prepare_config"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +46,9 @@ def prepare_config(
     if training:
         names = [*dataset_names(cfg.dataloader.train.dataset, with_files=with_files), *names]
     num_classes = dataset_num_classes(names)
-    keys = [k for k in _CLASS_KEYS if OmegaConf.select(cfg.model, k) is not None]
-    if num_classes is None or not keys:
+    key = _class_key(cfg)
+    if num_classes is None or key is None:
         return cfg
-    key = f"model.{keys[0]}"
     current = OmegaConf.select(cfg, key)
     if current == num_classes:
         return cfg
@@ -68,3 +67,14 @@ def prepare_config(
     )
     OmegaConf.update(cfg, key, num_classes)
     return cfg
+
+
+def class_number(cfg: DictConfig) -> int | None:
+    """Of the model, where its config says it."""
+    key = _class_key(cfg)
+    return None if key is None else OmegaConf.select(cfg, key)
+
+
+def _class_key(cfg: DictConfig) -> str | None:
+    keys = [k for k in _CLASS_KEYS if OmegaConf.select(cfg.model, k) is not None]
+    return f"model.{keys[0]}" if keys else None

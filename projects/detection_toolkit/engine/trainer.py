@@ -39,6 +39,7 @@ from .evaluators import build_evaluators, check_evaluator
 from .hooks import BestCheckpoint, EMAHook, EvaluationHook, PeriodicCheckpointer, build_ema
 from .interruption import Interruption
 from .random_states import restore_random_state
+from .runs import changes_of_recipe, describe_run
 from .scaling import auto_scale_workers, log_effective_batch
 from .settings import RunSettings
 from .train_loop import DetectionTrainLoop
@@ -118,6 +119,7 @@ class Trainer(DefaultTrainer):
             settings.output_dir,
             allow_pickle=settings.allow_pickle,
             init_prefix=settings.init_prefix,
+            run=describe_run(cfg),
             trainer=weakref.proxy(self),
             **({"ema": self.ema} if self.ema is not None else {}),
         )
@@ -154,6 +156,9 @@ class Trainer(DefaultTrainer):
         if not is_resumed:
             logger.warning("%s holds nothing to resume", self.settings.output_dir)
             return
+        recipe = (rest.get("run") or {}).get("recipe", {})
+        for line in changes_of_recipe(recipe, describe_run(self.cfg)["recipe"]):
+            logger.warning(line)
         self._restore_random_states(rest.get("random_states"))
         if self.ema is not None and int(self.ema.n_averaged) == 0:
             logger.warning("the checkpoint holds no averaged weights: the average begins here")

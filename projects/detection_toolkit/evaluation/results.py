@@ -145,8 +145,10 @@ def register_dataset(output_dir: Path, name: str) -> None:
         ValueError: neither knows it.
     """
     config = output_dir / "config.yaml"
-    if name not in DatasetCatalog.list() and config.is_file():
-        dataset_names(get_config(str(config)).dataloader.test.dataset)
+    # An evaluation of a run may have been on another test set than the run's.
+    for path in (output_dir / "evaluation.yaml", config):
+        if name not in DatasetCatalog.list() and path.is_file():
+            dataset_names(get_config(str(path)).dataloader.test.dataset)
     if name not in DatasetCatalog.list():
         raise UserError(f"data set {name} is not registered, and {config} does not describe it")
 

@@ -207,7 +207,7 @@ def test_the_better_weights(plain, averaged, mode, better):
 
 
 def test_the_files_of_the_better_weights_have_the_plain_names(tmp_path):
-    options = ["train.ema.enabled=true", "train.stage_evaluation=true", "train.eval_period=4"]
+    options = ["train.ema.enabled=true", "train.stage_evaluation=true", "train.eval_period=2"]
     cfg = prepare_config(make_config(tmp_path, *options))
     trainer = train(cfg)
     (folder,) = (tmp_path / "output").glob("inference/*")
@@ -295,6 +295,30 @@ def test_weights_of_other_classes_load_as_far_as_they_fit(tmp_path, caplog):
     ours = trainer.checkpointer.model.state_dict()
     key = "decoder.stages.1.mixing.filter_generator.weight"
     assert torch.equal(ours[key], loaded[key])
+
+
+def test_a_resumed_run_says_which_of_two_values_holds(tmp_path, caplog):
+    train(make_config(tmp_path, "train.max_iter=2"))
+    changed = ["optimizer.lr=1e-3", "optimizer.weight_decay=0.5", "train.max_iter=3"]
+    changed += ["dataloader.train.total_batch_size=1", "lr_multiplier.warmup_length=0.5"]
+    cfg = make_config(tmp_path, *changed)
+    trainer = Trainer(prepare_config(cfg))
+    trainer.resume_or_load(resume=True)
+    for key, holds in [
+        ("optimizer.lr=0.001", "is not used: 0.0007 of the checkpoint holds"),
+        ("optimizer.weight_decay=0.5", "is not used: 0.0001 of the checkpoint holds"),
+        ("dataloader.train.total_batch_size=1", "holds from here on, it was 2 before"),
+        ("train.max_iter=3", "holds from here on, it was 2 before"),
+        ("lr_multiplier", "is another one than before: that of the config holds"),
+    ]:
+        (line,) = [r.getMessage() for r in caplog.records if r.getMessage().startswith(key)]
+        assert holds in line
+    (group,) = trainer.optimizer.param_groups
+    assert (group["initial_lr"], group["weight_decay"]) == (7e-4, 1e-4)
+    assert trainer.scheduler.base_lrs == [7e-4]
+    caplog.clear()
+    Trainer(cfg := prepare_config(make_config(tmp_path, "train.max_iter=2"))).resume_or_load()
+    assert "holds" not in caplog.text and cfg.optimizer.lr == 7e-4
 
 
 def test_a_checkpoint_of_other_queries_is_refused_for_resuming(tmp_path):
