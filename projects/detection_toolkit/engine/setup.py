@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 from detectron2.data import MetadataCatalog
 from omegaconf import DictConfig, OmegaConf
@@ -42,6 +43,7 @@ def prepare_config(
             data set's.
         FileNotFoundError, KeyError: a data set is missing.
     """
+    _tell_apart(cfg)
     names = dataset_names(cfg.dataloader.test.dataset, with_files=with_files)
     if training:
         names = [*dataset_names(cfg.dataloader.train.dataset, with_files=with_files), *names]
@@ -67,6 +69,17 @@ def prepare_config(
     )
     OmegaConf.update(cfg, key, num_classes)
     return cfg
+
+
+def _tell_apart(cfg: DictConfig) -> None:
+    """Name training and test set by their folders, too, where their files have the same name."""
+    nodes = [OmegaConf.select(cfg, f"dataloader.{part}.dataset") for part in ("train", "test")]
+    if any(node is None or not node.get("json_file") or node.get("name") for node in nodes):
+        return
+    train, test = (Path(node.json_file).expanduser().resolve() for node in nodes)
+    if train != test and train.stem == test.stem and train.parent.name != test.parent.name:
+        for node, path in zip(nodes, (train, test)):
+            node.name = f"{path.parent.name}_{path.stem}"
 
 
 def class_number(cfg: DictConfig) -> int | None:

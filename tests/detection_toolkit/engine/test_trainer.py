@@ -1,5 +1,6 @@
 import json
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -266,6 +267,22 @@ def test_the_best_checkpoint_is_kept_also_by_a_resumed_run(tmp_path, monkeypatch
     scripted_evaluation(monkeypatch, [5.0])
     train(make_config(tmp_path, "train.max_iter=1", *options))
     assert json.loads(best.with_suffix(".json").read_text())["value"] == 5.0
+
+
+def test_files_of_the_same_name_are_told_apart_by_their_folders(tmp_path):
+    cfg = make_config(tmp_path / "train")
+    for part in ("train", "valid"):
+        path, _ = write_dataset(tmp_path / part)
+        Path(path).rename(tmp_path / part / "_annotations.coco.json")
+    for part, split in (("train", "train"), ("test", "valid")):
+        cfg.dataloader[part].dataset.json_file = str(tmp_path / split / "_annotations.coco.json")
+        cfg.dataloader[part].dataset.image_root = str(tmp_path / split / "images")
+    prepare_config(cfg)
+    # The same whether the training set was looked at or not, as in an evaluation.
+    assert dataset_names(cfg.dataloader.test.dataset) == ["valid__annotations.coco"]
+    assert dataset_names(cfg.dataloader.train.dataset) == ["train__annotations.coco"]
+    cfg.dataloader.test.dataset.name = "mine"
+    assert dataset_names(prepare_config(cfg).dataloader.test.dataset) == ["mine"]
 
 
 def test_with_several_test_sets_the_first_decides_on_the_best(tmp_path):
