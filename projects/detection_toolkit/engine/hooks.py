@@ -30,11 +30,16 @@ __all__ = [
     "EMAHook",
     "EvaluationHook",
     "PeriodicCheckpointer",
+    "StoppedEarly",
     "build_ema",
     "ema_decay",
 ]
 
 logger = logging.getLogger(__name__)
+
+
+class StoppedEarly(BaseException):
+    """The run has ended before its last step, as it got no better."""
 
 
 def build_ema(model: nn.Module, decay: float, *, warmup: bool = False) -> AveragedModel:
@@ -135,6 +140,18 @@ class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
             self._save(iteration, f"model_{iteration:07d}", random_states=states)
         self._end()
 
+    def finish_early(self) -> NoReturn:
+        """Write the last checkpoint of a run that needs no more steps.
+
+        Raises:
+            StoppedEarly: always.
+        """
+        states = _gather_random_states()
+        if comm.is_main_process():
+            self._save(self.trainer.iter, "model_final", random_states=states)
+        comm.synchronize()
+        raise StoppedEarly
+
     def _save(self, iteration: int, name: str, **kwargs: Any) -> None:
         self.checkpointer.save(name, iteration=iteration, **kwargs)
         if self.max_to_keep is not None:
@@ -189,6 +206,8 @@ class EvaluationHook(hooks.EvalHook):
         output_dir: str,
         best: BestCheckpoint | None,
         end_run: Callable[[], NoReturn],
+        patience: int | None = None,
+        end_early: Callable[[], NoReturn] | None = None,
     ):
         """
         Args:
@@ -199,8 +218,12 @@ class EvaluationHook(hooks.EvalHook):
             best: told of every evaluation, in the main process; None: no best checkpoint is kept.
             end_run: called where an evaluation before the last step's is interrupted; writes a
                 checkpoint and raises ``InterruptedRun``.
+            patience: so many evaluations in a row without a new best one end the run; None: never.
+            end_early: called then; writes the last checkpoint and raises ``StoppedEarly``.
         """
         super().__init__(period, evaluate)
+        self._patience = patience
+        self._end_early = end_early
         self._record = Path(output_dir, "last_evaluation.json")
         self.best = best if comm.is_main_process() else None
         self._end_run = end_run
@@ -218,10 +241,33 @@ class EvaluationHook(hooks.EvalHook):
         if comm.is_main_process() and start == 0:
             self._record.unlink(missing_ok=True)  # of another run
         self._note(start)
+        if self._is_enough(start):
+            raise StoppedEarly  # as before it was resumed: its last checkpoint is there
 
     def after_step(self) -> None:
         super().after_step()
-        self._note(self.trainer.iter + 1)
+        iterations = self.trainer.iter + 1
+        self._note(iterations)
+        if self._is_enough(iterations):
+            assert self._end_early is not None
+            self._end_early()
+
+    def _is_enough(self, iterations: int) -> bool:
+        """Whether the best evaluation is too many ago; the same answer in all processes."""
+        if self._patience is None or not self._is_due(iterations):
+            return False
+        enough = False
+        if self.best is not None and self.best.iteration is not None:
+            # Of a resumed run as well: the best one's iteration is kept beside its checkpoint.
+            since = (iterations - 1 - self.best.iteration) // self._period
+            enough = since >= self._patience
+            if enough:
+                logger.info(
+                    "%s has not got better in the last %d evaluations: the run ends early",
+                    self.best.metric,
+                    since,
+                )
+        return any(comm.all_gather(enough))
 
     def _is_due(self, iterations: int) -> bool:
         """Whether an evaluation belongs to so many iterations, the end of the run apart."""

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ..data import dataset_names, dataset_num_classes
 from ..errors import UserError
+from .scaling import follow_epochs
 
 __all__ = ["class_number", "prepare_config"]
 
@@ -35,7 +36,8 @@ def prepare_config(
     Args:
         cfg: changed in place and returned.
         overrides: the command line's; a number of classes among them must agree with the data.
-        training: also look at the training set.
+        training: also look at the training set, and let the length of the run follow it where
+            ``train.max_epochs`` asks for it.
         with_files: the data sets' files are needed, too; see ``dataset_names``.
 
     Raises:
@@ -47,6 +49,7 @@ def prepare_config(
     names = dataset_names(cfg.dataloader.test.dataset, with_files=with_files)
     if training:
         names = [*dataset_names(cfg.dataloader.train.dataset, with_files=with_files), *names]
+        follow_epochs(cfg, overrides)
     num_classes = dataset_num_classes(names)
     key = _class_key(cfg)
     if num_classes is None or key is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import fnmatch
 import logging
 import os
 import weakref
@@ -36,8 +37,16 @@ from .evaluation import (
     prefer_results_of,
 )
 from .evaluators import build_evaluators, check_evaluator
-from .hooks import BestCheckpoint, EMAHook, EvaluationHook, PeriodicCheckpointer, build_ema
+from .hooks import (
+    BestCheckpoint,
+    EMAHook,
+    EvaluationHook,
+    PeriodicCheckpointer,
+    StoppedEarly,
+    build_ema,
+)
 from .interruption import Interruption
+from .logs import FILE_ONLY, log_end, log_start, log_training_set
 from .random_states import restore_random_state
 from .runs import changes_of_recipe, describe_run
 from .scaling import auto_scale_workers, log_effective_batch
@@ -78,6 +87,7 @@ class Trainer(DefaultTrainer):
             PathManager.mkdirs(settings.output_dir)
 
         model = self.build_model(cfg)
+        freeze(model, settings.freeze)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         for name in dataset_names(cfg.dataloader.test.dataset):
@@ -128,6 +138,7 @@ class Trainer(DefaultTrainer):
         self.interruption = Interruption()
         self._random_state: dict[str, Any] | None = None
         self.register_hooks(self.build_hooks())
+        log_start(model, settings, dataset_names(cfg.dataloader.test.dataset))
         log_effective_batch(cfg)
 
     def resume_or_load(self, resume: bool = True) -> None:
@@ -141,6 +152,9 @@ class Trainer(DefaultTrainer):
             ResumeError: the checkpoint to resume from belongs to another model, or some processes
                 do not see it.
         """
+        is_resumed = resume and self.checkpointer.has_checkpoint()
+        if not is_resumed:
+            logger.info("weights: %s", self.settings.init_checkpoint or "random ones")
         rest = self.checkpointer.resume_or_load(self.settings.init_checkpoint, resume=resume)
         if not resume:
             return
@@ -217,8 +231,13 @@ class Trainer(DefaultTrainer):
             LoaderProcessError: a process that loads images has ended.
         """
         with self.interruption.caught(), _deterministic(self.settings):
-            with loader_process_errors("train"):
+            with loader_process_errors("train"), contextlib.suppress(StoppedEarly):
                 TrainerBase.train(self, self.start_iter, self.max_iter)
+        if comm.is_main_process():
+            # Counted up once more after the last step; not where the run has ended early.
+            done = min(self.iter + 1, self.max_iter)
+            best = next((h.best for h in self._hooks if isinstance(h, EvaluationHook)), None)
+            log_end(self.settings, done, best)
         return getattr(self, "_last_eval_results", None) if comm.is_main_process() else None
 
     def before_train(self) -> None:
@@ -254,7 +273,7 @@ class Trainer(DefaultTrainer):
             interruption=self.interruption,
             device=settings.device,
         )
-        best = None
+        best, stopping = None, settings.early_stopping
         if settings.best_checkpointer.enabled and settings.eval_period > 0:
             best = BestCheckpoint(
                 self.checkpointer,
@@ -268,6 +287,8 @@ class Trainer(DefaultTrainer):
             output_dir=settings.output_dir,
             best=best,
             end_run=checkpoint_hook.stop,
+            patience=stopping.patience if stopping.enabled else None,
+            end_early=checkpoint_hook.finish_early,
         )
         # After the checkpoint, so that it is there if the evaluation fails.
         ret += [checkpoint_hook, evaluation_hook]
@@ -318,7 +339,7 @@ class Trainer(DefaultTrainer):
                 f"train.device={settings.device}, but PyTorch sees no GPU: set train.device=cpu"
             )
         model = instantiate(cfg.model)
-        logger.info("Model:\n%s", model)
+        logger.info("Model:\n%s", model, extra=FILE_ONLY)
         return model.to(settings.device)
 
     @classmethod
@@ -342,6 +363,7 @@ class Trainer(DefaultTrainer):
         if "dataset" not in node:  # a loader that makes its own
             return instantiate(node)
         dataset = instantiate(node.dataset)
+        log_training_set(dataset_names(node.dataset), dataset)
         num_queries = OmegaConf.select(cfg, "model.initial_queries.num_queries")
         if num_queries is not None:
             _warn_of_crowded_images(dataset, num_queries)
@@ -414,6 +436,35 @@ class Trainer(DefaultTrainer):
         See :func:`detection_toolkit.engine.scaling.auto_scale_workers`.
         """
         return auto_scale_workers(cfg, num_workers)
+
+
+def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Keep parameters as they are, in place.
+
+    Args:
+        model: whose ``requires_grad`` are set.
+        patterns: names as in ``named_parameters``, with * for any part.
+
+    Raises:
+        UserError: a pattern that fits no parameter, or all are frozen.
+    """
+    parameters = dict(model.named_parameters())
+    for pattern in patterns:
+        found = fnmatch.filter(parameters, pattern)
+        if not found:
+            parts = sorted({name.split(".")[0] for name in parameters})
+            raise UserError(
+                f"train.freeze: no parameter's name fits {pattern!r}; they begin with "
+                f"{', '.join(parts)}, and {pattern}.* stands for all that follows {pattern}."
+            )
+        for name in found:
+            parameters[name].requires_grad_(False)
+    if not any(p.requires_grad for p in parameters.values()):
+        raise UserError(f"train.freeze={list(patterns)} leaves nothing to train")
+    if patterns:
+        frozen = sum(p.numel() for p in parameters.values() if not p.requires_grad)
+        total = sum(p.numel() for p in parameters.values())
+        logger.info("%s of %s parameters are frozen", f"{frozen:,}", f"{total:,}")
 
 
 @contextlib.contextmanager

@@ -31,6 +31,8 @@ def train_net(monkeypatch):
     spec.loader.exec_module(module)
     loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "detection_toolkit")]
     before = [(logger, list(logger.handlers), logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.handlers = []
 
     yield module
     for logger, handlers, propagate in before:
@@ -98,6 +100,18 @@ def test_a_run_is_evaluated_by_its_config_alone(run, tmp_path):
         assert f"Loading from {output / 'model_best.pth'}" in log
     # It still says what the run began with.
     assert (output / "config.yaml").read_text() == before
+
+
+def test_the_console_is_short_and_the_file_has_everything(run, tmp_path, capfd):
+    run(*run_overrides(tmp_path), "train.max_iter=1")
+    console, log = capfd.readouterr().out, (tmp_path / "output" / "log.txt").read_text()
+    for text in ("environment:", "command line:", "num_queries: 6", "StageInteractor("):
+        assert text in log and text not in console, text
+    before = console[: console.index("Starting training")].splitlines()
+    assert len(before) < 12, before
+    assert "\x1b" not in console  # colour is for terminals
+    assert f"python tools/report.py {tmp_path / 'output'}" in console
+    assert "weights: " in console
 
 
 def test_a_new_run_in_a_used_folder_is_refused_or_the_old_one_renamed(

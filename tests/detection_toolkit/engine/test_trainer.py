@@ -1,3 +1,4 @@
+import copy
 import json
 import logging
 from pathlib import Path
@@ -267,6 +268,136 @@ def test_the_best_checkpoint_is_kept_also_by_a_resumed_run(tmp_path, monkeypatch
     scripted_evaluation(monkeypatch, [5.0])
     train(make_config(tmp_path, "train.max_iter=1", *options))
     assert json.loads(best.with_suffix(".json").read_text())["value"] == 5.0
+
+
+def test_a_run_that_gets_no_better_ends_early_also_after_it_was_resumed(
+    tmp_path, monkeypatch, caplog
+):
+    options = [
+        *("train.max_iter=20", "train.eval_period=1", "train.checkpointer.period=1"),
+        *("train.early_stopping.enabled=true", "train.early_stopping.patience=3"),
+    ]
+    # The best is the second: the run ends after the fifth.
+    scripted_evaluation(monkeypatch, [10.0, 30.0, 20.0, 20.0, 30.0])
+    with caplog.at_level(logging.INFO, logger="detection_toolkit"):
+        trainer = train(make_config(tmp_path, *options))
+    output = tmp_path / "output"
+    assert "bbox/AP has not got better in the last 3 evaluations" in caplog.text
+    assert "done: 5 iterations" in caplog.text
+    assert trainer.iter == 4
+    assert torch.load(output / "model_final.pth", weights_only=True)["iteration"] == 4
+    lines = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+    assert [x["bbox/AP"] for x in lines if "bbox/AP" in x] == [10.0, 30.0, 20.0, 20.0, 30.0]
+    # Nothing is evaluated, and no step is made.
+    scripted_evaluation(monkeypatch, [])
+    assert train(make_config(tmp_path, *options), resume=True).iter == 5
+    # Cut off after four steps it knows that two evaluations were not the best.
+    (output / "last_checkpoint").write_text("model_0000003.pth")
+    scripted_evaluation(monkeypatch, [29.0])
+    (output / "last_evaluation.json").write_text('{"iterations": 4}')
+    assert train(make_config(tmp_path, *options), resume=True).iter == 4
+    # A better one begins the count anew.
+    (output / "last_checkpoint").write_text("model_0000003.pth")
+    (output / "last_evaluation.json").write_text('{"iterations": 4}')
+    scripted_evaluation(monkeypatch, [31.0, 1.0, 2.0, 3.0])
+    assert train(make_config(tmp_path, *options), resume=True).iter == 7
+
+
+def test_early_stopping_needs_what_it_goes_by(tmp_path):
+    for lacks in ("train.eval_period=0", "train.best_checkpointer.enabled=false"):
+        cfg = make_config(
+            tmp_path, "train.eval_period=1", lacks, "train.early_stopping.enabled=true"
+        )
+        with pytest.raises(ValueError, match="train.early_stopping needs train.best_checkpointer"):
+            Trainer(prepare_config(cfg))
+
+
+def test_frozen_parameters_stay_as_they_are(tmp_path):
+    cfg = make_config(tmp_path, "train.freeze=['backbone.*','*.class_tower.*']")
+    trainer = Trainer(prepare_config(cfg))
+    model = trainer.checkpointer.model
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    trainer.train()
+    changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    frozen = {n for n in before if n.startswith("backbone.") or ".class_tower." in n}
+    assert frozen and not changed & frozen
+    assert "initial_queries.content.weight" in changed
+    assert len(trainer.optimizer.param_groups[0]["params"]) == len(before) - len(frozen)
+
+
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        ("['bakbone.*']", r"no parameter's name fits 'bakbone\.\*'; they begin with backbone, "),
+        ("['*']", "leaves nothing to train"),
+        ("backbone.*", "train.freeze must be a list, got 'backbone"),
+        ("[1]", "train.freeze must be a list of names"),
+    ],
+)
+def test_names_that_freeze_nothing_or_all_are_refused(tmp_path, names, message):
+    with pytest.raises(ValueError, match=message):
+        Trainer(prepare_config(make_config(tmp_path, f"train.freeze={names}")))
+
+
+def test_a_length_in_epochs(tmp_path):
+    def prepared(*overrides):
+        given = ["train.max_iter=100", "train.eval_period=10", "train.checkpointer.period=50"]
+        # Seven images in batches of two.
+        cfg = make_config(tmp_path, *given, *overrides, num_images=7)
+        return prepare_config(cfg, overrides)
+
+    train_node = prepared("train.max_epochs=2").train
+    assert (train_node.max_iter, train_node.eval_period) == (7, 1)
+    train_node = prepared("train.max_epochs=200").train
+    assert train_node.max_iter == 700
+    assert (train_node.eval_period, train_node.checkpointer.period) == (70, 350)
+    train_node = prepared("train.max_epochs=200", "train.eval_period=3").train
+    assert (train_node.eval_period, train_node.checkpointer.period) == (3, 350)
+    assert prepared("train.max_epochs=20", "train.accumulation_steps=4").train.max_iter == 18
+    # Again, as from the run's config.yaml, changes nothing.
+    cfg = prepared("train.max_epochs=200")
+    before = copy.deepcopy(cfg)
+    assert prepare_config(cfg) == before
+    # Iterations on the command line take the place of epochs in the config.
+    assert prepare_config(cfg, ["train.max_iter=5"]).train.max_epochs is None
+    with pytest.raises(ValueError, match="give one of them"):
+        prepared("train.max_epochs=2", "train.max_iter=5")
+
+
+def test_drops_in_iterations_follow_a_length_in_epochs(tmp_path):
+    cfg = make_config(tmp_path, "train.max_iter=100", "train.max_epochs=20", num_images=10)
+    cfg.lr_multiplier = multistep_schedule()
+    shares = copy.deepcopy(cfg.lr_multiplier)
+    cfg.lr_multiplier.scheduler.update(milestones=[60, 90], num_updates="${train.max_iter}")
+    prepare_config(cfg)
+    assert cfg.train.max_iter == 100  # as it was
+    cfg.train.max_epochs = 40
+    assert prepare_config(cfg).lr_multiplier.scheduler.milestones == [120, 180]
+    cfg.lr_multiplier, cfg.train.max_epochs = shares, 10
+    assert prepare_config(cfg).lr_multiplier == shares
+
+
+def test_what_a_person_wants_to_know_is_said_before_the_first_step_and_after_the_last(
+    tmp_path, caplog
+):
+    with caplog.at_level(logging.INFO, logger="detection_toolkit"):
+        train(make_config(tmp_path, "train.eval_period=2"))
+    said = [r.getMessage() for r in caplog.records if not getattr(r, "file_only", False)]
+    for beginning in (
+        "data: annotations",
+        "model: StageInteractor with ",
+        "weights: random ones",
+        "device: cpu, ",
+        "effective batch: 2 images",
+        "length: 4 iterations; evaluation on annotations",
+        f"output: {tmp_path / 'output'}, where log.txt has",
+    ):
+        assert sum(line.startswith(beginning) for line in said) == 1, beginning
+    assert "4 images with 8 objects of 3 classes (cat, dog, bird)" in caplog.text
+    done = said[-1]
+    assert done.startswith("done: 4 iterations")
+    assert "best bbox/AP: " in done and "with the plain weights" in done
+    assert str(tmp_path / "output" / "model_best.pth") in done
 
 
 def test_files_of_the_same_name_are_told_apart_by_their_folders(tmp_path):
