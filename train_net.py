@@ -28,7 +28,7 @@ from detection_toolkit.engine import (
     user_errors,
 )
 from detection_toolkit.engine.launch import read_process_environment
-from detection_toolkit.engine.logs import set_up_run
+from detection_toolkit.engine.logs import set_up_logs, set_up_run
 from detection_toolkit.engine.runs import claim_folder, find_run
 from detection_toolkit.errors import UserError
 
@@ -64,6 +64,7 @@ def main(args: Namespace) -> None:
     """One process of the job."""
     with user_errors(), ended_by_signals():
         cfg = load_config(args)
+        set_up_logs(RunSettings.from_config(cfg.train).output_dir)
         prepare_config(cfg, args.opts, training=not args.eval_only)
         set_up_run(cfg, args)
         if args.eval_only:

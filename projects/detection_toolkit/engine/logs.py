@@ -24,7 +24,14 @@ from .hooks import BestCheckpoint
 from .runs import CONFIG_NAME, EVALUATION_CONFIG_NAME, holds_run
 from .settings import RunSettings
 
-__all__ = ["FILE_ONLY", "log_end", "log_start", "log_training_set", "set_up_run"]
+__all__ = [
+    "FILE_ONLY",
+    "log_end",
+    "log_start",
+    "log_training_set",
+    "set_up_logs",
+    "set_up_run",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +56,19 @@ class _ForConsole(logging.Filter):
         return not getattr(record, "file_only", False) and not record.name.startswith(_QUIET)
 
 
+def set_up_logs(output_dir: str) -> None:
+    """Log to the console, in the main process, and to ``log.txt``; before anything is said."""
+    for name in ("detectron2", "fvcore", "detection_toolkit", *project_names()):
+        color = sys.stdout.isatty()
+        setup_logger(output_dir, distributed_rank=comm.get_rank(), color=color, name=name)
+        for handler in logging.getLogger(name).handlers:
+            is_console = getattr(handler, "stream", None) is sys.stdout
+            if is_console and not any(isinstance(f, _ForConsole) for f in handler.filters):
+                handler.addFilter(_ForConsole())
+
+
 def set_up_run(cfg: DictConfig, args: Namespace) -> None:
-    """Logs, the config's copy, and seeds of one process; as Detectron2's ``default_setup``.
+    """Keep the config and seed one process; with :func:`set_up_logs` as ``default_setup``.
 
     The environment, the command line and the config go to ``log.txt``. An evaluation in the folder
     of a run leaves the run's ``config.yaml`` as it is, and writes ``evaluation.yaml`` beside it.
@@ -61,12 +79,6 @@ def set_up_run(cfg: DictConfig, args: Namespace) -> None:
     """
     settings = RunSettings.from_config(cfg.train)
     output_dir, rank = settings.output_dir, comm.get_rank()
-    for name in ("detectron2", "fvcore", "detection_toolkit", *project_names()):
-        setup_logger(output_dir, distributed_rank=rank, color=sys.stdout.isatty(), name=name)
-        for handler in logging.getLogger(name).handlers:
-            is_console = getattr(handler, "stream", None) is sys.stdout
-            if is_console and not any(isinstance(f, _ForConsole) for f in handler.filters):
-                handler.addFilter(_ForConsole())
     logger.info("process %d of %d", rank, comm.get_world_size(), extra=FILE_ONLY)
     logger.info("environment:\n%s", collect_env_info(), extra=FILE_ONLY)
     logger.info("command line: %s", args, extra=FILE_ONLY)
@@ -117,7 +129,7 @@ def log_start(model: nn.Module, settings: RunSettings, test_sets: Sequence[str])
         device = f"{device} ({torch.cuda.get_device_name()})"
     logger.info(
         "device: %s, %d process%s, %s",
-        device if settings.on_gpu else f"{device}, {torch.get_num_threads()} threads",
+        device if settings.on_gpu else f"{device} (threads: {torch.get_num_threads()})",
         processes,
         "" if processes == 1 else "es",
         settings.amp.precision if settings.amp.enabled else "float32",
@@ -133,8 +145,17 @@ def log_start(model: nn.Module, settings: RunSettings, test_sets: Sequence[str])
     logger.info("output: %s, where log.txt has environment, config and model", settings.output_dir)
 
 
-def log_end(settings: RunSettings, iterations: int, best: BestCheckpoint | None) -> None:
-    """Say what came out, and what to do next."""
+def log_end(
+    settings: RunSettings, iterations: int, best: BestCheckpoint | None, last: str | None
+) -> None:
+    """Say what came out, and what to do next.
+
+    Args:
+        settings: of the run.
+        iterations: so many are done.
+        best: the best checkpoint, where one is kept.
+        last: the last evaluation's result in words.
+    """
     folder = Path(settings.output_dir)
     lines = [f"done: {iterations} iterations, everything is in {folder}"]
     weights = folder / "model_final.pth"
@@ -144,6 +165,8 @@ def log_end(settings: RunSettings, iterations: int, best: BestCheckpoint | None)
             f"best {best.metric}: {best.value:.2f} after iteration {best.iteration}, with the "
             f"{best.weights or 'plain'} weights"
         )
+    elif last is not None:
+        lines.append(f"last evaluation: {last}")
     lines.append(f"weights: {weights}")
     config = folder / CONFIG_NAME
     if config.is_file():

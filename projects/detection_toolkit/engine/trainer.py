@@ -17,6 +17,7 @@ from detectron2.config import instantiate
 from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
 from detectron2.engine.defaults import default_writers
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
@@ -138,8 +139,8 @@ class Trainer(DefaultTrainer):
         self.interruption = Interruption()
         self._random_state: dict[str, Any] | None = None
         self.register_hooks(self.build_hooks())
-        log_start(model, settings, dataset_names(cfg.dataloader.test.dataset))
         log_effective_batch(cfg)
+        log_start(model, settings, dataset_names(cfg.dataloader.test.dataset))
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Resume from ``train.output_dir``, or load the weights of ``train.init_checkpoint``.
@@ -237,8 +238,19 @@ class Trainer(DefaultTrainer):
             # Counted up once more after the last step; not where the run has ended early.
             done = min(self.iter + 1, self.max_iter)
             best = next((h.best for h in self._hooks if isinstance(h, EvaluationHook)), None)
-            log_end(self.settings, done, best)
+            metric = metric_name(self.cfg, self.settings.best_checkpointer.metric)
+            value = flatten_results_dict(getattr(self, "_last_eval_results", {})).get(metric)
+            last = (
+                None if value is None else f"{metric} {value:.2f}, {self.evaluated_weights} weights"
+            )
+            log_end(self.settings, done, best, last)
         return getattr(self, "_last_eval_results", None) if comm.is_main_process() else None
+
+    def _last_evaluation(self) -> str | None:
+        """Its result in words; None where there was none."""
+        metric = metric_name(self.cfg, self.settings.best_checkpointer.metric)
+        value = flatten_results_dict(getattr(self, "_last_eval_results", {})).get(metric)
+        return None if value is None else f"{metric} {value:.2f}, {self.evaluated_weights} weights"
 
     def before_train(self) -> None:
         if self._random_state is not None:

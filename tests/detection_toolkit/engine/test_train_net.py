@@ -112,6 +112,9 @@ def test_the_console_is_short_and_the_file_has_everything(run, tmp_path, capfd):
     assert "\x1b" not in console  # colour is for terminals
     assert f"python tools/report.py {tmp_path / 'output'}" in console
     assert "weights: " in console
+    # What is found out before anything is built as well.
+    for text in (console, log):
+        assert "model.num_classes is set to 3" in text
 
 
 def test_a_new_run_in_a_used_folder_is_refused_or_the_old_one_renamed(

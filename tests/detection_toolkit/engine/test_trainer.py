@@ -387,7 +387,7 @@ def test_what_a_person_wants_to_know_is_said_before_the_first_step_and_after_the
         "data: annotations",
         "model: StageInteractor with ",
         "weights: random ones",
-        "device: cpu, ",
+        "device: cpu (threads: ",
         "effective batch: 2 images",
         "length: 4 iterations; evaluation on annotations",
         f"output: {tmp_path / 'output'}, where log.txt has",
@@ -398,6 +398,10 @@ def test_what_a_person_wants_to_know_is_said_before_the_first_step_and_after_the
     assert done.startswith("done: 4 iterations")
     assert "best bbox/AP: " in done and "with the plain weights" in done
     assert str(tmp_path / "output" / "model_best.pth") in done
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="detection_toolkit"):
+        train(make_config(tmp_path / "once"))  # without a best checkpoint
+    assert "last evaluation: bbox/AP " in caplog.text and "model_final.pth" in caplog.text
 
 
 def test_files_of_the_same_name_are_told_apart_by_their_folders(tmp_path):
