@@ -17,7 +17,7 @@ from detectron2.engine import default_argument_parser
 from omegaconf import DictConfig
 
 from detection_toolkit.checkpoint.checkpointer import Checkpointer
-from detection_toolkit.config import apply_overrides, find_config_file, get_config
+from detection_toolkit.config import apply_overrides, get_config
 from detection_toolkit.engine import (
     EvaluationFacts,
     RunSettings,
@@ -38,8 +38,8 @@ def load_config(args: Namespace) -> DictConfig:
     if not args.config_file:
         raise UserError("--config-file is missing, for example stageinteractor/shapes_tiny.py")
     run = find_run(args.config_file) if args.eval_only else None
-    args.config_file = run[0] if run else find_config_file(args.config_file)
-    cfg = apply_overrides(get_config(args.config_file), args.opts)
+    cfg = get_config(run[0] if run else args.config_file)
+    apply_overrides(cfg, args.opts)
     if run and run[1] and not any(x.startswith("train.init_checkpoint=") for x in args.opts):
         cfg.train.init_checkpoint = run[1]  # what the run has trained, not what it began with
     return cfg

@@ -238,12 +238,7 @@ class Trainer(DefaultTrainer):
             # Counted up once more after the last step; not where the run has ended early.
             done = min(self.iter + 1, self.max_iter)
             best = next((h.best for h in self._hooks if isinstance(h, EvaluationHook)), None)
-            metric = metric_name(self.cfg, self.settings.best_checkpointer.metric)
-            value = flatten_results_dict(getattr(self, "_last_eval_results", {})).get(metric)
-            last = (
-                None if value is None else f"{metric} {value:.2f}, {self.evaluated_weights} weights"
-            )
-            log_end(self.settings, done, best, last)
+            log_end(self.settings, done, best, self._last_evaluation())
         return getattr(self, "_last_eval_results", None) if comm.is_main_process() else None
 
     def _last_evaluation(self) -> str | None:

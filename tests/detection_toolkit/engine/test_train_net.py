@@ -53,7 +53,11 @@ def run(train_net):
 @pytest.fixture
 def run_script(train_net):
     """Calls train_net.py as the command line does, with one process: in this one."""
-    return lambda *arguments: train_net.start(["--config-file", CONFIG, *arguments])
+
+    def call(*arguments, config=CONFIG):
+        train_net.start(["--config-file", config, *arguments])
+
+    return call
 
 
 def test_train_resume_and_evaluate(run, tmp_path):
@@ -90,7 +94,7 @@ def test_evaluation_uses_averaged_weights_where_they_are_enabled(run, tmp_path):
     assert json.loads(path.read_text())["weights"] == "plain"
 
 
-def test_a_run_is_evaluated_by_its_config_alone(run, tmp_path):
+def test_a_run_is_evaluated_by_its_config_alone(run, run_script, tmp_path):
     output = tmp_path / "output"
     run(*run_overrides(tmp_path), "train.max_iter=2", "train.eval_period=2")
     before = (output / "config.yaml").read_text()
@@ -98,6 +102,9 @@ def test_a_run_is_evaluated_by_its_config_alone(run, tmp_path):
         run("--eval-only", config=str(output / named))
         log = (output / "log.txt").read_text()
         assert f"Loading from {output / 'model_best.pth'}" in log
+    # A checkpoint of it, by the whole command, which reads the config twice.
+    run_script("--eval-only", config=str(output / "model_final.pth"))
+    assert f"Loading from {output / 'model_final.pth'}" in (output / "log.txt").read_text()
     # It still says what the run began with.
     assert (output / "config.yaml").read_text() == before
 
