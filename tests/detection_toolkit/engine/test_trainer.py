@@ -416,8 +416,8 @@ def test_files_of_the_same_name_are_told_apart_by_their_folders(tmp_path):
     # The same whether the training set was looked at or not, as in an evaluation.
     assert dataset_names(cfg.dataloader.test.dataset) == ["valid__annotations.coco"]
     assert dataset_names(cfg.dataloader.train.dataset) == ["train__annotations.coco"]
-    cfg.dataloader.test.dataset.name = "mine"
-    assert dataset_names(prepare_config(cfg).dataloader.test.dataset) == ["mine"]
+    cfg.dataloader.test.dataset.name = "told_apart"
+    assert dataset_names(prepare_config(cfg).dataloader.test.dataset) == ["told_apart"]
 
 
 def test_with_several_test_sets_the_first_decides_on_the_best(tmp_path):
