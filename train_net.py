@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
 import sys
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 
-from detectron2.engine import default_argument_parser, default_setup
-from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
+from detectron2.engine import default_argument_parser
 from omegaconf import DictConfig
 
 from detection_toolkit.checkpoint.checkpointer import Checkpointer
@@ -24,7 +24,6 @@ from detection_toolkit.config import (
     apply_overrides,
     config_names,
     config_text,
-    find_config_file,
     get_config,
 )
 from detection_toolkit.engine import (
@@ -38,8 +37,10 @@ from detection_toolkit.engine import (
     user_errors,
 )
 from detection_toolkit.engine.arguments import add_weights_arguments, parse_arguments
+from detection_toolkit.engine.launch import read_process_environment
+from detection_toolkit.engine.logs import set_up_logs, set_up_run
+from detection_toolkit.engine.runs import claim_folder, find_run
 from detection_toolkit.errors import UserError
-from detection_toolkit.projects import project_names
 
 
 def get_parser() -> ArgumentParser:
@@ -53,6 +54,11 @@ def get_parser() -> ArgumentParser:
     parser.add_argument(
         "--list-configs", action="store_true", help="print the packaged configs' names, and end"
     )
+    parser.add_argument(
+        "--move-aside",
+        action="store_true",
+        help="begin anew where train.output_dir holds a run already: its folder is renamed",
+    )
     return parser
 
 
@@ -63,8 +69,11 @@ def load_config(args: Namespace) -> DictConfig:
             "--config-file is missing, for example stageinteractor/shapes_tiny.py; --list-configs "
             "names them all"
         )
-    args.config_file = find_config_file(args.config_file)
-    return copy.deepcopy(_load_once(args.config_file, tuple(args.opts)))
+    run = find_run(args.config_file) if args.eval_only else None
+    cfg = copy.deepcopy(_load_once(run[0] if run else args.config_file, tuple(args.opts)))
+    if run and run[1] and not any(x.startswith("train.init_checkpoint=") for x in args.opts):
+        cfg.train.init_checkpoint = run[1]  # what the run has trained, not what it began with
+    return cfg
 
 
 @functools.cache
@@ -93,11 +102,9 @@ def main(args: Namespace) -> None:
     """One process of the job."""
     with user_errors(), ended_by_signals():
         cfg = load_config(args)
-        output_dir = RunSettings.from_config(cfg.train).output_dir
-        for name in ("detection_toolkit", *project_names()):
-            setup_logger(output_dir, distributed_rank=comm.get_rank(), name=name)
+        set_up_logs(RunSettings.from_config(cfg.train).output_dir)
         prepare_config(cfg, args.opts, training=not args.eval_only)
-        default_setup(cfg, args)
+        set_up_run(cfg, args)
         if args.eval_only:
             return evaluate(cfg, args)
         trainer = Trainer(cfg)
@@ -105,17 +112,26 @@ def main(args: Namespace) -> None:
         trainer.train()
 
 
-if __name__ == "__main__":
-    arguments = parse_arguments(get_parser())
+def start(arguments: Sequence[str] | None = None) -> None:
+    """Check the command line, and start the processes of the job."""
+    args = parse_arguments(get_parser(), arguments)
     with user_errors():
-        if arguments.list_configs:
+        if args.list_configs:
             print(*config_names(), sep="\n")
             sys.exit()
         # Loaded here as well: a mistake is reported once, and before any process is started.
-        config = load_config(arguments)
-        if arguments.print_config:
+        config = load_config(args)
+        if args.print_config:
             print(config_text(config), end="")
             sys.exit()
         settings = RunSettings.from_config(config.train)
-        check_gpus_are_there(arguments.num_gpus, arguments.opts)
-        launch(main, arguments, device=settings.device)
+        check_gpus_are_there(args.num_gpus, args.opts)
+        place = read_process_environment(os.environ)
+        is_first = args.machine_rank == 0 and (place is None or place.rank == 0)
+        if is_first and not (args.eval_only or args.resume):
+            claim_folder(settings.output_dir, move_aside=args.move_aside)
+        launch(main, args, device=settings.device)
+
+
+if __name__ == "__main__":
+    start()

@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.max_iter is not None:
         overrides.append(f"train.max_iter={args.max_iter}")
     cfg = apply_overrides(get_config(shipped_config()), overrides)
-    arguments = ["train_net.py", "--config-file", shipped_config(), *overrides]
+    arguments = ["train_net.py", "--config-file", shipped_config(), "--move-aside", *overrides]
     print(f"$ python {' '.join(arguments)}", flush=True)
     start = time.perf_counter()
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}

@@ -57,3 +57,6 @@ train.best_checkpointer.enabled = False  # the last weights count
 train.log_period = 10
 train.ema.enabled = True
 train.ema.decay = 0.99
+# As the stored results of the ablation were made: the average of the last weights, from the start.
+train.ema.warmup = False
+train.ema.compare = False

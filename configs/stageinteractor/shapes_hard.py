@@ -25,4 +25,7 @@ train.eval_period = 150
 train.checkpointer.period = 250
 train.log_period = 10
 train.ema.decay = 0.99
+# As the stored results of the ablation were made: the average of the last weights, from the start.
+train.ema.warmup = False
+train.ema.compare = False
 train.best_checkpointer.enabled = False  # the last weights count

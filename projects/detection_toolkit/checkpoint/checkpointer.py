@@ -7,7 +7,7 @@ import logging
 import os
 import pickle
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,7 @@ class Checkpointer(DetectionCheckpointer):
         allow_pickle: bool = False,
         init_prefix: str = "",
         strict: bool = False,
+        run: Mapping[str, Any] | None = None,
         **checkpointables: Any,
     ):
         """
@@ -81,12 +82,14 @@ class Checkpointer(DetectionCheckpointer):
                 ``backbone.bottom_up.``; a run is resumed whole.
             strict: refuse what does not give the model all of its weights. For whoever reads a
                 model and does not train it.
+            run: what all files tell of it under "run", in plain values, such as class names.
         """
         super().__init__(model, os.fspath(save_dir), save_to_disk=save_to_disk, **checkpointables)
         self.prefer_ema = prefer_ema
         self.allow_pickle = allow_pickle
         self.init_prefix = init_prefix
         self.strict = strict
+        self.run = run
         self.loaded_ema = False
         self._path = ""
         self._resuming = False
@@ -100,11 +103,38 @@ class Checkpointer(DetectionCheckpointer):
         if not self.save_dir or not self.save_to_disk:
             return
         if "://" in self.save_dir:  # not a file system
-            super().save(name, **kwargs)
+            super().save(name, **self._facts_of_run(), **kwargs)
             return
         data = {"model": self.model.state_dict()}
         data.update({key: value.state_dict() for key, value in self.checkpointables.items()})
+        data.update(self._facts_of_run())
         data.update(kwargs)
+        self._write(name, data)
+
+    def save_weights(self, name: str, model: torch.nn.Module, **facts: Any) -> None:
+        """Write a model's weights alone, for use and not for resuming a run.
+
+        Args:
+            name: of the file, without its ending.
+            model: this checkpointer's, or one with averaged weights.
+            facts: what else the file tells: "weights" says which these are.
+
+        Raises:
+            OSError: as :meth:`save`.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data = {"model": model.state_dict(), **self._facts_of_run(), **facts}
+        if "://" in self.save_dir:
+            with self.path_manager.open(os.path.join(self.save_dir, f"{name}.pth"), "wb") as file:
+                torch.save(data, file)
+            return
+        self._write(name, data)
+
+    def _facts_of_run(self) -> dict[str, Any]:
+        return {} if self.run is None else {"run": dict(self.run)}
+
+    def _write(self, name: str, data: dict[str, Any]) -> None:
         path = Path(self.save_dir, f"{name}.pth")
         logger.info("saving checkpoint %s", path)
         try:
@@ -286,9 +316,22 @@ class Checkpointer(DetectionCheckpointer):
         return adapt_checkpoint(read_checkpoint(f, allow_pickle=self.allow_pickle), self.model, f)
 
     def _load_model(self, checkpoint: Any):
+        chosen = checkpoint.get("weights")
+        if chosen not in ("plain", "averaged"):  # by an evaluation; such a file has no others
+            chosen = None
+        if self._resuming and chosen:
+            raise ResumeError(
+                "the checkpoint to resume from holds the weights of the best evaluation alone: "
+                f"let {Path(self.save_dir, _LAST)} name another one, or name it as "
+                "train.init_checkpoint without --resume"
+            )
         has_plain = checkpoint.get("ema") is not checkpoint["model"]
-        self.loaded_ema = "ema" in checkpoint and (self.prefer_ema or not has_plain)
-        if self.loaded_ema:
+        self.loaded_ema = chosen == "averaged" or (
+            "ema" in checkpoint and (self.prefer_ema or not has_plain)
+        )
+        if chosen:
+            logger.info("using the %s weights, which the checkpoint holds as the best", chosen)
+        elif self.loaded_ema:
             logger.info("using the averaged (EMA) weights of the checkpoint")
             checkpoint["model"] = inference_weights(checkpoint, wanted=self.model.state_dict())
         elif "ema" in checkpoint and not self._resuming:

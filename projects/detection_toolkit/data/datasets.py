@@ -54,7 +54,8 @@ def register_coco_json(
         json_file: the annotations. Without an "annotations" list it is a test set.
         image_root: folder that the JSON's ``file_name`` entries are relative to; by default the
             folder of the JSON.
-        name: catalogue name; by default one made from both paths.
+        name: catalogue name; by default that of the JSON without its ending, with a number made
+            from both paths where another data set has that name already.
         allow_outside: the JSON may name images outside of the folder, by ``..``, absolute paths or
             links. By default it may not: whoever wrote it would choose the files that are read.
 
@@ -76,8 +77,10 @@ def register_coco_json(
         )
     source = (str(path.resolve()), str(root.resolve()))
     if name is None:
-        digest = hashlib.sha1("\n".join(source).encode()).hexdigest()[:8]
-        name = f"{path.stem}_{digest}"
+        name = path.stem
+        if name in MetadataCatalog.list() and MetadataCatalog.get(name).get("source") != source:
+            digest = hashlib.sha1("\n".join(source).encode()).hexdigest()[:8]
+            name = f"{path.stem}_{digest}"
     if name in DatasetCatalog.list():
         known = MetadataCatalog.get(name).get("source")
         if known != source:

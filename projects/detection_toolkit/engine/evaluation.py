@@ -7,7 +7,7 @@ import json
 import logging
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch import nn
@@ -31,12 +32,22 @@ from .settings import RunSettings
 __all__ = [
     "EvaluationFacts",
     "InterruptedEvaluation",
+    "better_weights",
     "evaluate_test_sets",
     "inference_folder",
     "metric_name",
+    "prefer_results_of",
 ]
 
 logger = logging.getLogger(__name__)
+
+# What an evaluation leaves in its folder.
+_RESULTS = (
+    "metrics.json",
+    "stage_metrics.json",
+    "coco_instances_results.json",
+    "instances_predictions.pth",
+)
 
 _facts_of_run: ContextVar[EvaluationFacts | None] = ContextVar("_facts_of_run", default=None)
 
@@ -118,6 +129,8 @@ def evaluate_test_sets(
     results: dict[str, Any] = OrderedDict()
     for i, name in enumerate(names):
         folder = inference_folder(cfg, name)
+        if comm.is_main_process():
+            _keep_results_of_other_weights(folder, weights)
         loader = build_loader(cfg, name)
         # A loader of another project has its own errors.
         explained = getattr(loader, "process_errors", contextlib.nullcontext)
@@ -139,6 +152,8 @@ def evaluate_test_sets(
                 _forget_stages(folder)
                 results[name] = _evaluate_last_stage(model, loader, evaluator)
         if comm.is_main_process():
+            for path in _result_files(folder):  # of an evaluation before
+                _kept_as(path, weights).unlink(missing_ok=True)
             _report(name, results[name], folder=folder, weights=weights)
     return next(iter(results.values())) if len(results) == 1 else results
 
@@ -213,9 +228,6 @@ def _evaluate_stages(
     weights: str,
 ) -> dict[str, Any]:
     """Evaluate as always, and leave the metrics of every stage in ``stage_metrics.json``."""
-    path = folder / "stage_metrics.json"
-    if comm.is_main_process():
-        _keep_results_of_other_weights(path, weights)
     results, _ = evaluate_stages(
         model,
         loader,
@@ -223,7 +235,7 @@ def _evaluate_stages(
         dataset_name=name,
         label_assigners=configured_label_assigners(cfg),
         max_dets_per_image=max_dets_per_image(cfg),
-        output_file=path,
+        output_file=folder / "stage_metrics.json",
         facts={"weights": weights},
     )
     return results
@@ -244,11 +256,10 @@ def _report(name: str, results: dict[str, Any], *, folder: Path, weights: str) -
             folder / "coco_instances_results.json",
         )
         return
-    logger.info("Evaluation results for %s in csv format:", name)
+    logger.info("Evaluation results for %s (%s weights) in csv format:", name, weights)
     print_csv_format(results)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "metrics.json"
-    _keep_results_of_other_weights(path, weights)
     document = {
         "dataset": name,
         "classes": MetadataCatalog.get(name).get("thing_classes"),
@@ -262,13 +273,65 @@ def _report(name: str, results: dict[str, Any], *, folder: Path, weights: str) -
     path.write_text(json.dumps(document, indent=2), encoding="utf-8")
 
 
-def _keep_results_of_other_weights(path: Path, weights: str) -> None:
-    """Averaged weights do not overwrite the results of plain ones, nor the reverse."""
+def better_weights(results: Mapping[str, Mapping[str, Any]], metric: str, *, mode: str) -> str:
+    """Which weights have the better value of a metric, of several evaluated ones.
+
+    Args:
+        results: name of the weights -> their results, as ``Trainer.test`` returns them.
+        metric: as Detectron2 names it.
+        mode: "max" or "min".
+
+    Returns:
+        the name; the last one's where the values are equal, or none is a number.
+    """
+    values = {name: flatten_results_dict(r).get(metric, math.nan) for name, r in results.items()}
+    shown = ", ".join(f"{value:.5g} with the {name} weights" for name, value in values.items())
+    finite = {name: value for name, value in values.items() if math.isfinite(value)}
+    better = next(reversed(finite or values))
+    for name, value in finite.items():
+        if value > finite[better] if mode == "max" else value < finite[better]:
+            better = name
+    logger.info("%s is %s: the %s ones count", metric, shown, better)
+    return better
+
+
+def prefer_results_of(cfg: DictConfig, weights: str) -> None:
+    """Let the results of these weights have the files' plain names, of two that were evaluated."""
+    for name in dataset_names(cfg.dataloader.test.dataset):
+        folder = inference_folder(cfg, name)
+        if _weights_of_results(folder) in (None, weights):
+            continue
+        _keep_results_of_other_weights(folder, weights)
+        for path in _result_files(folder):
+            if _kept_as(path, weights).is_file():
+                _kept_as(path, weights).replace(path)
+
+
+def _result_files(folder: Path) -> list[Path]:
+    return [folder / name for name in _RESULTS]
+
+
+def _kept_as(path: Path, weights: str) -> Path:
+    return path.with_name(f"{path.stem}_{weights}{path.suffix}")
+
+
+def _weights_of_results(folder: Path) -> str | None:
     try:
-        other = json.loads(path.read_text(encoding="utf-8")).get("weights")
+        document = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    weights = document.get("weights")
+    return weights if weights in ("plain", "averaged") else None
+
+
+def _keep_results_of_other_weights(folder: Path, weights: str) -> None:
+    """Averaged weights do not overwrite the results of plain ones, nor the reverse."""
+    other = _weights_of_results(folder)
+    if other in (None, weights):
         return
-    if other in ("plain", "averaged") and other != weights:
-        kept = path.with_name(f"{path.stem}_{other}{path.suffix}")
-        path.replace(kept)
-        logger.info("the results of the %s weights are kept in %s", other, kept)
+    for path in _result_files(folder):
+        if path.is_file():
+            path.replace(_kept_as(path, other))
+        else:  # of an evaluation before
+            _kept_as(path, other).unlink(missing_ok=True)
+    logger.info("the results of the %s weights are kept in %s/*_%s.*", other, folder, other)

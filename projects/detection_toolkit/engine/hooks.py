@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,7 +15,7 @@ import torch
 from detectron2.engine import hooks
 from detectron2.engine.train_loop import HookBase, TrainerBase
 from detectron2.utils import comm
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..checkpoint.checkpointer import BEST_CHECKPOINT, Checkpointer
@@ -25,16 +25,44 @@ from .evaluation import InterruptedEvaluation
 from .interruption import InterruptedRun, Interruption
 from .random_states import capture_random_state, preserved_random_state
 
-__all__ = ["BestCheckpoint", "EMAHook", "EvaluationHook", "PeriodicCheckpointer", "build_ema"]
+__all__ = [
+    "BestCheckpoint",
+    "EMAHook",
+    "EvaluationHook",
+    "PeriodicCheckpointer",
+    "StoppedEarly",
+    "build_ema",
+    "ema_decay",
+]
 
 logger = logging.getLogger(__name__)
 
 
-def build_ema(model: nn.Module, decay: float) -> AveragedModel:
-    """Exponential moving average of parameters and buffers, as a model of its own."""
-    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+class StoppedEarly(BaseException):
+    """The run has ended before its last step, as it got no better."""
+
+
+def build_ema(model: nn.Module, decay: float, *, warmup: bool = False) -> AveragedModel:
+    """Exponential moving average of parameters and buffers, as a model of its own.
+
+    Args:
+        model: what is averaged.
+        decay: what the average keeps of itself per update.
+        warmup: keep only ``ema_decay`` of it.
+    """
+
+    def update(averaged: Sequence[Tensor], current: Sequence[Tensor], updates: Tensor) -> None:
+        kept = ema_decay(int(updates), decay) if warmup else decay
+        get_ema_multi_avg_fn(kept)(averaged, current, updates)
+
+    averaged = AveragedModel(model, multi_avg_fn=update, use_buffers=True)
     averaged.requires_grad_(False)
     return averaged
+
+
+def ema_decay(updates: int, decay: float) -> float:
+    """What an average that warms up keeps of itself after so many updates."""
+    return min(decay, (1 + updates) / (10 + updates))
 
 
 class EMAHook(HookBase):
@@ -112,6 +140,18 @@ class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
             self._save(iteration, f"model_{iteration:07d}", random_states=states)
         self._end()
 
+    def finish_early(self) -> NoReturn:
+        """Write the last checkpoint of a run that needs no more steps.
+
+        Raises:
+            StoppedEarly: always.
+        """
+        states = _gather_random_states()
+        if comm.is_main_process():
+            self._save(self.trainer.iter, "model_final", random_states=states)
+        comm.synchronize()
+        raise StoppedEarly
+
     def _save(self, iteration: int, name: str, **kwargs: Any) -> None:
         self.checkpointer.save(name, iteration=iteration, **kwargs)
         if self.max_to_keep is not None:
@@ -166,6 +206,8 @@ class EvaluationHook(hooks.EvalHook):
         output_dir: str,
         best: BestCheckpoint | None,
         end_run: Callable[[], NoReturn],
+        patience: int | None = None,
+        end_early: Callable[[], NoReturn] | None = None,
     ):
         """
         Args:
@@ -176,8 +218,12 @@ class EvaluationHook(hooks.EvalHook):
             best: told of every evaluation, in the main process; None: no best checkpoint is kept.
             end_run: called where an evaluation before the last step's is interrupted; writes a
                 checkpoint and raises ``InterruptedRun``.
+            patience: so many evaluations in a row without a new best one end the run; None: never.
+            end_early: called then; writes the last checkpoint and raises ``StoppedEarly``.
         """
         super().__init__(period, evaluate)
+        self._patience = patience
+        self._end_early = end_early
         self._record = Path(output_dir, "last_evaluation.json")
         self.best = best if comm.is_main_process() else None
         self._end_run = end_run
@@ -195,10 +241,33 @@ class EvaluationHook(hooks.EvalHook):
         if comm.is_main_process() and start == 0:
             self._record.unlink(missing_ok=True)  # of another run
         self._note(start)
+        if self._is_enough(start):
+            raise StoppedEarly  # as before it was resumed: its last checkpoint is there
 
     def after_step(self) -> None:
         super().after_step()
-        self._note(self.trainer.iter + 1)
+        iterations = self.trainer.iter + 1
+        self._note(iterations)
+        if self._is_enough(iterations):
+            assert self._end_early is not None
+            self._end_early()
+
+    def _is_enough(self, iterations: int) -> bool:
+        """Whether the best evaluation is too many ago; the same answer in all processes."""
+        if self._patience is None or not self._is_due(iterations):
+            return False
+        enough = False
+        if self.best is not None and self.best.iteration is not None:
+            # Of a resumed run as well: the best one's iteration is kept beside its checkpoint.
+            since = (iterations - 1 - self.best.iteration) // self._period
+            enough = since >= self._patience
+            if enough:
+                logger.info(
+                    "%s has not got better in the last %d evaluations: the run ends early",
+                    self.best.metric,
+                    since,
+                )
+        return any(comm.all_gather(enough))
 
     def _is_due(self, iterations: int) -> bool:
         """Whether an evaluation belongs to so many iterations, the end of the run apart."""
@@ -221,7 +290,7 @@ class EvaluationHook(hooks.EvalHook):
             logger.warning("the evaluation is left out: %s", error)
             return
         if self.best is not None:
-            self.best.update(self.trainer.storage.latest())
+            self.best.update(self.trainer.storage.latest(), self.trainer.evaluated_weights)
 
     def _last_recorded(self) -> int | None:
         try:
@@ -238,24 +307,37 @@ class EvaluationHook(hooks.EvalHook):
 class BestCheckpoint:
     """The checkpoint with the best value of a metric, kept across interruptions.
 
-    The best value stands in a file beside the checkpoint that has it, written after it.
+    The best value stands in a file beside the checkpoint that has it, written after it. The
+    checkpoint is for use: it has the weights that were evaluated, and says which they are, but
+    nothing to resume a run from.
 
     Attributes:
         metric: what decides.
         value, iteration: the best value so far and when it was; None before the first.
+        weights: "plain" or "averaged", the weights that had it.
     """
 
-    def __init__(self, checkpointer: Checkpointer, metric: str, *, mode: str):
+    def __init__(
+        self,
+        checkpointer: Checkpointer,
+        metric: str,
+        *,
+        mode: str,
+        averaged: nn.Module | None = None,
+    ):
         """
         Args:
             checkpointer: writes ``model_best.pth`` into its folder.
             metric: as Detectron2 names it, such as "bbox/AP".
             mode: "max" or "min".
+            averaged: the model with averaged weights, of a run that has them.
         """
         self.metric = metric
         self.value: float | None = None
         self.iteration: int | None = None
+        self.weights: str | None = None
         self._checkpointer = checkpointer
+        self._models = {"plain": checkpointer.model, "averaged": averaged}
         self._is_better = {"max": operator.gt, "min": operator.lt}[mode]
         self._path = Path(checkpointer.save_dir, f"{BEST_CHECKPOINT}.json")
 
@@ -267,14 +349,16 @@ class BestCheckpoint:
             record = json.loads(self._path.read_text(encoding="utf-8"))
             if record["metric"] == self.metric:
                 self.value, self.iteration = record["value"], record["iteration"]
+                self.weights = record.get("weights")
         except (ValueError, KeyError, TypeError):
             logger.warning("%s is damaged: the best value is sought anew", self._path)
 
-    def update(self, latest: Mapping[str, tuple[float, int]]) -> None:
+    def update(self, latest: Mapping[str, tuple[float, int]], weights: str = "plain") -> None:
         """Write a checkpoint if the metric is better than ever; NaN and infinity never are.
 
         Args:
             latest: of an ``EventStorage``: metric -> (value, iteration).
+            weights: those that were evaluated, "plain" or "averaged".
         """
         if self.metric not in latest:
             logger.warning(
@@ -285,17 +369,27 @@ class BestCheckpoint:
         is_better = self.value is None or self._is_better(value, self.value)
         if not (math.isfinite(value) and is_better):
             logger.info(
-                "%s is %.5g after iteration %d, not better than the best so far (%s)",
+                "%s is %.5g after iteration %d (%s weights), not better than the best so far (%s)",
                 self.metric,
                 value,
                 iteration,
+                weights,
                 "none" if self.value is None else f"{self.value:.5g}",
             )
             return
-        logger.info("%s is %.5g after iteration %d, the best so far", self.metric, value, iteration)
-        self._checkpointer.save(BEST_CHECKPOINT, iteration=iteration)
-        self.value, self.iteration = value, iteration
-        _write_json(self._path, {"metric": self.metric, "value": value, "iteration": iteration})
+        logger.info(
+            "%s is %.5g after iteration %d (%s weights), the best so far",
+            self.metric,
+            value,
+            iteration,
+            weights,
+        )
+        model = self._models[weights]
+        assert model is not None, f"a run without {weights} weights"
+        facts = {"metric": self.metric, "value": value, "iteration": iteration, "weights": weights}
+        self._checkpointer.save_weights(BEST_CHECKPOINT, model, **facts)
+        self.value, self.iteration, self.weights = value, iteration, weights
+        _write_json(self._path, facts)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

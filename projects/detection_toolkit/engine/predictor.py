@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,9 @@ from ..data import dataset_names
 from ..data.images import check_picture
 from ..data.mapper import augment
 from ..errors import UserError
+from .runs import find_run, plain_values, usable_device
 from .settings import RunSettings
-from .setup import prepare_config
+from .setup import class_number, prepare_config
 from .shipped import is_shipped_config, shipped_checkpoint
 
 __all__ = ["Predictor", "predictor_config"]
@@ -43,14 +44,26 @@ def predictor_config(
         UserError: no trained weights are named, and ``train.allow_partial`` is not set.
     """
     config_file = os.fspath(config_file)
-    cfg = apply_overrides(get_config(config_file), list(overrides))
+    run = find_run(config_file)
+    trained = None
+    if run is None:
+        cfg = get_config(config_file)
+    else:
+        config_file, trained = run
+        cfg = get_config(config_file)
+        usable_device(cfg)
+        # In place of the weights that the run began with.
+        cfg.train.init_checkpoint = trained or cfg.train.init_checkpoint
+    apply_overrides(cfg, list(overrides))
     if weights is not None:
         cfg.train.init_checkpoint = os.fspath(weights)
     settings = RunSettings.from_config(cfg.train)
     path = settings.init_checkpoint or ""
     if not path and is_shipped_config(config_file):
         cfg.train.init_checkpoint = path = shipped_checkpoint()
-    named = weights is not None or any(x.startswith("train.init_checkpoint") for x in overrides)
+    named = bool(weights or trained) or any(
+        x.startswith("train.init_checkpoint") for x in overrides
+    )
     # An address in a config is that of the backbone's weights, with which training starts.
     if (not path or ("://" in path and not named)) and not settings.allow_partial:
         raise UserError(
@@ -70,7 +83,8 @@ class Predictor:
     Attributes:
         cfg: the config, a copy of the one given.
         model: the detector, in evaluation mode.
-        metadata: of the first test data set (``thing_classes`` holds the class names).
+        metadata: of the first test data set (``thing_classes`` holds the class names). Where that
+            is not there, class names come from the checkpoint.
 
     Example::
 
@@ -92,7 +106,7 @@ class Predictor:
             FileNotFoundError: the weights do not exist.
         """
         self.cfg = copy.deepcopy(cfg)
-        self.metadata = _follow_test_set(self.cfg)
+        self.metadata, nameless = _follow_test_set(self.cfg)
         mapper = self.cfg.dataloader.test.mapper
         self.input_format = mapper.get("image_format", "RGB")
         if self.input_format not in ("RGB", "BGR"):
@@ -104,7 +118,28 @@ class Predictor:
         device = RunSettings.from_config(self.cfg.train).device
         self.model = instantiate(self.cfg.model).to(device)
         self.model.eval()
+        self._run: Mapping[str, Any] = {}
         self.load_weights()
+        if self.metadata.get("thing_classes") is None:
+            self._take_class_names(nameless)
+        self._compare_input()
+
+    @classmethod
+    def from_run(cls, run: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Predictor:
+        """Build a predictor from the folder of a run, without its data.
+
+        Args:
+            run: the folder, with the best checkpoint or else the last; or a checkpoint in it.
+            overrides: ``key=value``, as on the command line of training.
+
+        Raises:
+            FileNotFoundError: the folder has no ``config.yaml``, or no checkpoint.
+            KeyError: an override of a key that does not exist.
+        """
+        found = find_run(run)
+        if found is None or found[1] is None:
+            raise FileNotFoundError(f"{run} is no folder with a checkpoint, and no checkpoint")
+        return cls(predictor_config(run, overrides))
 
     @classmethod
     def from_config(
@@ -116,7 +151,9 @@ class Predictor:
         """Build a predictor from a config file.
 
         Args:
-            config_file: path of a config, or its name among the packaged ones.
+            config_file: path of a config, or its name among the packaged ones. For that of a run,
+                ``config.yaml`` in its folder, or the folder itself, the run's best checkpoint is
+                used, or its last.
             weights: checkpoint; takes the place of the config's ``train.init_checkpoint``. When
                 neither names one, the config of the shipped checkpoint uses that.
             overrides: ``key=value``, as on the command line of training.
@@ -179,19 +216,45 @@ class Predictor:
             allow_pickle=settings.allow_pickle,
             strict=not settings.allow_partial,
         )
-        checkpointer.load(settings.init_checkpoint or "")
+        self._run = checkpointer.load(settings.init_checkpoint or "").get("run") or {}
+
+    def _take_class_names(self, reason: str) -> None:
+        """From the checkpoint, where its model has as many classes."""
+        names = self._run.get("classes")
+        if names and len(names) == class_number(self.cfg):
+            self.metadata = Metadata(thing_classes=list(names))
+        elif reason:
+            logger.warning("detections will have no class names: %s", reason)
+
+    def _compare_input(self) -> None:
+        """Warn of images that are prepared otherwise than the checkpoint's run did."""
+        mapper = self.cfg.dataloader.test.mapper
+        ours = {
+            "image_format": (self._run.get("input_format"), self.input_format),
+            "augmentations": (self._run.get("resizing"), plain_values(mapper.augmentations)),
+        }
+        for key, (theirs, used) in ours.items():
+            if theirs is not None and theirs != used:
+                logger.warning(
+                    "the checkpoint's run had dataloader.test.mapper.%s=%s, and not %s",
+                    key,
+                    theirs,
+                    used,
+                )
 
 
-def _follow_test_set(cfg: DictConfig) -> Metadata:
+def _follow_test_set(cfg: DictConfig) -> tuple[Metadata, str]:
     """Metadata of the first test set, after which the config's number of classes is set.
 
     Detection needs no data set: the files of a registered one are not looked for, and one that
     cannot be registered costs only the class names.
+
+    Returns:
+        the metadata, and why there are none.
     """
     try:
         prepare_config(cfg, training=False, with_files=False)
-        return MetadataCatalog.get(dataset_names(cfg.dataloader.test.dataset, with_files=False)[0])
+        names = dataset_names(cfg.dataloader.test.dataset, with_files=False)
+        return MetadataCatalog.get(names[0]), ""
     except (FileNotFoundError, KeyError) as error:
-        message = error.args[0] if isinstance(error, KeyError) else error
-        logger.warning("detections will have no class names: %s", message)
-        return Metadata()
+        return Metadata(), str(error.args[0] if isinstance(error, KeyError) else error)

@@ -19,13 +19,20 @@ __all__ = [
     "BestCheckpointSettings",
     "CheckpointSettings",
     "ClipGradSettings",
+    "EarlyStoppingSettings",
     "EmaSettings",
     "RunSettings",
 ]
 
 # A setting that may also be null.
 _OPTIONAL = {"optional": True}
-_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+_KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    list: "a list",
+}
 
 
 def _default_device() -> str:
@@ -81,10 +88,15 @@ class EmaSettings:
     Attributes:
         enabled: keep it, and evaluate it.
         decay: what it keeps of itself per step.
+        warmup: keep less in the beginning, (1 + n) / (10 + n) after n steps where that is below
+            ``decay``, so that an average over a short run is not one of its first weights.
+        compare: evaluate the plain weights as well; the better ones count.
     """
 
     enabled: bool = False
     decay: float = 0.9999
+    warmup: bool = True
+    compare: bool = True
 
     def __post_init__(self) -> None:
         _check(0.0 < self.decay < 1.0, "train.ema.decay must lie between 0 and 1", self.decay)
@@ -129,6 +141,23 @@ class BestCheckpointSettings:
 
 
 @dataclass(frozen=True)
+class EarlyStoppingSettings:
+    """The end of a run that gets no better, ``train.early_stopping``.
+
+    Attributes:
+        enabled: whether it may end early; it needs periodic evaluations and a best checkpoint,
+            whose metric decides.
+        patience: it ends after so many evaluations in a row that are not the best.
+    """
+
+    enabled: bool = False
+    patience: int = 5
+
+    def __post_init__(self) -> None:
+        _check(self.patience >= 1, "train.early_stopping.patience must be >= 1", self.patience)
+
+
+@dataclass(frozen=True)
 class RunSettings:
     """Everything about a run that is not model, data or optimiser: ``train`` of a config.
 
@@ -140,6 +169,10 @@ class RunSettings:
         init_checkpoint: weights to begin with; "" or None: random ones.
         init_prefix: of the tensors to take from it in training, e.g. "backbone."; "": all.
         max_iter: iterations of the whole run.
+        max_epochs: passes over the training set; sets max_iter, and evaluation and checkpoint
+            periods with it, when the data are known. None: max_iter holds.
+        freeze: names of parameters that are not trained, with * for any part of a name, as in
+            "backbone.*".
         device: "cuda", "cuda:1", "cpu".
         seed: of initial weights, order and augmentation; negative: another one in every run.
         cudnn_benchmark: let cuDNN choose its algorithms by timing them.
@@ -158,6 +191,7 @@ class RunSettings:
             for; when the run has another, they are scaled. 0: never.
         checkpointer: periodic checkpoints.
         best_checkpointer: the checkpoint of the best evaluation.
+        early_stopping: the end of a run that gets no better.
         eval_period: iterations from one evaluation to the next; 0: only after the last.
         stage_evaluation: also evaluate every stage (AP, fading and growing scores, duplicates,
             changing labels), after the last iteration and with --eval-only.
@@ -168,6 +202,8 @@ class RunSettings:
     init_checkpoint: str | None = field(default="", metadata=_OPTIONAL)
     init_prefix: str = ""
     max_iter: int = 87960
+    max_epochs: float | None = field(default=None, metadata={**_OPTIONAL, "kind": float})
+    freeze: list[str] = field(default_factory=list)
     device: str = field(default_factory=_default_device)
     seed: int = -1
     cudnn_benchmark: bool = False
@@ -183,6 +219,7 @@ class RunSettings:
     reference_world_size: int = 0
     checkpointer: CheckpointSettings = field(default_factory=CheckpointSettings)
     best_checkpointer: BestCheckpointSettings = field(default_factory=BestCheckpointSettings)
+    early_stopping: EarlyStoppingSettings = field(default_factory=EarlyStoppingSettings)
     eval_period: int = 5000
     stage_evaluation: bool = False
     log_period: int = 20
@@ -194,6 +231,14 @@ class RunSettings:
         for name in ("max_skipped_steps", "reference_world_size"):
             value = getattr(self, name)
             _check(value >= 0, f"train.{name} must be >= 0", value)
+        epochs = self.max_epochs
+        _check(epochs is None or epochs > 0, "train.max_epochs must be > 0", epochs)
+        are_names = all(isinstance(name, str) for name in self.freeze)
+        _check(are_names, "train.freeze must be a list of names", self.freeze)
+        if self.early_stopping.enabled:
+            can = self.best_checkpointer.enabled and self.eval_period > 0
+            needed = "needs train.best_checkpointer.enabled=true and train.eval_period > 0"
+            _check(can, f"train.early_stopping {needed}", self.eval_period)
 
     @classmethod
     def from_config(cls, train: Mapping[str, Any] | DictConfig) -> RunSettings:
@@ -248,7 +293,7 @@ def _filled(defaults: Any, given: Any, path: str) -> Any:
         elif value is not None or not fields[name].metadata.get("optional"):
             if isinstance(value, os.PathLike) and isinstance(default, str):
                 value = os.fspath(value)
-            _check_kind(value, type(default), key)
+            _check_kind(value, fields[name].metadata.get("kind", type(default)), key)
             values[name] = value
         else:
             values[name] = None

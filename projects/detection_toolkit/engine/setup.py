@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 from detectron2.data import MetadataCatalog
 from omegaconf import DictConfig, OmegaConf
 
 from ..data import dataset_names, dataset_num_classes
 from ..errors import UserError
+from .scaling import follow_epochs
 
-__all__ = ["prepare_config"]
+__all__ = ["class_number", "prepare_config"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +36,8 @@ def prepare_config(
     Args:
         cfg: changed in place and returned.
         overrides: the command line's; a number of classes among them must agree with the data.
-        training: also look at the training set.
+        training: also look at the training set, and let the length of the run follow it where
+            ``train.max_epochs`` asks for it.
         with_files: the data sets' files are needed, too; see ``dataset_names``.
 
     Raises:
@@ -42,14 +45,15 @@ def prepare_config(
             data set's.
         FileNotFoundError, KeyError: a data set is missing.
     """
+    _tell_apart(cfg)
     names = dataset_names(cfg.dataloader.test.dataset, with_files=with_files)
     if training:
         names = [*dataset_names(cfg.dataloader.train.dataset, with_files=with_files), *names]
+        follow_epochs(cfg, overrides)
     num_classes = dataset_num_classes(names)
-    keys = [k for k in _CLASS_KEYS if OmegaConf.select(cfg.model, k) is not None]
-    if num_classes is None or not keys:
+    key = _class_key(cfg)
+    if num_classes is None or key is None:
         return cfg
-    key = f"model.{keys[0]}"
     current = OmegaConf.select(cfg, key)
     if current == num_classes:
         return cfg
@@ -68,3 +72,25 @@ def prepare_config(
     )
     OmegaConf.update(cfg, key, num_classes)
     return cfg
+
+
+def _tell_apart(cfg: DictConfig) -> None:
+    """Name training and test set by their folders, too, where their files have the same name."""
+    nodes = [OmegaConf.select(cfg, f"dataloader.{part}.dataset") for part in ("train", "test")]
+    if any(node is None or not node.get("json_file") or node.get("name") for node in nodes):
+        return
+    train, test = (Path(node.json_file).expanduser().resolve() for node in nodes)
+    if train != test and train.stem == test.stem and train.parent.name != test.parent.name:
+        for node, path in zip(nodes, (train, test)):
+            node.name = f"{path.parent.name}_{path.stem}"
+
+
+def class_number(cfg: DictConfig) -> int | None:
+    """Of the model, where its config says it."""
+    key = _class_key(cfg)
+    return None if key is None else OmegaConf.select(cfg, key)
+
+
+def _class_key(cfg: DictConfig) -> str | None:
+    keys = [k for k in _CLASS_KEYS if OmegaConf.select(cfg.model, k) is not None]
+    return f"model.{keys[0]}" if keys else None

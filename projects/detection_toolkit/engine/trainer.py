@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import fnmatch
 import logging
 import os
 import weakref
@@ -16,6 +17,7 @@ from detectron2.config import instantiate
 from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
 from detectron2.engine.defaults import default_writers
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
@@ -28,11 +30,27 @@ from ..data import dataset_names, loader_process_errors
 from ..errors import UserError
 from ..evaluation import check_stage_evaluation, configured_label_assigners
 from ..modeling import QueryDetector
-from .evaluation import EvaluationFacts, evaluate_test_sets, inference_folder, metric_name
+from .evaluation import (
+    EvaluationFacts,
+    better_weights,
+    evaluate_test_sets,
+    inference_folder,
+    metric_name,
+    prefer_results_of,
+)
 from .evaluators import build_evaluators, check_evaluator
-from .hooks import BestCheckpoint, EMAHook, EvaluationHook, PeriodicCheckpointer, build_ema
+from .hooks import (
+    BestCheckpoint,
+    EMAHook,
+    EvaluationHook,
+    PeriodicCheckpointer,
+    StoppedEarly,
+    build_ema,
+)
 from .interruption import Interruption
+from .logs import FILE_ONLY, log_end, log_start, log_training_set
 from .random_states import restore_random_state
+from .runs import changes_of_recipe, describe_run
 from .scaling import auto_scale_workers, log_effective_batch
 from .settings import RunSettings
 from .train_loop import DetectionTrainLoop
@@ -52,6 +70,7 @@ class Trainer(DefaultTrainer):
     Attributes:
         cfg: the config of the run, scaled to the number of processes.
         settings: its ``train`` as a value.
+        evaluated_weights: "plain" or "averaged", those that the last evaluation's results are of.
     """
 
     def __init__(self, cfg: DictConfig):
@@ -72,6 +91,7 @@ class Trainer(DefaultTrainer):
         model = self.build_model(cfg)
         if settings.deterministic:
             _check_deterministic(model)
+        freeze(model, settings.freeze)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         for name in dataset_names(cfg.dataloader.test.dataset):
@@ -85,7 +105,10 @@ class Trainer(DefaultTrainer):
                 dataset_names(cfg.dataloader.test.dataset),
                 configured_label_assigners(cfg),
             )
-        self.ema = build_ema(model, settings.ema.decay) if settings.ema.enabled else None
+        self.ema = None
+        if settings.ema.enabled:
+            self.ema = build_ema(model, settings.ema.decay, warmup=settings.ema.warmup)
+        self.evaluated_weights = "plain"
         ddp_model = create_ddp_model(
             model,
             # Not the local rank: under SLURM a process may see only its own GPU.
@@ -111,6 +134,7 @@ class Trainer(DefaultTrainer):
             settings.output_dir,
             allow_pickle=settings.allow_pickle,
             init_prefix=settings.init_prefix,
+            run=describe_run(cfg),
             trainer=weakref.proxy(self),
             **({"ema": self.ema} if self.ema is not None else {}),
         )
@@ -120,6 +144,7 @@ class Trainer(DefaultTrainer):
         self._random_state: dict[str, Any] | None = None
         self.register_hooks(self.build_hooks())
         log_effective_batch(cfg)
+        log_start(model, settings, dataset_names(cfg.dataloader.test.dataset))
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Resume from ``train.output_dir``, or load the weights of ``train.init_checkpoint``.
@@ -132,6 +157,9 @@ class Trainer(DefaultTrainer):
             ResumeError: the checkpoint to resume from belongs to another model, or some processes
                 do not see it.
         """
+        is_resumed = resume and self.checkpointer.has_checkpoint()
+        if not is_resumed:
+            logger.info("weights: %s", self.settings.init_checkpoint or "random ones")
         rest = self.checkpointer.resume_or_load(self.settings.init_checkpoint, resume=resume)
         if not resume:
             return
@@ -147,6 +175,9 @@ class Trainer(DefaultTrainer):
         if not is_resumed:
             logger.warning("%s holds nothing to resume", self.settings.output_dir)
             return
+        recipe = (rest.get("run") or {}).get("recipe", {})
+        for line in changes_of_recipe(recipe, describe_run(self.cfg)["recipe"]):
+            logger.warning(line)
         self._restore_random_states(rest.get("random_states"))
         if self.ema is not None and int(self.ema.n_averaged) == 0:
             logger.warning("the checkpoint holds no averaged weights: the average begins here")
@@ -205,8 +236,13 @@ class Trainer(DefaultTrainer):
             LoaderProcessError: a process that loads images has ended.
         """
         with self.interruption.caught(), _deterministic(self.settings):
-            with loader_process_errors("train"):
+            with loader_process_errors("train"), contextlib.suppress(StoppedEarly):
                 TrainerBase.train(self, self.start_iter, self.max_iter)
+        if comm.is_main_process():
+            # Counted up once more after the last step; not where the run has ended early.
+            done = min(self.iter + 1, self.max_iter)
+            best = next((h.best for h in self._hooks if isinstance(h, EvaluationHook)), None)
+            log_end(self.settings, done, best, self._last_evaluation())
         return getattr(self, "_last_eval_results", None) if comm.is_main_process() else None
 
     def run_step(self) -> None:
@@ -214,6 +250,12 @@ class Trainer(DefaultTrainer):
         super().run_step()
         if self.iter + 1 >= self.max_iter:
             self._trainer.write_scalars()
+
+    def _last_evaluation(self) -> str | None:
+        """Its result in words; None where there was none."""
+        metric = metric_name(self.cfg, self.settings.best_checkpointer.metric)
+        value = flatten_results_dict(getattr(self, "_last_eval_results", {})).get(metric)
+        return None if value is None else f"{metric} {value:.2f}, {self.evaluated_weights} weights"
 
     def before_train(self) -> None:
         if self._random_state is not None:
@@ -252,12 +294,13 @@ class Trainer(DefaultTrainer):
             interruption=self.interruption,
             device=settings.device,
         )
-        best = None
+        best, stopping = None, settings.early_stopping
         if settings.best_checkpointer.enabled and settings.eval_period > 0:
             best = BestCheckpoint(
                 self.checkpointer,
                 metric_name(self.cfg, settings.best_checkpointer.metric),
                 mode=settings.best_checkpointer.mode,
+                averaged=None if self.ema is None else self.ema.module,
             )
         evaluation_hook = EvaluationHook(
             settings.eval_period,
@@ -265,6 +308,8 @@ class Trainer(DefaultTrainer):
             output_dir=settings.output_dir,
             best=best,
             end_run=checkpoint_hook.stop,
+            patience=stopping.patience if stopping.enabled else None,
+            end_early=checkpoint_hook.finish_early,
         )
         # After the checkpoint, so that it is there if the evaluation fails.
         ret += [checkpoint_hook, evaluation_hook]
@@ -273,18 +318,34 @@ class Trainer(DefaultTrainer):
         return ret
 
     def _test_and_save_results(self) -> dict[str, Any]:
-        model = self.model if self.ema is None else self.ema.module
+        """Of the weights that count; where there are two, of each under its name as well."""
+        results = {}
+        if self.ema is None or self.settings.ema.compare:
+            results["plain"] = self._test_weights(self.model, "plain")
         if self.ema is not None:
-            logger.info("evaluating the averaged (EMA) weights")
+            results["averaged"] = self._test_weights(self.ema.module, "averaged")
+        self.evaluated_weights, *others = results
+        self._last_eval_results = results[self.evaluated_weights]
+        if others and comm.is_main_process():
+            best = self.settings.best_checkpointer
+            metric = metric_name(self.cfg, best.metric)
+            self.evaluated_weights = better_weights(results, metric, mode=best.mode)
+            prefer_results_of(self.cfg, self.evaluated_weights)
+            self._last_eval_results = {**results[self.evaluated_weights], **results}
+        return self._last_eval_results
+
+    def _test_weights(self, model: nn.Module, weights: str) -> dict[str, Any]:
+        if self.ema is not None:
+            shown = "averaged (EMA)" if weights == "averaged" else weights
+            logger.info("evaluating the %s weights", shown)
         facts = EvaluationFacts(
-            averaged=self.ema is not None,
+            averaged=weights == "averaged",
             # Only at the end: it takes several times as long.
             by_stage=self.settings.stage_evaluation and self.iter + 1 >= self.max_iter,
             interruption=self.interruption,
         )
         with facts.of_run():  # so that it may be overridden as in Detectron2
-            self._last_eval_results = self.test(self.cfg, model)
-        return self._last_eval_results
+            return self.test(self.cfg, model) or {}
 
     def build_writers(self) -> list[Any]:
         """Console with the time left, JSON, TensorBoard."""
@@ -299,7 +360,7 @@ class Trainer(DefaultTrainer):
                 f"train.device={settings.device}, but PyTorch sees no GPU: set train.device=cpu"
             )
         model = instantiate(cfg.model)
-        logger.info("Model:\n%s", model)
+        logger.info("Model:\n%s", model, extra=FILE_ONLY)
         return model.to(settings.device)
 
     @classmethod
@@ -323,6 +384,7 @@ class Trainer(DefaultTrainer):
         if "dataset" not in node:  # a loader that makes its own
             return instantiate(node)
         dataset = instantiate(node.dataset)
+        log_training_set(dataset_names(node.dataset), dataset)
         num_queries = OmegaConf.select(cfg, "model.initial_queries.num_queries")
         if num_queries is not None:
             _warn_of_crowded_images(dataset, num_queries)
@@ -403,6 +465,35 @@ def _check_deterministic(model: nn.Module) -> None:
             "model.execution.sampling=triton adds gradients in whatever order the GPU reaches "
             "them: with train.deterministic=true set model.execution.sampling=gather"
         )
+
+
+def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Keep parameters as they are, in place.
+
+    Args:
+        model: whose ``requires_grad`` are set.
+        patterns: names as in ``named_parameters``, with * for any part.
+
+    Raises:
+        UserError: a pattern that fits no parameter, or all are frozen.
+    """
+    parameters = dict(model.named_parameters())
+    for pattern in patterns:
+        found = fnmatch.filter(parameters, pattern)
+        if not found:
+            parts = sorted({name.split(".")[0] for name in parameters})
+            raise UserError(
+                f"train.freeze: no parameter's name fits {pattern!r}; they begin with "
+                f"{', '.join(parts)}, and {pattern}.* stands for all that follows {pattern}."
+            )
+        for name in found:
+            parameters[name].requires_grad_(False)
+    if not any(p.requires_grad for p in parameters.values()):
+        raise UserError(f"train.freeze={list(patterns)} leaves nothing to train")
+    if patterns:
+        frozen = sum(p.numel() for p in parameters.values() if not p.requires_grad)
+        total = sum(p.numel() for p in parameters.values())
+        logger.info("%s of %s parameters are frozen", f"{frozen:,}", f"{total:,}")
 
 
 @contextlib.contextmanager

@@ -34,6 +34,7 @@ __all__ = [
     "ground_truth",
     "read_results",
     "read_stages",
+    "read_weights",
     "register_dataset",
 ]
 
@@ -129,6 +130,14 @@ def read_stages(path: Path) -> dict[str, Any] | None:
     return stages
 
 
+def read_weights(folder: Path) -> str | None:
+    """Whether an evaluation was of "plain" or "averaged" weights; None where it did not say."""
+    try:
+        return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["weights"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def register_dataset(output_dir: Path, name: str) -> None:
     """Make the data set known, by the config of the run where it is none of the built-in ones.
 
@@ -136,8 +145,10 @@ def register_dataset(output_dir: Path, name: str) -> None:
         ValueError: neither knows it.
     """
     config = output_dir / "config.yaml"
-    if name not in DatasetCatalog.list() and config.is_file():
-        dataset_names(get_config(str(config)).dataloader.test.dataset)
+    # An evaluation of a run may have been on another test set than the run's.
+    for path in (output_dir / "evaluation.yaml", config):
+        if name not in DatasetCatalog.list() and path.is_file():
+            dataset_names(get_config(str(path)).dataloader.test.dataset)
     if name not in DatasetCatalog.list():
         raise UserError(f"data set {name} is not registered, and {config} does not describe it")
 

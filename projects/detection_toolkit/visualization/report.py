@@ -25,6 +25,7 @@ from ..evaluation.results import (
     ground_truth,
     read_results,
     read_stages,
+    read_weights,
     register_dataset,
 )
 from . import report_charts as charts
@@ -74,6 +75,8 @@ def build_page(
         f"{numbers['dataset']}: {numbers['images']} images, {numbers['objects']} objects, "
         f"{numbers['detections']} detections. COCO's metrics by {numbers['backend']}."
     )
+    if numbers["weights"] is not None:
+        facts += f" Of the {numbers['weights']} weights."
     overall = charts.format_table(
         list(coco["overall"]), [[v for v in coco["overall"].values()]]
     ).replace("<td>", "<td style='text-align:right'>")
@@ -209,6 +212,7 @@ def write_report(
     }
     numbers = {
         "dataset": name,
+        "weights": read_weights(folder),
         "images": len(comparison.image_ids),
         "objects": num_objects,
         "detections": len(results),

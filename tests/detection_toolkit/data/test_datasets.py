@@ -1,6 +1,7 @@
 import json
 import logging
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -484,3 +485,15 @@ def test_a_completed_copy_goes_elsewhere_when_the_home_folder_cannot_be_written(
     assert results["bbox"]["AP"] == pytest.approx(100.0)
     (copy,) = (tmp_path / "detection_toolkit-annotations").iterdir()
     assert copy.suffix == ".json"
+
+
+def test_a_data_set_has_the_name_of_its_file_unless_another_has_it(tmp_path):
+    json_file, image_root = write_dataset(tmp_path / "one")
+    named = Path(json_file).rename(tmp_path / "wheel_nuts.json")
+    assert register_coco_json(str(named), image_root) == "wheel_nuts"
+    assert register_coco_json(str(named), image_root) == "wheel_nuts"
+    json_file, image_root = write_dataset(tmp_path / "two")
+    other = Path(json_file).rename(tmp_path / "two" / "wheel_nuts.json")
+    name = register_coco_json(str(other), image_root)
+    assert name.startswith("wheel_nuts_") and name == register_coco_json(str(other), image_root)
+    assert register_coco_json(str(named), str(tmp_path / "one" / "images")) == "wheel_nuts"

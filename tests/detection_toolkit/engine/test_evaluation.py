@@ -72,7 +72,7 @@ def by_stage(monkeypatch):
 
 def test_an_extended_test_knows_the_facts_of_the_run(tmp_path, by_stage):
     run(MoreMetrics, tmp_path, "train.stage_evaluation=true", "train.ema.enabled=true")
-    assert by_stage == [{"weights": "averaged"}]  # only at the end
+    assert by_stage == [{"weights": "plain"}, {"weights": "averaged"}]  # only at the end
     lines = (tmp_path / "output" / "metrics.json").read_text().splitlines()
     assert sum("bbox/half" in json.loads(line) for line in lines) == 2
 

@@ -76,7 +76,10 @@ def test_an_unknown_key_is_refused_with_the_nearest(given, message):
         ({"deterministic": 1}, "train.deterministic must be true or false, got 1"),
         ({"device": 0}, "train.device must be a text, got 0"),
         ({"output_dir": None}, "train.output_dir must be a text, got None"),
-        ({"ema": True}, r"train.ema is a group of keys \(enabled, decay\), got True"),
+        (
+            {"ema": True},
+            r"train.ema is a group of keys \(enabled, decay, warmup, compare\), got True",
+        ),
         ({"ddp": None}, "train.ddp must be a group of keys, got None"),
         ({"ema": {"decay": "x"}}, "train.ema.decay must be a number, got 'x'"),
         ({"ema": {"decay": 1}}, "train.ema.decay must lie between 0 and 1, got 1"),

@@ -12,7 +12,6 @@ import pytest
 import torch
 from coco_files import write_dataset
 from detectron2.config import LazyConfig
-from detectron2.engine import default_argument_parser
 from small_runs import run_overrides
 
 from detection_toolkit.config import apply_overrides, get_config
@@ -26,21 +25,41 @@ CONFIG = "stageinteractor/shapes_tiny.py"
 
 
 @pytest.fixture
-def run():
-    """Calls ``main`` of train_net.py in this process, and takes its log handlers away again."""
+def train_net(monkeypatch):
+    """The script as a module; takes its log handlers away again."""
     spec = importlib.util.spec_from_file_location("train_net", ROOT / "train_net.py")
-    train_net = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(train_net)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "train_net", module)
+    spec.loader.exec_module(module)
     loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "detection_toolkit")]
     before = [(logger, list(logger.handlers), logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.handlers = []
+
+    yield module
+    for logger, handlers, propagate in before:
+        logger.handlers, logger.propagate = handlers, propagate
+
+
+@pytest.fixture
+def run(train_net):
+    """Calls ``main`` of train_net.py in this process."""
 
     def call(*arguments, config=CONFIG):
         args = ["--config-file", config, *arguments]
-        train_net.main(default_argument_parser().parse_args(args))
+        train_net.main(train_net.get_parser().parse_args(args))
 
-    yield call
-    for logger, handlers, propagate in before:
-        logger.handlers, logger.propagate = handlers, propagate
+    return call
+
+
+@pytest.fixture
+def run_script(train_net):
+    """Calls train_net.py as the command line does, with one process: in this one."""
+
+    def call(*arguments, config=CONFIG):
+        train_net.start(["--config-file", config, *arguments])
+
+    return call
 
 
 def test_train_resume_and_evaluate(run, tmp_path):
@@ -75,6 +94,59 @@ def test_evaluation_uses_averaged_weights_where_they_are_enabled(run, tmp_path):
     run(*overrides, "train.max_iter=1")
     run("--eval-only", *overrides, weights, "train.ema.enabled=true")
     assert json.loads(path.read_text())["weights"] == "plain"
+
+
+def test_a_run_is_evaluated_by_its_config_alone(run, run_script, tmp_path):
+    output = tmp_path / "output"
+    run(*run_overrides(tmp_path), "train.max_iter=2", "train.eval_period=2")
+    before = (output / "config.yaml").read_text()
+    for named in ("config.yaml", ""):
+        run("--eval-only", config=str(output / named))
+        log = (output / "log.txt").read_text()
+        assert f"Loading from {output / 'model_best.pth'}" in log
+    # A checkpoint of it, by the whole command, which reads the config twice.
+    run_script("--eval-only", config=str(output / "model_final.pth"))
+    assert f"Loading from {output / 'model_final.pth'}" in (output / "log.txt").read_text()
+    # It still says what the run began with.
+    assert (output / "config.yaml").read_text() == before
+
+
+def test_the_console_is_short_and_the_file_has_everything(run, tmp_path, capfd):
+    run(*run_overrides(tmp_path), "train.max_iter=1")
+    console, log = capfd.readouterr().out, (tmp_path / "output" / "log.txt").read_text()
+    for text in ("environment:", "command line:", "num_queries: 6", "StageInteractor("):
+        assert text in log and text not in console, text
+    before = console[: console.index("Starting training")].splitlines()
+    assert len(before) < 12, before
+    assert "\x1b" not in console  # colour is for terminals
+    assert f"python tools/report.py {tmp_path / 'output'}" in console
+    assert "weights: " in console
+    # What is found out before anything is built as well.
+    for text in (console, log):
+        assert "model.num_classes is set to 3" in text
+
+
+def test_a_new_run_in_a_used_folder_is_refused_or_the_old_one_renamed(
+    run_script, tmp_path, monkeypatch, capsys
+):
+    output = tmp_path / "output"
+    overrides = [*run_overrides(tmp_path), "train.max_iter=1"]
+    run_script(*overrides)
+    content = sorted(p.name for p in output.rglob("*"))
+    with pytest.raises(SystemExit, match="holds a run already: go on with it by --resume") as error:
+        run_script(*overrides)
+    assert "\n" not in str(error.value)
+    assert sorted(p.name for p in output.rglob("*")) == content
+    run_script("--resume", *overrides)
+    run_script("--eval-only", *overrides)
+    # One process of many has the say.
+    with monkeypatch.context() as patch:
+        patch.setattr("train_net.launch", lambda *args, **kwargs: None)
+        run_script("--machine-rank", "1", *overrides)
+    run_script("--move-aside", *overrides)
+    assert (tmp_path / "output.1" / "model_final.pth").is_file()
+    assert (output / "model_final.pth").is_file()
+    assert "is now in" in capsys.readouterr().out
 
 
 def refuse(run, *arguments, config=CONFIG):

@@ -1,5 +1,7 @@
+import copy
 import json
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +16,8 @@ from detection_toolkit.checkpoint.checkpointer import Checkpointer, ResumeError,
 from detection_toolkit.config import apply_overrides, get_config
 from detection_toolkit.data import dataset_names
 from detection_toolkit.engine import Trainer, prepare_config
-from detection_toolkit.engine.hooks import EvaluationHook
+from detection_toolkit.engine.evaluation import better_weights, prefer_results_of
+from detection_toolkit.engine.hooks import EvaluationHook, build_ema
 from detection_toolkit.engine.interruption import InterruptedRun
 from detection_toolkit.errors import UserError
 
@@ -158,6 +161,107 @@ def test_results_of_plain_weights_do_not_overwrite_those_of_averaged_ones(tmp_pa
     assert json.loads(path.with_name("metrics_averaged.json").read_text())["weights"] == "averaged"
 
 
+@pytest.mark.parametrize("warmup", [True, False])
+def test_the_average_warms_up_with_the_length_of_the_run(warmup):
+    model = torch.nn.Linear(1, 1, bias=False).double()
+    averaged = build_ema(model, 0.75, warmup=warmup)
+    expected = None
+    for step in range(60):
+        torch.nn.init.constant_(model.weight, float(step))
+        averaged.update_parameters(model)
+        kept = min(0.75, (1 + step) / (10 + step)) if warmup else 0.75
+        expected = step if step == 0 else kept * expected + (1 - kept) * step
+        assert float(averaged.module.weight) == pytest.approx(expected, rel=1e-12)
+
+
+def test_plain_and_averaged_weights_are_evaluated_and_the_better_ones_count(
+    tmp_path, monkeypatch, caplog
+):
+    options = ["train.eval_period=2", "train.ema.enabled=true", "train.ema.decay=0.5"]
+    # Of the plain and the averaged weights, after two steps and after four.
+    scripted_evaluation(monkeypatch, [30.0, 20.0, 10.0, 40.0])
+    with caplog.at_level(logging.INFO, logger="detection_toolkit"):
+        trainer = train(make_config(tmp_path, *options))
+    output = tmp_path / "output"
+    lines = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+    names = ("bbox/AP", "plain/bbox/AP", "averaged/bbox/AP")
+    values = [[line[name] for name in names] for line in lines if "bbox/AP" in line]
+    assert values == [[30.0, 30.0, 20.0], [40.0, 10.0, 40.0]]
+    assert "bbox/AP is 30 with the plain weights, 20 with the averaged weights" in caplog.text
+    assert "the plain ones count" in caplog.text and "the averaged ones count" in caplog.text
+    assert trainer.evaluated_weights == "averaged"
+    best = torch.load(output / "model_best.pth", weights_only=True)
+    assert (best["weights"], best["value"]) == ("averaged", 40.0)
+    for key, value in trainer.ema.module.state_dict().items():
+        assert torch.equal(best["model"][key], value), key
+    # Whoever reads it gets them, whether averaged weights are asked for or not.
+    for prefer in (True, False):
+        checkpointer = Checkpointer(Trainer.build_model(trainer.cfg), prefer_ema=prefer)
+        checkpointer.load(str(output / "model_best.pth"))
+        assert checkpointer.loaded_ema
+    # It is not what a run goes on from.
+    (output / "last_checkpoint").write_text("model_best.pth")
+    with pytest.raises(ResumeError, match="holds the weights of the best evaluation alone"):
+        Trainer(trainer.cfg).resume_or_load(resume=True)
+
+
+def test_the_best_checkpoint_has_the_plain_weights_where_they_are_better(tmp_path, monkeypatch):
+    scripted_evaluation(monkeypatch, [30.0, 20.0])
+    options = ["train.eval_period=4", "train.ema.enabled=true", "train.ema.decay=0.9"]
+    trainer = train(make_config(tmp_path, *options))
+    best = torch.load(tmp_path / "output" / "model_best.pth", weights_only=True)
+    assert best["weights"] == "plain"
+    key = "decoder.stages.0.box_tower.out.weight"
+    assert torch.equal(best["model"][key], trainer.checkpointer.model.state_dict()[key])
+    assert not torch.equal(best["model"][key], trainer.ema.module.state_dict()[key])
+    checkpointer = Checkpointer(Trainer.build_model(trainer.cfg), prefer_ema=True)
+    checkpointer.load(str(tmp_path / "output" / "model_best.pth"))
+    assert not checkpointer.loaded_ema
+
+
+@pytest.mark.parametrize(
+    "plain, averaged, mode, better",
+    [
+        (30.0, 20.0, "max", "plain"),
+        (30.0, 20.0, "min", "averaged"),
+        (20.0, 20.0, "max", "averaged"),
+        (float("nan"), 20.0, "max", "averaged"),
+        (20.0, float("nan"), "max", "plain"),
+        (float("nan"), float("nan"), "max", "averaged"),
+    ],
+)
+def test_the_better_weights(plain, averaged, mode, better):
+    results = {"plain": {"bbox": {"AP": plain}}, "averaged": {"bbox": {"AP": averaged}}}
+    assert better_weights(results, "bbox/AP", mode=mode) == better
+
+
+def test_the_files_of_the_better_weights_have_the_plain_names(tmp_path):
+    options = ["train.ema.enabled=true", "train.stage_evaluation=true", "train.eval_period=2"]
+    cfg = prepare_config(make_config(tmp_path, *options))
+    trainer = train(cfg)
+    (folder,) = (tmp_path / "output").glob("inference/*")
+    both = {"plain", "averaged"}
+    names = ("metrics", "stage_metrics")
+    for counts in (trainer.evaluated_weights, *sorted(both)):
+        prefer_results_of(cfg, counts)
+        (other,) = both - {counts}
+        for name in names:
+            assert json.loads((folder / f"{name}.json").read_text())["weights"] == counts
+            kept = folder / f"{name}_{other}.json"
+            assert json.loads(kept.read_text())["weights"] == other
+            assert not (folder / f"{name}_{counts}.json").exists()
+        assert (folder / "coco_instances_results.json").is_file()
+        assert (folder / f"coco_instances_results_{other}.json").is_file()
+
+
+def test_the_average_alone_is_evaluated_where_nothing_is_to_be_compared(tmp_path, monkeypatch):
+    scripted_evaluation(monkeypatch, [20.0])
+    options = ["train.eval_period=4", "train.ema.enabled=true", "train.ema.compare=false"]
+    train(make_config(tmp_path, *options))
+    best = torch.load(tmp_path / "output" / "model_best.pth", weights_only=True)
+    assert (best["weights"], best["value"]) == ("averaged", 20.0)
+
+
 def test_a_decay_outside_of_zero_and_one_is_refused(tmp_path):
     cfg = make_config(tmp_path, "train.ema.enabled=true", "train.ema.decay=1.5")
     with pytest.raises(ValueError, match="train.ema.decay"):
@@ -182,7 +286,7 @@ def test_the_best_checkpoint_is_kept_also_by_a_resumed_run(tmp_path, monkeypatch
     train(make_config(tmp_path, "train.max_iter=4", *options), resume=True)
     # What is evaluated after the last iteration counts, for Detectron2, as the one after it.
     assert torch.load(best, weights_only=True)["iteration"] == 4
-    record = {"metric": "bbox/AP", "value": 40.0, "iteration": 4}
+    record = {"metric": "bbox/AP", "value": 40.0, "iteration": 4, "weights": "plain"}
     assert json.loads(best.with_suffix(".json").read_text()) == record
     scripted_evaluation(monkeypatch, [40.0, 39.0])
     train(make_config(tmp_path, "train.max_iter=5", *options), resume=True)
@@ -191,6 +295,156 @@ def test_the_best_checkpoint_is_kept_also_by_a_resumed_run(tmp_path, monkeypatch
     scripted_evaluation(monkeypatch, [5.0])
     train(make_config(tmp_path, "train.max_iter=1", *options))
     assert json.loads(best.with_suffix(".json").read_text())["value"] == 5.0
+
+
+def test_a_run_that_gets_no_better_ends_early_also_after_it_was_resumed(
+    tmp_path, monkeypatch, caplog
+):
+    options = [
+        *("train.max_iter=20", "train.eval_period=1", "train.checkpointer.period=1"),
+        *("train.early_stopping.enabled=true", "train.early_stopping.patience=3"),
+    ]
+    # The best is the second: the run ends after the fifth.
+    scripted_evaluation(monkeypatch, [10.0, 30.0, 20.0, 20.0, 30.0])
+    with caplog.at_level(logging.INFO, logger="detection_toolkit"):
+        trainer = train(make_config(tmp_path, *options))
+    output = tmp_path / "output"
+    assert "bbox/AP has not got better in the last 3 evaluations" in caplog.text
+    assert "done: 5 iterations" in caplog.text
+    assert trainer.iter == 4
+    assert torch.load(output / "model_final.pth", weights_only=True)["iteration"] == 4
+    lines = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+    assert [x["bbox/AP"] for x in lines if "bbox/AP" in x] == [10.0, 30.0, 20.0, 20.0, 30.0]
+    # Nothing is evaluated, and no step is made.
+    scripted_evaluation(monkeypatch, [])
+    assert train(make_config(tmp_path, *options), resume=True).iter == 5
+    # Cut off after four steps it knows that two evaluations were not the best.
+    (output / "last_checkpoint").write_text("model_0000003.pth")
+    scripted_evaluation(monkeypatch, [29.0])
+    (output / "last_evaluation.json").write_text('{"iterations": 4}')
+    assert train(make_config(tmp_path, *options), resume=True).iter == 4
+    # A better one begins the count anew.
+    (output / "last_checkpoint").write_text("model_0000003.pth")
+    (output / "last_evaluation.json").write_text('{"iterations": 4}')
+    scripted_evaluation(monkeypatch, [31.0, 1.0, 2.0, 3.0])
+    assert train(make_config(tmp_path, *options), resume=True).iter == 7
+
+
+def test_early_stopping_needs_what_it_goes_by(tmp_path):
+    for lacks in ("train.eval_period=0", "train.best_checkpointer.enabled=false"):
+        cfg = make_config(
+            tmp_path, "train.eval_period=1", lacks, "train.early_stopping.enabled=true"
+        )
+        with pytest.raises(ValueError, match="train.early_stopping needs train.best_checkpointer"):
+            Trainer(prepare_config(cfg))
+
+
+def test_frozen_parameters_stay_as_they_are(tmp_path):
+    cfg = make_config(tmp_path, "train.freeze=['backbone.*','*.class_tower.*']")
+    trainer = Trainer(prepare_config(cfg))
+    model = trainer.checkpointer.model
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    trainer.train()
+    changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    frozen = {n for n in before if n.startswith("backbone.") or ".class_tower." in n}
+    assert frozen and not changed & frozen
+    assert "initial_queries.content.weight" in changed
+    assert len(trainer.optimizer.param_groups[0]["params"]) == len(before) - len(frozen)
+
+
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        ("['bakbone.*']", r"no parameter's name fits 'bakbone\.\*'; they begin with backbone, "),
+        ("['*']", "leaves nothing to train"),
+        ("backbone.*", "train.freeze must be a list, got 'backbone"),
+        ("[1]", "train.freeze must be a list of names"),
+    ],
+)
+def test_names_that_freeze_nothing_or_all_are_refused(tmp_path, names, message):
+    with pytest.raises(ValueError, match=message):
+        Trainer(prepare_config(make_config(tmp_path, f"train.freeze={names}")))
+
+
+def test_a_length_in_epochs(tmp_path):
+    def prepared(*overrides):
+        given = ["train.max_iter=100", "train.eval_period=10", "train.checkpointer.period=50"]
+        # Seven images in batches of two.
+        cfg = make_config(tmp_path, *given, *overrides, num_images=7)
+        return prepare_config(cfg, overrides)
+
+    train_node = prepared("train.max_epochs=2").train
+    assert (train_node.max_iter, train_node.eval_period) == (7, 1)
+    train_node = prepared("train.max_epochs=200").train
+    assert train_node.max_iter == 700
+    assert (train_node.eval_period, train_node.checkpointer.period) == (70, 350)
+    train_node = prepared("train.max_epochs=200", "train.eval_period=3").train
+    assert (train_node.eval_period, train_node.checkpointer.period) == (3, 350)
+    assert prepared("train.max_epochs=20", "train.accumulation_steps=4").train.max_iter == 18
+    # Again, as from the run's config.yaml, changes nothing.
+    cfg = prepared("train.max_epochs=200")
+    before = copy.deepcopy(cfg)
+    assert prepare_config(cfg) == before
+    # Iterations on the command line take the place of epochs in the config.
+    assert prepare_config(cfg, ["train.max_iter=5"]).train.max_epochs is None
+    with pytest.raises(ValueError, match="give one of them"):
+        prepared("train.max_epochs=2", "train.max_iter=5")
+
+
+def test_drops_in_iterations_follow_a_length_in_epochs(tmp_path):
+    cfg = make_config(tmp_path, "train.max_iter=100", "train.max_epochs=20", num_images=10)
+    cfg.lr_multiplier = multistep_schedule()
+    shares = copy.deepcopy(cfg.lr_multiplier)
+    cfg.lr_multiplier.scheduler.update(milestones=[60, 90], num_updates="${train.max_iter}")
+    prepare_config(cfg)
+    assert cfg.train.max_iter == 100  # as it was
+    cfg.train.max_epochs = 40
+    assert prepare_config(cfg).lr_multiplier.scheduler.milestones == [120, 180]
+    cfg.lr_multiplier, cfg.train.max_epochs = shares, 10
+    assert prepare_config(cfg).lr_multiplier == shares
+
+
+def test_what_a_person_wants_to_know_is_said_before_the_first_step_and_after_the_last(
+    tmp_path, caplog
+):
+    with caplog.at_level(logging.INFO, logger="detection_toolkit"):
+        train(make_config(tmp_path, "train.eval_period=2"))
+    said = [r.getMessage() for r in caplog.records if not getattr(r, "file_only", False)]
+    for beginning in (
+        "data: annotations",
+        "model: StageInteractor with ",
+        "weights: random ones",
+        "device: cpu (threads: ",
+        "effective batch: 2 images",
+        "length: 4 iterations; evaluation on annotations",
+        f"output: {tmp_path / 'output'}, where log.txt has",
+    ):
+        assert sum(line.startswith(beginning) for line in said) == 1, beginning
+    assert "4 images with 8 objects of 3 classes (cat, dog, bird)" in caplog.text
+    done = said[-1]
+    assert done.startswith("done: 4 iterations")
+    assert "best bbox/AP: " in done and "with the plain weights" in done
+    assert str(tmp_path / "output" / "model_best.pth") in done
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="detection_toolkit"):
+        train(make_config(tmp_path / "once"))  # without a best checkpoint
+    assert "last evaluation: bbox/AP " in caplog.text and "model_final.pth" in caplog.text
+
+
+def test_files_of_the_same_name_are_told_apart_by_their_folders(tmp_path):
+    cfg = make_config(tmp_path / "train")
+    for part in ("train", "valid"):
+        path, _ = write_dataset(tmp_path / part)
+        Path(path).rename(tmp_path / part / "_annotations.coco.json")
+    for part, split in (("train", "train"), ("test", "valid")):
+        cfg.dataloader[part].dataset.json_file = str(tmp_path / split / "_annotations.coco.json")
+        cfg.dataloader[part].dataset.image_root = str(tmp_path / split / "images")
+    prepare_config(cfg)
+    # The same whether the training set was looked at or not, as in an evaluation.
+    assert dataset_names(cfg.dataloader.test.dataset) == ["valid__annotations.coco"]
+    assert dataset_names(cfg.dataloader.train.dataset) == ["train__annotations.coco"]
+    cfg.dataloader.test.dataset.name = "told_apart"
+    assert dataset_names(prepare_config(cfg).dataloader.test.dataset) == ["told_apart"]
 
 
 def test_with_several_test_sets_the_first_decides_on_the_best(tmp_path):
@@ -220,6 +474,30 @@ def test_weights_of_other_classes_load_as_far_as_they_fit(tmp_path, caplog):
     ours = trainer.checkpointer.model.state_dict()
     key = "decoder.stages.1.mixing.filter_generator.weight"
     assert torch.equal(ours[key], loaded[key])
+
+
+def test_a_resumed_run_says_which_of_two_values_holds(tmp_path, caplog):
+    train(make_config(tmp_path, "train.max_iter=2"))
+    changed = ["optimizer.lr=1e-3", "optimizer.weight_decay=0.5", "train.max_iter=3"]
+    changed += ["dataloader.train.total_batch_size=1", "lr_multiplier.warmup_length=0.5"]
+    cfg = make_config(tmp_path, *changed)
+    trainer = Trainer(prepare_config(cfg))
+    trainer.resume_or_load(resume=True)
+    for key, holds in [
+        ("optimizer.lr=0.001", "is not used: 0.0007 of the checkpoint holds"),
+        ("optimizer.weight_decay=0.5", "is not used: 0.0001 of the checkpoint holds"),
+        ("dataloader.train.total_batch_size=1", "holds from here on, it was 2 before"),
+        ("train.max_iter=3", "holds from here on, it was 2 before"),
+        ("lr_multiplier", "is another one than before: that of the config holds"),
+    ]:
+        (line,) = [r.getMessage() for r in caplog.records if r.getMessage().startswith(key)]
+        assert holds in line
+    (group,) = trainer.optimizer.param_groups
+    assert (group["initial_lr"], group["weight_decay"]) == (7e-4, 1e-4)
+    assert trainer.scheduler.base_lrs == [7e-4]
+    caplog.clear()
+    Trainer(cfg := prepare_config(make_config(tmp_path, "train.max_iter=2"))).resume_or_load()
+    assert "holds" not in caplog.text and cfg.optimizer.lr == 7e-4
 
 
 def test_a_checkpoint_of_other_queries_is_refused_for_resuming(tmp_path):

@@ -58,6 +58,7 @@ def test_the_page_needs_nothing_else_and_has_every_part(run):
     assert len(sources) > 10 and set(sources) == {"data:image/"}
 
     numbers = json.loads((run / "report.json").read_text())
+    assert numbers["weights"] == "plain" and "Of the plain weights." in page
     assert numbers["images"] == 4 and numbers["objects"] == 8
     assert numbers["coco"]["overall"]["AP"] > 50
     assert numbers["coco"]["overall"]["AP50"] == pytest.approx(numbers["ap50"])

@@ -1,0 +1,180 @@
+"""What a run tells: all in ``log.txt``, what a person wants to read on the console."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import LazyConfig
+from detectron2.data import MetadataCatalog
+from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
+from omegaconf import DictConfig
+from torch import nn
+
+from ..projects import project_names
+from .hooks import BestCheckpoint
+from .runs import CONFIG_NAME, EVALUATION_CONFIG_NAME, holds_run
+from .settings import RunSettings
+
+__all__ = [
+    "FILE_ONLY",
+    "log_end",
+    "log_start",
+    "log_training_set",
+    "set_up_logs",
+    "set_up_run",
+]
+
+logger = logging.getLogger(__name__)
+
+# ``extra`` of a message that is for log.txt alone.
+FILE_ONLY = {"file_only": True}
+# Of these, warnings and errors alone: what they report, a run says in its own lines.
+_QUIET = ("detectron2.data", "detectron2.checkpoint", "fvcore.common.checkpoint")
+
+
+# A warning that asks for nothing: ids may be any, and the data are judged before.
+_NO_MATTER = "Category ids in annotations are not in [1, #categories]"
+
+
+class _ForConsole(logging.Filter):
+    """Leaves out what is for the file; a warning never is."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if _NO_MATTER in str(record.msg):
+            return False
+        if record.levelno >= logging.WARNING:
+            return True
+        return not getattr(record, "file_only", False) and not record.name.startswith(_QUIET)
+
+
+def set_up_logs(output_dir: str) -> None:
+    """Log to the console, in the main process, and to ``log.txt``; before anything is said."""
+    for name in ("detectron2", "fvcore", "detection_toolkit", *project_names()):
+        color = sys.stdout.isatty()
+        setup_logger(output_dir, distributed_rank=comm.get_rank(), color=color, name=name)
+        for handler in logging.getLogger(name).handlers:
+            is_console = getattr(handler, "stream", None) is sys.stdout
+            if is_console and not any(isinstance(f, _ForConsole) for f in handler.filters):
+                handler.addFilter(_ForConsole())
+
+
+def set_up_run(cfg: DictConfig, args: Namespace) -> None:
+    """Keep the config and seed one process; with :func:`set_up_logs` as ``default_setup``.
+
+    The environment, the command line and the config go to ``log.txt``. An evaluation in the folder
+    of a run leaves the run's ``config.yaml`` as it is, and writes ``evaluation.yaml`` beside it.
+
+    Args:
+        cfg: the config.
+        args: of the command line.
+    """
+    settings = RunSettings.from_config(cfg.train)
+    output_dir, rank = settings.output_dir, comm.get_rank()
+    logger.info("process %d of %d", rank, comm.get_world_size(), extra=FILE_ONLY)
+    logger.info("environment:\n%s", collect_env_info(), extra=FILE_ONLY)
+    logger.info("command line: %s", args, extra=FILE_ONLY)
+    if comm.is_main_process():
+        evaluates_run = args.eval_only and holds_run(Path(output_dir))
+        path = Path(output_dir, EVALUATION_CONFIG_NAME if evaluates_run else CONFIG_NAME)
+        LazyConfig.save(cfg, str(path))
+        if path.is_file():  # else Detectron2 has said why not
+            text = path.read_text(encoding="utf-8")
+            logger.info("the config, %s:\n%s", path, text, extra=FILE_ONLY)
+    seed_all_rng(None if settings.seed < 0 else settings.seed + rank)
+    if not args.eval_only:
+        torch.backends.cudnn.benchmark = settings.cudnn_benchmark
+
+
+def log_training_set(names: Sequence[str], dataset: Sequence[Mapping[str, Any]]) -> None:
+    """Say what is trained on.
+
+    Args:
+        names: of the data sets in Detectron2's catalogue.
+        dataset: Detectron2's dicts.
+    """
+    objects = sum(not a.get("iscrowd", 0) for d in dataset for a in d.get("annotations", ()))
+    classes = next((c for n in names if (c := MetadataCatalog.get(n).get("thing_classes"))), [])
+    shown = ", ".join(map(str, classes[:8])) + (", ..." if len(classes) > 8 else "")
+    logger.info(
+        "data: %s, %d images with %d objects of %d classes (%s)",
+        ", ".join(names),
+        len(dataset),
+        objects,
+        len(classes),
+        shown,
+    )
+
+
+def log_start(model: nn.Module, settings: RunSettings, test_sets: Sequence[str]) -> None:
+    """Say what is trained, on what, for how long, and where the rest is said."""
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    logger.info(
+        "model: %s with %s parameters, %s of them trained",
+        type(model).__name__,
+        f"{sum(n for n, _ in sizes):,}",
+        f"{sum(n for n, trained in sizes if trained):,}",
+    )
+    processes = comm.get_world_size()
+    device = settings.device
+    if settings.on_gpu:
+        device = f"{device} ({torch.cuda.get_device_name()})"
+    logger.info(
+        "device: %s, %d process%s, %s",
+        device if settings.on_gpu else f"{device} (threads: {torch.get_num_threads()})",
+        processes,
+        "" if processes == 1 else "es",
+        settings.amp.precision if settings.amp.enabled else "float32",
+    )
+    period = settings.eval_period
+    logger.info(
+        "length: %d iterations; evaluation on %s %s, checkpoint every %d",
+        settings.max_iter,
+        ", ".join(test_sets),
+        f"every {period}" if 0 < period < settings.max_iter else "at the end",
+        settings.checkpointer.period,
+    )
+    logger.info("output: %s, where log.txt has environment, config and model", settings.output_dir)
+
+
+def log_end(
+    settings: RunSettings, iterations: int, best: BestCheckpoint | None, last: str | None
+) -> None:
+    """Say what came out, and what to do next.
+
+    Args:
+        settings: of the run.
+        iterations: so many are done.
+        best: the best checkpoint, where one is kept.
+        last: the last evaluation's result in words.
+    """
+    folder = Path(settings.output_dir)
+    lines = [f"done: {iterations} iterations, everything is in {folder}"]
+    weights = folder / "model_final.pth"
+    if best is not None and best.iteration is not None:
+        weights = folder / "model_best.pth"
+        lines.append(
+            f"best {best.metric}: {best.value:.2f} after iteration {best.iteration}, with the "
+            f"{best.weights or 'plain'} weights"
+        )
+    elif last is not None:
+        lines.append(f"last evaluation: {last}")
+    lines.append(f"weights: {weights}")
+    config = folder / CONFIG_NAME
+    if config.is_file():
+        lines += [
+            "evaluate it:   "
+            f"python train_net.py --config-file {config} --eval-only train.stage_evaluation=true",
+            f"write a report:   python tools/report.py {folder}",
+            "draw detections:   "
+            f"python demo/demo.py --config-file {config} --input PICTURES --output FOLDER",
+        ]
+    logger.info("\n  ".join(lines))
