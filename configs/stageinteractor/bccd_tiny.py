@@ -55,8 +55,5 @@ train.checkpointer.period = 100
 train.checkpointer.max_to_keep = 2
 train.best_checkpointer.enabled = False  # the last weights count
 train.log_period = 10
-train.ema.enabled = True
-train.ema.decay = 0.99
-# As the stored results of the ablation were made: the average of the last weights, from the start.
-train.ema.warmup = False
-train.ema.compare = False
+# As the stored results of the ablation were made: the average, with its decay from the start.
+train.ema.update(enabled=True, decay=0.99, warmup=False, compare=False)

@@ -131,7 +131,8 @@ def test_what_calls_something_else_replaces_the_node_with_its_arguments(cfg):
     assert dict(cfg.model.criterion.label_assigner) == {"_target_": target}
     assert type(instantiate(cfg.model.criterion).label_assigner) is StagewiseMatcher
     apply_overrides(cfg, ["model.criterion.class_weight=3", "train.ema={decay:0.9}"])
-    assert cfg.train.ema == {"enabled": True, "decay": 0.9}  # groups are merged, as before
+    # Groups are merged, as before.
+    assert cfg.train.ema == {"enabled": True, "decay": 0.9, "warmup": True, "compare": True}
 
 
 @pytest.mark.parametrize(

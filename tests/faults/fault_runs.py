@@ -233,10 +233,10 @@ def dying_in_step(number: int) -> Callable[[], None]:
 
         update, count = DetectionTrainLoop._update, iter(range(1, 10**6))
 
-        def update_or_die(self, batches):
+        def update_or_die(self, *arguments):
             if next(count) == number:
                 die()
-            update(self, batches)
+            update(self, *arguments)
 
         DetectionTrainLoop._update = update_or_die
 

@@ -43,8 +43,8 @@ def test_a_signal_leads_to_a_checkpoint_and_its_own_exit_code(
         os.setsid()
         update = DetectionTrainLoop._update
 
-        def update_and_signal(self, batches):
-            update(self, batches)
+        def update_and_signal(self, *arguments):
+            update(self, *arguments)
             if self.iter == 7:
                 os.killpg(0, number)
 

@@ -27,10 +27,10 @@ from detection_toolkit.checkpoint.official_format import (
 def test_all_projects_are_asked_whichever_is_imported():
     code = (
         "from detection_toolkit.checkpoint.official_format import official_formats\n"
-        "print(*(f.name for f in official_formats()))"
+        "print(*(f.name for f in official_formats()), sep=',')"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.split() == ["AdaMixer", "DFvT", "StageInteractor"]
+    assert run.stdout.strip() == "AdaMixer,DFvT,Deformable DETR,StageInteractor"
 
 
 @pytest.fixture

@@ -138,7 +138,7 @@ def test_a_new_run_in_a_used_folder_is_refused_or_the_old_one_renamed(
     assert "\n" not in str(error.value)
     assert sorted(p.name for p in output.rglob("*")) == content
     run_script("--resume", *overrides)
-    run_script("--eval-only", *overrides)
+    run_script("--eval-only", "--weights", str(output / "model_final.pth"), *overrides)
     # One process of many has the say.
     with monkeypatch.context() as patch:
         patch.setattr("train_net.launch", lambda *args, **kwargs: None)

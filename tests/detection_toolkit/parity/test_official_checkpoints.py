@@ -237,7 +237,8 @@ def test_wrong_model(small, tmp_path, capsys):
     with pytest.raises(CheckpointMismatchError, match="AdaMixer weights, but .* StageInteractor"):
         convert_official_state_dict(official, other)
     with pytest.raises(
-        CheckpointMismatchError, match="no weights of AdaMixer, DFvT or StageInteractor"
+        CheckpointMismatchError,
+        match="no weights of AdaMixer, DFvT, Deformable DETR or StageInteractor",
     ):
         convert_official_state_dict({"fc.weight": torch.ones(1)}, model)
     with pytest.raises(CheckpointMismatchError, match="missing"):
