@@ -15,6 +15,7 @@ import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
+from pathlib import Path
 
 from detectron2.engine import default_argument_parser
 from omegaconf import DictConfig
@@ -71,8 +72,12 @@ def load_config(args: Namespace) -> DictConfig:
         )
     run = find_run(args.config_file) if args.eval_only else None
     cfg = copy.deepcopy(_load_once(run[0] if run else args.config_file, tuple(args.opts)))
-    if run and run[1] and not any(x.startswith("train.init_checkpoint=") for x in args.opts):
-        cfg.train.init_checkpoint = run[1]  # what the run has trained, not what it began with
+    if run:
+        named = {text.split("=")[0].lstrip("+") for text in args.opts}
+        if run[1] and "train.init_checkpoint" not in named:
+            cfg.train.init_checkpoint = run[1]  # what the run has trained, not what it began with
+        if "train.output_dir" not in named:
+            cfg.train.output_dir = str(Path(run[0]).parent)  # the folder may have been renamed
     return cfg
 
 

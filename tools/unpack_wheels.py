@@ -25,6 +25,8 @@ def misfit(wheel: Path, version: tuple[int, int] = sys.version_info[:2]) -> str 
     python, abi, platform = wheel.stem.split("-")[-3:]
     if abi == "none" and platform == "any":
         return None
+    if abi == "none" and "py3" in python.split("."):
+        return None  # compiled, but for no Python of a certain version
     match = _ABI3.fullmatch(python)
     wanted = (3, int(match.group(1))) if match else None
     if wanted is not None and (version == wanted or (abi == "abi3" and version >= wanted)):
@@ -34,7 +36,7 @@ def misfit(wheel: Path, version: tuple[int, int] = sys.version_info[:2]) -> str 
 
 
 def unpack(wheels: Path, folder: Path) -> list[str]:
-    """Unpack all that fit, into an empty folder; returns why others were left out.
+    """Unpack all that fit, into a folder that is emptied first; returns why others were left out.
 
     Raises:
         FileNotFoundError: there are no wheels.
@@ -63,7 +65,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(argv) != 2:
         print(__doc__, file=sys.stderr)
         return 2
-    for reason in unpack(Path(argv[0]), Path(argv[1])):
+    folder = Path(argv[1])
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        # unpack() empties it; only what has named the folder itself may ask for that.
+        print(f"error: {folder} is not an empty folder: name a new one", file=sys.stderr)
+        return 1
+    for reason in unpack(Path(argv[0]), folder):
         print(f"left out: {reason}", file=sys.stderr)
     return 0
 

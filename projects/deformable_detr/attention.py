@@ -106,7 +106,7 @@ class DeformableAttention(nn.Module):
         for level, mask in zip(maps.levels, maps.padding_masks):
             value = self.value_proj(level.permute(0, 2, 3, 1))
             levels.append(value.masked_fill(mask[..., None], 0).permute(0, 3, 1, 2))
-        return replace(maps, levels=tuple(levels))
+        return replace(maps, levels=tuple(levels), sampler=None)  # which is of the old levels
 
 
 class SelfAttention(nn.Module):

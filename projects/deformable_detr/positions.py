@@ -42,7 +42,7 @@ def to_maps(tokens: Tensor, maps: FeatureMaps) -> FeatureMaps:
         part.unflatten(1, (height, width)).permute(0, 3, 1, 2)
         for part, (height, width) in zip(parts, sizes)
     )
-    return replace(maps, levels=tuple(levels))
+    return replace(maps, levels=tuple(levels), sampler=None)  # which is of the old levels
 
 
 def map_sizes(maps: FeatureMaps, like: Tensor) -> Tensor:

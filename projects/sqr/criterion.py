@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from detection_toolkit.errors import NonFinitePredictionError
+from detection_toolkit.errors import NonFinitePredictionError, UserError
 from detection_toolkit.structures import Assignment, ClassTargets, GroundTruth, Predictions
 from detection_toolkit.training import Criterion, CriterionResult
 
@@ -125,8 +125,17 @@ class RecollectionCriterion(nn.Module):
         Args:
             criterion: of the plain detector; it is copied.
             schedule: the groups.
+
+        Raises:
+            UserError: the criterion also supervises branches, as that of a two-stage detector.
         """
         super().__init__()
+        if not isinstance(criterion, Criterion):
+            raise UserError(
+                "query recollection (model.decoder.route) supervises the stages alone, but "
+                f"model.criterion is a {type(criterion).__name__}, as two-stage detectors have: "
+                "leave the route out, or take a one-stage config"
+            )
         self.schedule = schedule
         # To the plain criterion every group is a stage. Only the label assigner looks at more
         # than one of them at a time.

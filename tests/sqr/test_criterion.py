@@ -7,9 +7,10 @@ import torch
 from small_runs import make_batch
 from sqr_models import NUM_STAGES, losses_and_gradients, make_plain, with_recollection
 
-from detection_toolkit.errors import NonFinitePredictionError
+from detection_toolkit.errors import NonFinitePredictionError, UserError
 from detection_toolkit.structures import GroundTruth, HeadOutput, Predictions, box_iou
 from detection_toolkit.training import (
+    BranchedCriterion,
     Criterion,
     HungarianMatcher,
     StagewiseMatcher,
@@ -151,6 +152,12 @@ def test_the_plain_cascade_has_the_plain_detectors_labels_and_losses(name):
     assert torch.equal(groups.class_targets.multi_hot[last], plain.class_targets.multi_hot)
     for kind in ("loss_cls", "loss_bbox", "loss_giou"):
         torch.testing.assert_close(getattr(groups, kind)[last], getattr(plain, kind))
+
+
+def test_a_criterion_with_branches_is_refused():
+    branched = BranchedCriterion(plain_criterion("own labels"), {})
+    with pytest.raises(UserError, match="model.criterion is a BranchedCriterion"):
+        RecollectionCriterion(branched, SCHEDULES["selective"])
 
 
 def test_the_plain_criterion_is_not_changed():

@@ -30,8 +30,9 @@ def judge_registered(name: str) -> bool:
 
     Where the JSON has to be repaired, evaluation reads the repaired copy instead, and so does
     training where Detectron2's own function loads it. Boxes that reach out of their image are no
-    reason: they are clipped for training alone, so that COCO's numbers are those of the document
-    as written. Where its images may lie is not judged here: see :func:`check_paths`.
+    reason by themselves: where nothing else is wrong they are clipped for training alone, so that
+    COCO's numbers are those of the document as written. Where its images may lie is not judged
+    here: see :func:`check_paths`.
 
     Returns:
         whether the boxes of its dataset dicts are sound with that. Else see :func:`clean_dicts`.

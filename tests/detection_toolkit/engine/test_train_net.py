@@ -17,6 +17,7 @@ from small_runs import run_overrides
 from detection_toolkit.config import apply_overrides, get_config
 from detection_toolkit.data import UnreadableImageError
 from detection_toolkit.engine import user_errors
+from detection_toolkit.engine.arguments import parse_arguments
 from detection_toolkit.engine.errors import is_user_error
 from detection_toolkit.modeling import QueryDetector
 
@@ -188,6 +189,25 @@ def test_a_schedule_of_recollection_that_does_not_fit_is_one_line(run, tmp_path)
     overrides += [x for x in run_overrides(tmp_path) if not x.startswith("model.")]
     message = refuse(run, *overrides, config="sqr/stageinteractor_sqr_shapes_tiny.py")
     assert "with late_start=3 recollection begins at stage 4, but the last stage is 3" in message
+
+
+def test_a_renamed_run_is_evaluated_in_its_own_folder(train_net, tmp_path):
+    run = tmp_path / "renamed"
+    run.mkdir()
+    cfg = get_config("stageinteractor/shapes_tiny.py")
+    cfg.train.output_dir = str(tmp_path / "as_it_was_called")
+    LazyConfig.save(cfg, str(run / "config.yaml"))
+    (run / "model_best.pth").touch()
+
+    def load(*overrides):
+        arguments = ["--eval-only", "--config-file", str(run), *overrides]
+        return train_net.load_config(parse_arguments(train_net.get_parser(), arguments)).train
+
+    assert load().output_dir == str(run)
+    assert load().init_checkpoint == str(run / "model_best.pth")
+    assert load("train.output_dir=other").output_dir == "other"
+    for spelling in ("train.init_checkpoint=x.pth", "+train.init_checkpoint=x.pth"):
+        assert load(spelling).init_checkpoint == "x.pth"
 
 
 def test_a_missing_config_is_one_line(run):

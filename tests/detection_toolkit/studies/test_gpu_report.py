@@ -189,6 +189,7 @@ def test_gathered_and_plain_sampling_agree_in_the_reports_own_comparison():
     "name, version, fits",
     [
         ("a-1.0-py3-none-any.whl", (3, 9), True),
+        ("a-1.0-py3-none-manylinux2014_x86_64.whl", (3, 11), True),
         ("a-1.0-cp310-none-any.whl", (3, 12), True),  # Python files only
         ("a-1.0-cp312-abi3-manylinux_2_17_x86_64.whl", (3, 11), False),
         ("a-1.0-cp312-abi3-manylinux_2_17_x86_64.whl", (3, 12), True),
@@ -217,7 +218,19 @@ def test_wheels_are_unpacked_and_nothing_else(tmp_path, capsys):
     assert (folder / "good" / "__init__.py").is_file() and not (folder / "tools").exists()
     if version != (3, 12):
         assert len(left_out) == 1 and not (folder / "other.py").exists()
-        assert unpack_main([str(wheels), str(folder)]) == 0
+        assert unpack_main([str(wheels), str(tmp_path / "new")]) == 0
         assert "left out: other-1.0-cp312-cp312-win32.whl is for cp312" in capsys.readouterr().err
     with pytest.raises(FileNotFoundError, match="no wheels"):
         unpack(tmp_path / "none", folder)
+
+
+def test_the_command_empties_no_folder_that_holds_something(tmp_path, capsys):
+    (tmp_path / "wheels").mkdir()
+    with zipfile.ZipFile(tmp_path / "wheels" / "good-1.0-py3-none-any.whl", "w") as archive:
+        archive.writestr("good.py", "")
+    precious = tmp_path / "site" / "index.html"
+    precious.parent.mkdir()
+    precious.write_text("precious")
+    assert unpack_main([str(tmp_path / "wheels"), str(precious.parent)]) == 1
+    assert precious.read_text() == "precious"
+    assert "is not an empty folder: name a new one" in capsys.readouterr().err
