@@ -8,7 +8,7 @@ from detectron2.layers import Conv2d
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 
-from detection_toolkit.errors import UserError
+from detection_toolkit.modeling.neck import checked_shapes
 
 __all__ = ["ExtraLevelMapper"]
 
@@ -40,17 +40,7 @@ class ExtraLevelMapper(Backbone):
             UserError: the backbone has no such map, or C cannot be split into the norms' groups.
         """
         super().__init__()
-        shapes = bottom_up.output_shape()
-        missing = [name for name in in_features if name not in shapes]
-        if missing:
-            raise UserError(
-                f"the neck wants the maps {missing}, but the backbone yields {sorted(shapes)}: "
-                "set model.backbone.in_features, or the backbone's own out_features"
-            )
-        if out_channels % norm_groups:
-            raise UserError(
-                f"{out_channels} channels cannot be split into {norm_groups} norm groups"
-            )
+        shapes = checked_shapes(bottom_up, in_features, out_channels, norm_groups)
         self.bottom_up = bottom_up
         self.in_features = tuple(in_features)
 

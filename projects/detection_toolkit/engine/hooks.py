@@ -39,7 +39,15 @@ logger = logging.getLogger(__name__)
 
 
 class StoppedEarly(BaseException):
-    """The run has ended before its last step, as it got no better."""
+    """The run has ended before its last step, as it got no better.
+
+    Attributes:
+        iterations: that it has done.
+    """
+
+    def __init__(self, iterations: int):
+        super().__init__(iterations)
+        self.iterations = iterations
 
 
 def build_ema(model: nn.Module, decay: float, *, warmup: bool = False) -> AveragedModel:
@@ -150,7 +158,7 @@ class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
         if comm.is_main_process():
             self._save(self.trainer.iter, "model_final", random_states=states)
         comm.synchronize()
-        raise StoppedEarly
+        raise StoppedEarly(self.trainer.iter + 1)
 
     def _save(self, iteration: int, name: str, **kwargs: Any) -> None:
         self.checkpointer.save(name, iteration=iteration, **kwargs)
@@ -242,7 +250,7 @@ class EvaluationHook(hooks.EvalHook):
             self._record.unlink(missing_ok=True)  # of another run
         self._note(start)
         if self._is_enough(start):
-            raise StoppedEarly  # as before it was resumed: its last checkpoint is there
+            raise StoppedEarly(start)  # as before it was resumed: its last checkpoint is there
 
     def after_step(self) -> None:
         super().after_step()

@@ -27,7 +27,7 @@ from torch import nn
 
 from ..checkpoint.checkpointer import Checkpointer, ResumeError
 from ..data import dataset_names, loader_process_errors
-from ..errors import UserError
+from ..errors import NonFinitePredictionError, UserError
 from ..evaluation import check_stage_evaluation, configured_label_assigners
 from ..modeling import QueryDetector
 from .evaluation import (
@@ -236,11 +236,13 @@ class Trainer(DefaultTrainer):
             LoaderProcessError: a process that loads images has ended.
         """
         with self.interruption.caught(), _deterministic(self.settings):
-            with loader_process_errors("train"), contextlib.suppress(StoppedEarly):
-                TrainerBase.train(self, self.start_iter, self.max_iter)
+            done = self.max_iter
+            with loader_process_errors("train"):
+                try:
+                    TrainerBase.train(self, self.start_iter, self.max_iter)
+                except StoppedEarly as stop:
+                    done = stop.iterations
         if comm.is_main_process():
-            # Counted up once more after the last step; not where the run has ended early.
-            done = min(self.iter + 1, self.max_iter)
             best = next((h.best for h in self._hooks if isinstance(h, EvaluationHook)), None)
             log_end(self.settings, done, best, self._last_evaluation())
         return getattr(self, "_last_eval_results", None) if comm.is_main_process() else None
@@ -319,11 +321,21 @@ class Trainer(DefaultTrainer):
 
     def _test_and_save_results(self) -> dict[str, Any]:
         """Of the weights that count; where there are two, of each under its name as well."""
-        results = {}
+        models = {}
         if self.ema is None or self.settings.ema.compare:
-            results["plain"] = self._test_weights(self.model, "plain")
+            models["plain"] = self.model
         if self.ema is not None:
-            results["averaged"] = self._test_weights(self.ema.module, "averaged")
+            models["averaged"] = self.ema.module
+        results, problem = {}, None
+        for weights, model in models.items():
+            try:
+                results[weights] = self._test_weights(model, weights)
+            except NonFinitePredictionError as error:  # in all processes
+                problem = error
+                logger.warning("the %s weights are not evaluated: %s", weights, error)
+        if not results:
+            assert problem is not None
+            raise problem
         self.evaluated_weights, *others = results
         self._last_eval_results = results[self.evaluated_weights]
         if others and comm.is_main_process():

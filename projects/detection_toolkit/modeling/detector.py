@@ -304,9 +304,11 @@ class QueryDetector(nn.Module):
 
 
 def _finite_queries(output: StageOutput) -> Tensor:
-    """(B, N) bool: whether box and scores of a query are finite."""
-    scores = output.logits.float().sigmoid()
-    return output.boxes.isfinite().all(-1) & scores.isfinite().all(-1)
+    """(B, N) bool: whether box and scores of a query are finite.
+
+    The score of an infinite logit is 0 or 1; only that of NaN is not finite.
+    """
+    return output.boxes.isfinite().all(-1) & ~output.logits.isnan().any(-1)
 
 
 def require_query_detector(model: nn.Module, purpose: str) -> QueryDetector:

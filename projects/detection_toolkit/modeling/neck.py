@@ -4,12 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 
 from ..errors import UserError
 
-__all__ = ["SharedNormChannelMapper"]
+__all__ = ["SharedNormChannelMapper", "checked_shapes"]
+
+
+def checked_shapes(
+    bottom_up: Backbone, in_features: Sequence[str], out_channels: int, norm_groups: int
+) -> dict[str, ShapeSpec]:
+    """Shapes of a backbone's maps, for a neck with group norms that follows it.
+
+    Args:
+        bottom_up: the backbone.
+        in_features: names of the maps that the neck takes.
+        out_channels, norm_groups: of the neck.
+
+    Raises:
+        UserError: the backbone has no such map, or the channels cannot be split into the groups.
+    """
+    shapes = bottom_up.output_shape()
+    missing = [name for name in in_features if name not in shapes]
+    if missing:
+        raise UserError(
+            f"the neck wants the maps {missing}, but the backbone yields {sorted(shapes)}: "
+            "set model.backbone.in_features, or the backbone's own out_features"
+        )
+    if out_channels % norm_groups:
+        raise UserError(f"{out_channels} channels cannot be split into {norm_groups} norm groups")
+    return shapes
 
 
 @BACKBONE_REGISTRY.register()
@@ -39,17 +65,7 @@ class SharedNormChannelMapper(Backbone):
             ValueError: the backbone has no such map, or C cannot be split into the norm's groups.
         """
         super().__init__()
-        shapes = bottom_up.output_shape()
-        missing = [name for name in in_features if name not in shapes]
-        if missing:
-            raise UserError(
-                f"the neck wants the maps {missing}, but the backbone yields {sorted(shapes)}: "
-                "set model.backbone.in_features, or the backbone's own out_features"
-            )
-        if out_channels % norm_groups:
-            raise UserError(
-                f"{out_channels} channels cannot be split into {norm_groups} norm groups"
-            )
+        shapes = checked_shapes(bottom_up, in_features, out_channels, norm_groups)
         self.bottom_up = bottom_up
         self.in_features = tuple(in_features)
         self.projections = nn.ModuleList(

@@ -19,7 +19,7 @@ from detection_toolkit.engine import Trainer, prepare_config
 from detection_toolkit.engine.evaluation import better_weights, prefer_results_of
 from detection_toolkit.engine.hooks import EvaluationHook, build_ema
 from detection_toolkit.engine.interruption import InterruptedRun
-from detection_toolkit.errors import UserError
+from detection_toolkit.errors import NonFinitePredictionError, UserError
 
 
 def train(cfg, resume=False):
@@ -262,6 +262,25 @@ def test_the_average_alone_is_evaluated_where_nothing_is_to_be_compared(tmp_path
     assert (best["weights"], best["value"]) == ("averaged", 20.0)
 
 
+@pytest.mark.parametrize("broken", [{"plain"}, {"plain", "averaged"}])
+def test_weights_that_can_be_evaluated_are(tmp_path, monkeypatch, caplog, broken):
+    def evaluate(cls, cfg, model):
+        weights = "averaged" if model is trainer.ema.module else "plain"
+        if weights in broken:
+            raise NonFinitePredictionError([(0, 0)], images=["a.png"])
+        return {"bbox": {"AP": 20.0}}
+
+    monkeypatch.setattr(Trainer, "test", classmethod(evaluate))
+    trainer = Trainer(prepare_config(make_config(tmp_path, "train.ema.enabled=true")))
+    if broken == {"plain"}:
+        assert trainer._test_and_save_results()["bbox"]["AP"] == 20.0
+        assert trainer.evaluated_weights == "averaged"
+        assert "the plain weights are not evaluated" in caplog.text
+    else:
+        with pytest.raises(NonFinitePredictionError):
+            trainer._test_and_save_results()
+
+
 def test_a_decay_outside_of_zero_and_one_is_refused(tmp_path):
     cfg = make_config(tmp_path, "train.ema.enabled=true", "train.ema.decay=1.5")
     with pytest.raises(ValueError, match="train.ema.decay"):
@@ -317,7 +336,10 @@ def test_a_run_that_gets_no_better_ends_early_also_after_it_was_resumed(
     assert [x["bbox/AP"] for x in lines if "bbox/AP" in x] == [10.0, 30.0, 20.0, 20.0, 30.0]
     # Nothing is evaluated, and no step is made.
     scripted_evaluation(monkeypatch, [])
-    assert train(make_config(tmp_path, *options), resume=True).iter == 5
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="detection_toolkit"):
+        assert train(make_config(tmp_path, *options), resume=True).iter == 5
+    assert "done: 5 iterations" in caplog.text
     # Cut off after four steps it knows that two evaluations were not the best.
     (output / "last_checkpoint").write_text("model_0000003.pth")
     scripted_evaluation(monkeypatch, [29.0])

@@ -31,7 +31,7 @@ def test_case_agrees_without_optimisations_and_in_the_plain_transcription(name, 
 def test_every_kind_of_case_is_there():
     marks = ("forward", "train", "assigner", "swin", "adamixer_forward", "adamixer_train")
     assert all(any(mark in name for name in CASES) for mark in marks)
-    assert sum(path.stat().st_size for path in DATA.rglob("*.*")) <= 13e6
+    assert sum(path.stat().st_size for path in DATA.rglob("*.*")) <= 12e6
 
 
 def test_released_wiring_agrees_without_the_closer_look_at_rounding(capsys):
