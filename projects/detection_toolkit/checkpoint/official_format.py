@@ -141,10 +141,10 @@ def format_of_official(names: Iterable[str]) -> WeightFormat:
         if weight_format.recognises(keys):
             return weight_format
     if all(key.startswith(_PARTS) for key in keys):
-        # Backbone and neck alone, which several detectors name alike.
-        for weight_format in _FORMATS.values():
-            if isinstance(weight_format, OfficialFormat):
-                return weight_format
+        # Backbone and neck alone, which several detectors name alike: whichever knows the most.
+        formats = [f for f in official_formats() if isinstance(f, OfficialFormat)]
+        if formats:
+            return max(formats, key=lambda f: sum(f.to_ours(key) is not None for key in keys))
     raise _unknown(keys)
 
 

@@ -87,3 +87,21 @@ def test_only_what_is_resizable_may_have_another_shape(own_format):
 def test_a_name_is_registered_once(own_format):
     with pytest.raises(ValueError, match="weights of Own are registered already"):
         register_official_format(own_format)
+
+
+def test_backbone_and_neck_alone_are_read_by_the_format_that_knows_most_of_their_names(monkeypatch):
+    """Whichever was imported first."""
+
+    def made(name, *rules):
+        return OfficialFormat(name, rules, mark="never", our_mark="never")
+
+    convolution = Rule("backbone.conv.*", "backbone.conv.*")
+    formats = [
+        made("A", Rule("head.*", "head.*")),
+        made("B", convolution, Rule("neck.*", "neck.*")),
+        made("C", convolution),
+    ]
+    for order in (formats, formats[::-1]):
+        monkeypatch.setattr(official_format, "_FORMATS", {f.name: f for f in order})
+        found = official_format.format_of_official(["backbone.conv.weight", "neck.weight"])
+        assert found.name == "B"
