@@ -83,5 +83,5 @@ class CrossStageMatcher(LabelAssigner):
         objects = objects.view(num_images, num_queries, num_stages, 4)
 
         iou = box_iou(boxes[:, :, :, None], objects)  # (S_t, B, N, S_k)
-        scope = self.listens_to(num_stages).to(boxes.device)
+        scope = self.listens_to(num_stages).to(boxes.device, non_blocking=True)
         return (iou >= self.iou_threshold) & (source >= 0) & scope[:, None, None, :]

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .constants import constants
 from .execution import Execution
 from .gathering import GatheringSampler
 
@@ -147,8 +148,7 @@ def sample_by_grid(
     sampled = None
     for level, xy, weight in zip(levels, places, weights):
         height, width = level.shape[-2:]
-        # Filled, not copied from numbers: an export would write those of its example down.
-        size = torch.stack([xy.new_full((), side) for side in (width, height)])
+        size = constants((width, height), dtype=xy.dtype, device=xy.device)
         xy = xy.reshape(*together, 2).transpose(1, 2).flatten(0, 1)  # (B G, R N, P, 2)
         grid = (xy / size) * 2 - 1
         # Under autocast the maps rise to the precision of the coordinates, not the other way round.

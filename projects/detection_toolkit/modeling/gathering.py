@@ -11,15 +11,36 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 from collections.abc import Sequence
-from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Variable
+from torch.autograd.function import once_differentiable
 
-__all__ = ["GatheringSampler", "corner_rows"]
+from .constants import constants
+
+__all__ = ["GatheringSampler", "Layout", "corner_rows"]
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+class Layout(NamedTuple):
+    """Which rows of a table (rows, e) the fused kernel sums to one row of its result, a bag.
+
+    The table has the cells of one level after another, of one image after another, G groups each.
+    """
+
+    geometry: Tensor
+    """(L, 4) int64: cells of all images before the level, cells per image, height, width."""
+    groups: int
+    """G."""
+    bags_per_image: int
+    bags_per_group: int
+    """Consecutive bags of one group; 1 if the groups alternate."""
 
 
 class GatheringSampler:
@@ -35,25 +56,33 @@ class GatheringSampler:
             levels: L maps (B, C, H_l, W_l). Those in channels-last memory format and of the given
                 type are not copied.
             dtype: type of the coordinates; maps of lower precision are raised to it.
-            fused: sample with one CUDA kernel a level (Triton), on a GPU.
+            fused: sample all levels with one kernel (Triton), on a GPU; in float32.
         """
-        self.fused = fused and _has_triton(levels[0].device)
-        tables = [level.to(dtype).permute(0, 2, 3, 1).contiguous() for level in levels]
         compiling = torch.compiler.is_compiling()
+        self.fused = fused and not compiling and _has_triton(levels[0].device)
+        maps = [level.permute(0, 2, 3, 1) for level in levels]
+        if self.fused:
+            self.tables = _side_by_side([table.detach() for table in maps])
+        else:
+            maps = [table.to(dtype).contiguous() for table in maps]
+            self.tables = maps if compiling else [table.detach() for table in maps]
         # (B, H_l, W_l, C) each. The gradient takes another path than through these.
-        self.tables = tables if compiling else [table.detach() for table in tables]
         self._gradients: _MapGradients | None = None
         self._token: Tensor | None = None
         needs_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in levels)
         if needs_gradient and not compiling:
-            self._gradients = _MapGradients(tables)
-            self._token = _CollectGradients.apply(self._gradients, *tables)
+            self._gradients = _MapGradients(
+                [table.shape for table in maps],
+                dtype=torch.float32 if self.fused else dtype,
+                device=levels[0].device,
+            )
+            self._token = _CollectGradients.apply(self._gradients, *maps)
 
     def __call__(self, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
         """See :meth:`~detection_toolkit.modeling.FeatureMaps.sample`."""
         shape, groups = x.shape[1:], x.shape[3]
-        if self.fused and not torch.compiler.is_compiling():
-            return self._sample_fused(x, y, weights).view(*shape, -1)
+        if self.fused:
+            return self._sample_fused(x, y, weights, summed=False).view(*shape, -1)
         rows, factors = self._rows_and_factors(x, y, weights)
         rows = rows.transpose(1, 2).contiguous()  # (L, n, 4)
         factors = factors.transpose(1, 2).contiguous()
@@ -62,8 +91,8 @@ class GatheringSampler:
     def sum(self, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
         """See :meth:`~detection_toolkit.modeling.FeatureMaps.sample_sum`."""
         shape, groups, num_points = x.shape[1:4], x.shape[3], x.shape[4]
-        if self.fused and not torch.compiler.is_compiling():
-            return self._sample_fused(x, y, weights).view(*x.shape[1:], -1).sum(-2)
+        if self.fused:
+            return self._sample_fused(x, y, weights, summed=True).view(*shape, -1)
         # All points of a group are one bag: rows and factors (L, R B N G, 4 P).
         rows, factors = (
             t.unflatten(-1, (-1, num_points)).transpose(1, 2).flatten(2)
@@ -79,7 +108,8 @@ class GatheringSampler:
     def _gather(self, rows: Tensor, factors: Tensor, groups: int) -> Tensor:
         """(n, e) sums over all levels, of the rows (L, n, k) with their factors (L, n, k)."""
         sampled = None
-        for table, row, factor in zip(self._rows(groups), rows, factors):
+        for table, row, factor in zip(self.tables, rows, factors):
+            table = table.view(-1, table.shape[-1] // groups)  # (B H_l W_l G, e)
             values = F.embedding_bag(row, table, per_sample_weights=factor, mode="sum")
             sampled = values if sampled is None else sampled.add_(values)
         if self._token is not None:
@@ -88,35 +118,60 @@ class GatheringSampler:
             )
         return sampled
 
-    def _rows(self, groups: int) -> list[Tensor]:
-        """The tables as rows (B H_l W_l G, e)."""
-        return [table.view(-1, table.shape[-1] // groups) for table in self.tables]
-
-    def _sample_fused(self, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-        from .triton_sampling import gather_level
-
-        groups = x.shape[3]
-        shapes = [table.shape for table in self.tables]
-        tables = self._rows(groups)
-        places = torch.stack([x, y], dim=-1).float().flatten(1, -2) - 0.5  # (L, n, 2)
-        weights = weights.float().flatten(1).contiguous()
-        firsts = _first_rows(shapes, x).flatten(1)
-        sampled = places.new_zeros(places.shape[1], tables[0].shape[-1])
-        for i, table in enumerate(tables):
-            sampled = gather_level(
-                sampled,
-                places[i],
-                weights[i],
-                table=table,
-                firsts=firsts[i],
-                size=shapes[i][1:3],
-                groups=groups,
-                token=self._token,
-                buffer=None
-                if self._gradients is None
-                else partial(self._gradients.rows, i, table.shape[-1]),
-            )
+    def _sample_fused(self, x: Tensor, y: Tensor, weights: Tensor, *, summed: bool) -> Tensor:
+        """(bags, e), a bag being a point of its own, or summed all those of a query's group."""
+        _, rows, num_queries, groups, num_points = x.shape
+        batch, _, _, channels = self.tables[0].shape
+        of_bag = num_points if summed else 1
+        layout = Layout(
+            geometry=_geometry([table.shape for table in self.tables], x.device),
+            groups=groups,
+            bags_per_image=rows // batch * num_queries * groups * (num_points // of_bag),
+            bags_per_group=num_points // of_bag,
+        )
+        sampled = _FusedSample.apply(
+            *(t.reshape(t.shape[0], -1, of_bag) for t in (x, y, weights)),
+            self._token,
+            _whole(self.tables).view(-1, channels // groups),
+            layout,
+            self._gradients,
+        )
         return sampled.to(x.dtype)
+
+
+def _side_by_side(maps: Sequence[Tensor]) -> list[Tensor]:
+    """Copies of the maps (B, H_l, W_l, C), one behind the other in one piece of memory."""
+    dtype = maps[0].dtype if maps[0].dtype in _HALF else torch.float32
+    shapes = [table.shape for table in maps]
+    tables = _split(torch.empty(_numel(shapes), dtype=dtype, device=maps[0].device), shapes)
+    for table, level in zip(tables, maps):
+        table.copy_(level)
+    return tables
+
+
+def _numel(shapes: Sequence[torch.Size]) -> int:
+    return sum(math.prod(shape) for shape in shapes)
+
+
+def _split(whole: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+    """Views of the shapes, one behind the other."""
+    parts = whole.split([math.prod(shape) for shape in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes)]
+
+
+def _whole(parts: Sequence[Tensor]) -> Tensor:
+    """What :func:`_split` has split."""
+    first = parts[0]
+    return first.as_strided((_numel([part.shape for part in parts]),), (1,))
+
+
+def _geometry(shapes: Sequence[torch.Size], device: torch.device) -> Tensor:
+    """(L, 4) int64: cells of all images before a level, cells per image, height, width."""
+    numbers, before = [], 0
+    for batch, height, width, _ in shapes:
+        numbers += [before, height * width, height, width]
+        before += batch * height * width
+    return constants(numbers, dtype=torch.long, device=device).view(-1, 4)
 
 
 class _MapGradients:
@@ -126,21 +181,26 @@ class _MapGradients:
     step's maps would live until Python looks for cycles.
     """
 
-    def __init__(self, tables: Sequence[Tensor]):
-        self._shapes = [table.shape for table in tables]
-        self._dtype, self._device = tables[0].dtype, tables[0].device
-        self._buffers: list[Tensor] | None = None
+    def __init__(self, shapes: Sequence[torch.Size], *, dtype: torch.dtype, device: torch.device):
+        """
+        Args:
+            shapes: (B, H_l, W_l, C) of the L maps.
+            dtype, device: of what gradients are added to.
+        """
+        self._shapes = shapes
+        self._dtype, self._device = dtype, device
+        self._buffer: Tensor | None = None
 
-    def _zeros(self) -> list[Tensor]:
-        return [torch.zeros(x, dtype=self._dtype, device=self._device) for x in self._shapes]
+    def _zeros(self) -> Tensor:
+        return torch.zeros(_numel(self._shapes), dtype=self._dtype, device=self._device)
 
-    def rows(self, level: int, channels: int) -> Tensor:
-        """The buffer (B H_l W_l G, e) of a level, which gradients are added to."""
-        if self._buffers is None:
-            self._buffers = self._zeros()
+    def whole(self) -> Tensor:
+        """The buffers of all levels, one behind the other; gradients are added to it."""
+        if self._buffer is None:
+            self._buffer = self._zeros()
             # A backward pass that ends before it reaches the maps must leave nothing behind.
             Variable._execution_engine.queue_callback(self._forget)
-        return self._buffers[level].view(-1, channels)
+        return self._buffer
 
     def add(self, gradient: Tensor, rows: Tensor, factors: Tensor) -> None:
         """Add the gradient (n, e) of sampled values.
@@ -148,19 +208,19 @@ class _MapGradients:
         Args:
             rows, factors: (L, n, k) which rows of the tables were summed, and how weighted.
         """
-        for level, (row, factor) in enumerate(zip(rows, factors)):
-            buffer = self.rows(level, gradient.shape[-1])
+        for buffer, row, factor in zip(_split(self.whole(), self._shapes), rows, factors):
+            buffer = buffer.view(-1, gradient.shape[-1])
             for corner in range(row.shape[1]):
                 buffer.index_add_(0, row[:, corner], gradient * factor[:, corner, None])
 
     def take(self) -> list[Tensor]:
         """The gradients (B, H_l, W_l, C) collected in this backward pass."""
-        buffers = self._zeros() if self._buffers is None else self._buffers
-        self._buffers = None
-        return buffers
+        buffer = self._zeros() if self._buffer is None else self._buffer
+        self._buffer = None
+        return _split(buffer, self._shapes)
 
     def _forget(self) -> None:
-        self._buffers = None
+        self._buffer = None
 
 
 def corner_rows(shapes: Sequence[torch.Size], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,7 +235,7 @@ def corner_rows(shapes: Sequence[torch.Size], x: Tensor, y: Tensor) -> tuple[Ten
         which are zero outside of the map.
     """
     # The points are innermost throughout: short inner dimensions are slow on every device.
-    heights, widths = (_filled([s[i] for s in shapes], x.device) for i in (1, 2))
+    heights, widths = (_whole_numbers([s[i] for s in shapes], x.device) for i in (1, 2))
     column, column_weight = _neighbours(x.flatten(1) - 0.5, widths)
     row, row_weight = _neighbours(y.flatten(1) - 0.5, heights)
     groups = x.shape[3]
@@ -188,16 +248,15 @@ def corner_rows(shapes: Sequence[torch.Size], x: Tensor, y: Tensor) -> tuple[Ten
 def _first_rows(shapes: Sequence[torch.Size], x: Tensor) -> Tensor:
     """(L, R B, N, G, P) row of the tables at cell 0 of each point's image and group."""
     batch, groups = shapes[0][0], x.shape[3]
-    rows_per_image = _filled([s[1] * s[2] * groups for s in shapes], x.device)
+    rows_per_image = _whole_numbers([s[1] * s[2] * groups for s in shapes], x.device)
     image = torch.arange(batch, device=x.device).repeat_interleave(x.shape[1] // batch)
     first = image[:, None] * rows_per_image[:, None, None]  # (L, R B, 1)
     first = first + torch.arange(groups, device=x.device)  # (L, R B, G)
     return first[:, :, None, :, None].expand(x.shape)
 
 
-def _filled(numbers: Sequence[int], device: torch.device) -> Tensor:
-    """Whole numbers as a tensor, made on the device: a copy would wait for all its work."""
-    return torch.stack([torch.full((), n, dtype=torch.long, device=device) for n in numbers])
+def _whole_numbers(numbers: Sequence[int], device: torch.device) -> Tensor:
+    return constants(numbers, dtype=torch.long, device=device)
 
 
 def _has_triton(device: torch.device) -> bool:
@@ -262,3 +321,62 @@ class _SpreadGradient(torch.autograd.Function):
         rows, factors = ctx.saved_tensors
         ctx.gradients.add(gradient, rows, factors)
         return gradient, gradient.new_zeros(()), None, None, None
+
+
+class _FusedSample(torch.autograd.Function):
+    """Sampling of all levels in one kernel; gradients of the maps go where they are collected."""
+
+    @staticmethod
+    def forward(
+        ctx, x, y, weights, token, table, layout: Layout, gradients: _MapGradients | None
+    ) -> Tensor:
+        from . import triton_sampling
+
+        ctx.save_for_backward(x, y, weights, table)
+        ctx.layout, ctx.gradients = layout, gradients
+        return triton_sampling.forward(table, layout, x, y, weights)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor):
+        from . import triton_sampling
+
+        x, y, weights, table = ctx.saved_tensors
+        collected = None if ctx.gradients is None else ctx.gradients.whole().view_as(table)
+        by_atomics = not torch.are_deterministic_algorithms_enabled()
+        to_points = triton_sampling.backward(
+            table, ctx.layout, x, y, weights, gradient, collected if by_atomics else None
+        )
+        if collected is not None and not by_atomics:
+            _add_in_order(collected, ctx.layout, gradient.float(), x, y, weights)
+        to_token = None if collected is None else gradient.new_zeros(())
+        return *(g.to(t.dtype) for g, t in zip(to_points, (x, y, weights))), to_token, *[None] * 3
+
+
+def _add_in_order(
+    collected: Tensor, layout: Layout, gradient: Tensor, x: Tensor, y: Tensor, weights: Tensor
+) -> None:
+    """The table's gradient as the kernel adds it, by sums whose order is always the same.
+
+    Args:
+        collected: (rows, e) is added to.
+        layout: of the table.
+        gradient: (bags, e).
+        x, y, weights: (L, bags, K).
+    """
+    before, cells, heights, widths = layout.geometry.unbind(1)
+    bag = torch.arange(x.shape[1], device=x.device)
+    image, group = bag // layout.bags_per_image, bag // layout.bags_per_group % layout.groups
+    column, column_weight = _neighbours(x.flatten(1).float() - 0.5, widths)
+    row, row_weight = _neighbours(y.flatten(1).float() - 0.5, heights)
+    first = before[:, None] + image * cells[:, None]  # (L, bags)
+    first = first.repeat_interleave(x.shape[2], 1)
+    group = group.repeat_interleave(x.shape[2])
+    for i in range(2):
+        for j in range(2):
+            cell = first + row[:, i] * widths[:, None] + column[:, j]
+            rows = cell * layout.groups + group
+            factors = row_weight[:, i] * column_weight[:, j] * weights.flatten(1)
+            for level in range(len(x)):
+                of_points = gradient.repeat_interleave(x.shape[2], 0)
+                collected.index_add_(0, rows[level], of_points * factors[level, :, None])

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
+from .constants import constants
 from .feature_maps import FeatureMaps, sample_by_grid
 
 __all__ = ["SamplingPoints", "sample_features"]
@@ -38,7 +38,6 @@ def sample_features(maps: FeatureMaps, xy: Tensor, weights: Tensor) -> Tensor:
     weights = weights.movedim(-1, 0)
     if maps.sampler is None:
         return sample_by_grid(maps.levels, [xy / stride for stride in maps.strides], weights)
-    # Filled on the device: numbers that are copied to it would wait for all its work.
-    strides = torch.stack([xy.new_full((), s) for s in maps.strides]).view(-1, 1, 1, 1, 1)
+    strides = constants(maps.strides, dtype=xy.dtype, device=xy.device).view(-1, 1, 1, 1, 1)
     x, y = xy.unbind(-1)
     return maps.sample(x / strides, y / strides, weights)

@@ -293,4 +293,4 @@ def test_the_kernel_computes_what_bilinear_sampling_does():
         [sys.executable, script], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "24 comparisons" in done.stdout
+    assert "192 comparisons" in done.stdout
