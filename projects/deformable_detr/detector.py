@@ -10,7 +10,7 @@ from detectron2.structures import ImageList, Instances
 from torch import nn
 
 from detection_toolkit.modeling import FeatureMaps, QueryDetector
-from detection_toolkit.structures import Predictions, StageOutput
+from detection_toolkit.structures import HeadOutput, Predictions, StageOutput
 
 from .encoder import DeformableEncoder
 from .queries import InitialQueries
@@ -62,7 +62,7 @@ class DeformableDETR(QueryDetector):
 
     def inference(
         self,
-        output: StageOutput,
+        output: StageOutput | HeadOutput,
         image_sizes: Sequence[tuple[int, int]],
         *,
         stage: int = -1,

@@ -101,7 +101,8 @@ def mask_positions(padding_mask: Tensor, channels: int, dtype: torch.dtype) -> T
     """
     codes = []
     for axis in (1, 2):
-        count = (~padding_mask).cumsum(axis, dtype=dtype)
+        # Whole numbers: a sum of others may differ from call to call on a GPU.
+        count = (~padding_mask).cumsum(axis).to(dtype)
         last = count.narrow(axis, -1, 1)
         codes.append(sine_code((count - 0.5) / (last + 1e-6), channels // 2))
     return torch.cat(codes, dim=-1).permute(0, 3, 1, 2)

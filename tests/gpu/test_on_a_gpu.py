@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import time
+import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from detectron2.config import instantiate
+from detectron2.utils.events import EventStorage
 
+from detection_toolkit.engine.train_loop import DetectionTrainLoop
 from detection_toolkit.parity import Settings, check_case
 from detection_toolkit.studies.environment import ROOT
 from detection_toolkit.studies.gpu_report import GpuPlan
@@ -20,6 +25,7 @@ from detection_toolkit.studies.gpu_report.stages.correct import (
     differences,
     gradients_of,
     random_images,
+    recorded,
     sampled,
 )
 from detection_toolkit.studies.gpu_report.stages.repeats import weights_of_two_runs
@@ -57,8 +63,35 @@ def test_the_sampling_kernel_has_the_values_and_gradients_of_grid_sample(dtype):
     assert worst <= (1e-4 if dtype == torch.float32 else 4 * torch.finfo(dtype).eps), where
 
 
+@pytest.mark.parametrize("model", PLAN.models, ids=lambda model: model.name)
+def test_recorded_detections_are_those_of_the_network_also_with_newer_weights(model, tmp_path):
+    context = Context(PLAN, DEVICE, tmp_path, lambda part: part, time.monotonic() + 600)
+    (row,) = recorded(context, model)
+    assert row.ok, row
+
+
+def test_a_step_waits_twice(tmp_path):
+    model = instantiate(PLAN.training.load().model).to(DEVICE).train()
+    images = random_images(PLAN.compared_size, model.num_classes)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    loop = DetectionTrainLoop(model, [images] * 4, optimizer, device="cuda", log_period=100)
+    with EventStorage(), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for mode in ("default", "warn"):  # what is kept from the first step waits there
+            torch.cuda.set_sync_debug_mode(mode)
+            try:
+                loop.run_step()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+    places = [Path(w.filename) for w in caught if "synchroniz" in str(w.message)]
+    assert [path.name for path in places if path.parent.name != "cuda"] == [
+        "matcher.py",
+        "train_loop.py",
+    ]
+
+
 def test_equal_runs_end_with_equal_weights(tmp_path):
     plan = replace(PLAN, repeated_steps=8)
     context = Context(plan, DEVICE, tmp_path, lambda part: part, time.monotonic() + 600)
-    (first, second), _ = weights_of_two_runs(context)
+    first, second = weights_of_two_runs(context, plan.repeated[0])
     assert [name for name in first if not torch.equal(first[name], second[name])] == []

@@ -67,10 +67,11 @@ model = L(DeformableDETR)(
     pixel_std=[58.395, 57.12, 57.375],
     max_detections=100,
     execution=L(Execution)(
-        sampling="gather",  # "triton" on a GPU, or "grid" for the plain form
+        sampling="auto",  # "triton" on a GPU, else "gather"; or "grid", the plain form
         mixing="factored",  # of other detectors
         channels_last=True,
         checkpoint=False,  # less memory, more time
         compile="",  # mode of torch.compile for the decoder
+        cuda_graphs=False,  # at inference: one recording per image size
     ),
 )

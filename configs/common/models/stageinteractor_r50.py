@@ -58,10 +58,11 @@ model = L(StageInteractor)(
     pixel_std=[58.395, 57.12, 57.375],
     max_detections="${.initial_queries.num_queries}",
     execution=L(Execution)(
-        sampling="gather",  # "triton" on a GPU, or "grid" for the plain form
+        sampling="auto",  # "triton" on a GPU, else "gather"; or "grid", the plain form
         mixing="factored",  # or "direct" for the plain form
         channels_last=True,
         checkpoint=False,  # less memory, more time
         compile="",  # mode of torch.compile for the decoder
+        cuda_graphs=False,  # at inference: one recording per image size
     ),
 )

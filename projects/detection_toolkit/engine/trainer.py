@@ -29,7 +29,6 @@ from ..checkpoint.checkpointer import Checkpointer, ResumeError
 from ..data import dataset_names, loader_process_errors
 from ..errors import NonFinitePredictionError, UserError
 from ..evaluation import check_stage_evaluation, configured_label_assigners
-from ..modeling import QueryDetector
 from .evaluation import (
     EvaluationFacts,
     better_weights,
@@ -89,8 +88,6 @@ class Trainer(DefaultTrainer):
             PathManager.mkdirs(settings.output_dir)
 
         model = self.build_model(cfg)
-        if settings.deterministic:
-            _check_deterministic(model)
         freeze(model, settings.freeze)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
@@ -471,14 +468,6 @@ class Trainer(DefaultTrainer):
         return auto_scale_workers(cfg, num_workers)
 
 
-def _check_deterministic(model: nn.Module) -> None:
-    if isinstance(model, QueryDetector) and model.execution.sampling == "triton":
-        raise UserError(
-            "model.execution.sampling=triton adds gradients in whatever order the GPU reaches "
-            "them: with train.deterministic=true set model.execution.sampling=gather"
-        )
-
-
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
     """Keep parameters as they are, in place.
 
@@ -520,11 +509,19 @@ def _deterministic(settings: RunSettings) -> Iterator[None]:
     if settings.on_gpu:
         # What PyTorch demands of cuBLAS, where the user has not chosen.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # Some gradients, as of grid_sample, have no deterministic form on a GPU.
-    torch.use_deterministic_algorithms(True, warn_only=settings.on_gpu)
+    torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
     try:
         yield
+    except RuntimeError as error:
+        operation, found, _ = str(error).partition(" does not have a deterministic implementation")
+        if not found:
+            raise
+        raise UserError(
+            f"train.deterministic=true: {operation} adds numbers on a GPU in whatever order they "
+            "come. Choose parts that do without it (model.execution.sampling=auto in the place of "
+            "grid, a backbone without deformable convolutions), or set train.deterministic=false"
+        ) from error
     finally:
         torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
         torch.backends.cudnn.benchmark = benchmark

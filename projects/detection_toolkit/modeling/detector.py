@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -12,9 +13,10 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
 from ..errors import NonFinitePredictionError, UserError
-from ..structures import GroundTruth, Predictions, StageOutput
+from ..structures import GroundTruth, HeadOutput, Predictions, StageOutput
 from .execution import Execution
 from .feature_maps import FeatureMaps
+from .recording import Recordings
 
 __all__ = ["QueryDetector", "require_query_detector"]
 
@@ -75,6 +77,7 @@ class QueryDetector(nn.Module):
         self.size_divisibility = size_divisibility
         self.max_detections = max_detections
         self._images_with_dropped_queries = 0
+        self._recordings = Recordings()
         self.matched_accuracy: Tensor | None = None
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
@@ -110,13 +113,27 @@ class QueryDetector(nn.Module):
         """
         images = self.preprocess_image(batched_inputs)
         if not self.training:
-            stages = self.predict(images).stages
-            detections = self._detect(stages[-1], len(stages) - 1, images, batched_inputs)
+            detections = self._detect(*self._answer(images), images, batched_inputs)
             return [{"instances": instances} for instances in detections]
         truth = self.prepare_ground_truth(batched_inputs, images.image_sizes)
         result = self.criterion(self.predict(images), truth, target_counts=target_counts)
         self.matched_accuracy = result.matched_accuracy
         return result.as_dict()
+
+    def _answer(self, images: ImageList) -> tuple[StageOutput | HeadOutput, int]:
+        """The predictions of the last stage, and its number."""
+        batch = images.tensor
+        if not (self.execution.cuda_graphs and batch.is_cuda) or torch.is_grad_enabled():
+            stages = self.predict(images).stages
+            return stages[-1], len(stages) - 1
+        sizes = torch.tensor(images.image_sizes).to(batch.device, non_blocking=True)
+        tensors = itertools.chain(self.parameters(), self.buffers())
+        output = HeadOutput(*self._recordings(self._last_stage, (batch, sizes), tensors))
+        return output, self.decoder.num_stages - 1
+
+    def _last_stage(self, batch: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+        output = self.predict(ImageList(batch, sizes)).stages[-1]
+        return output.logits, output.boxes
 
     @torch.no_grad()
     def count_targets(self, batched_inputs: list[dict[str, Any]]) -> Tensor:
@@ -204,7 +221,7 @@ class QueryDetector(nn.Module):
 
     def _detect(
         self,
-        output: StageOutput,
+        output: StageOutput | HeadOutput,
         stage: int,
         images: ImageList,
         batched_inputs: list[dict[str, Any]],
@@ -214,7 +231,9 @@ class QueryDetector(nn.Module):
         found = self.inference(output, images.image_sizes, stage=stage, names=names)
         return [self._postprocess(*pair) for pair in zip(found, batched_inputs)]
 
-    def select_detections(self, output: StageOutput) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def select_detections(
+        self, output: StageOutput | HeadOutput
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The best (query, class) pairs of a batch, as tensors.
 
         Args:
@@ -238,7 +257,7 @@ class QueryDetector(nn.Module):
     @torch.no_grad()
     def inference(
         self,
-        output: StageOutput,
+        output: StageOutput | HeadOutput,
         image_sizes: Sequence[tuple[int, int]],
         *,
         stage: int = -1,
@@ -303,7 +322,7 @@ class QueryDetector(nn.Module):
         return detector_postprocess(instances, height, width)
 
 
-def _finite_queries(output: StageOutput) -> Tensor:
+def _finite_queries(output: StageOutput | HeadOutput) -> Tensor:
     """(B, N) bool: whether box and scores of a query are finite.
 
     The score of an infinite logit is 0 or 1; only that of NaN is not finite.

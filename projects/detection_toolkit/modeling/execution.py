@@ -7,7 +7,7 @@ from ..errors import UserError
 __all__ = ["Execution"]
 
 CHOICES = {
-    "sampling": ("gather", "triton", "grid"),
+    "sampling": ("auto", "gather", "triton", "grid"),
     "mixing": ("factored", "direct"),
     "compile": ("", "default", "reduce-overhead", "max-autotune"),
 }
@@ -25,17 +25,19 @@ class Execution:
     def __init__(
         self,
         *,
-        sampling: str = "gather",
+        sampling: str = "auto",
         mixing: str = "factored",
         channels_last: bool = True,
         checkpoint: bool = False,
         compile: str = "",
+        cuda_graphs: bool = False,
     ):
         """
         Args:
-            sampling: ``gather``: rows of channels-last maps, with one gradient buffer for all
-                stages; ``triton``: the same in one CUDA kernel; ``grid``: ``grid_sample`` level by
-                level.
+            sampling: ``auto``: ``triton`` on a GPU that has it, unless coordinates are float64,
+                else ``gather``; ``gather``: rows of channels-last maps, with one gradient buffer
+                for all stages; ``triton``: the same in one GPU kernel, in float32; ``grid``:
+                ``grid_sample`` level by level.
             mixing: ``factored``: no adapted channel filter is written out, and less is kept for
                 the backward pass; ``direct``: every filter as the equations have it.
             channels_last: run the backbone in channels-last memory format.
@@ -44,6 +46,9 @@ class Execution:
             compile: mode of ``torch.compile`` for the decoder, "" for none. ``reduce-overhead``
                 uses CUDA graphs, which are recorded anew for every image size. The first call takes
                 minutes.
+            cuda_graphs: at inference on a GPU, record the whole network once per batch and image
+                size, and replay it; the numbers are the same. The first image of a size takes
+                longer, and 32 sizes are kept. Forward hooks of modules see the recording alone.
 
         Raises:
             UserError: an unknown choice, or two that exclude each other.
@@ -53,6 +58,7 @@ class Execution:
         self.channels_last = channels_last
         self.checkpoint = checkpoint
         self.compile = compile
+        self.cuda_graphs = cuda_graphs
         for name, choices in CHOICES.items():
             value = getattr(self, name)
             if value not in choices:
@@ -64,4 +70,9 @@ class Execution:
             raise UserError(
                 "model.execution.compile chooses by itself what is kept: leave "
                 "model.execution.checkpoint=false with it"
+            )
+        if compile and cuda_graphs:
+            raise UserError(
+                "model.execution.cuda_graphs records the network as it is: leave "
+                'model.execution.compile="" with it, or use compile="reduce-overhead" alone'
             )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .constants import constants
 from .execution import Execution
-from .gathering import GatheringSampler
+from .gathering import GatheringSampler, has_triton, warn_without_triton
 
 __all__ = ["FeatureMaps", "sample_by_grid"]
 
@@ -45,7 +45,10 @@ class FeatureMaps:
         """
         if execution.sampling == "grid" or self.sampler is not None:
             return self
-        fused = execution.sampling == "triton"
+        device = self.levels[0].device
+        fused = (execution.sampling == "triton" and warn_without_triton(device)) or (
+            execution.sampling == "auto" and dtype != torch.float64 and has_triton(device)
+        )
         return replace(self, sampler=GatheringSampler(self.levels, dtype=dtype, fused=fused))
 
     def sample(self, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:

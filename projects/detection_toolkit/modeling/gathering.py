@@ -23,7 +23,13 @@ from torch.autograd.function import once_differentiable
 
 from .constants import constants
 
-__all__ = ["GatheringSampler", "Layout", "corner_rows"]
+__all__ = [
+    "GatheringSampler",
+    "Layout",
+    "corner_rows",
+    "has_triton",
+    "warn_without_triton",
+]
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -56,10 +62,11 @@ class GatheringSampler:
             levels: L maps (B, C, H_l, W_l). Those in channels-last memory format and of the given
                 type are not copied.
             dtype: type of the coordinates; maps of lower precision are raised to it.
-            fused: sample all levels with one kernel (Triton), on a GPU; in float32.
+            fused: sample all levels with one kernel (Triton), in float32; see
+                :func:`has_triton`. Not where the program is traced.
         """
         compiling = torch.compiler.is_compiling()
-        self.fused = fused and not compiling and _has_triton(levels[0].device)
+        self.fused = fused and not compiling
         maps = [level.permute(0, 2, 3, 1) for level in levels]
         if self.fused:
             self.tables = _side_by_side([table.detach() for table in maps])
@@ -259,16 +266,20 @@ def _whole_numbers(numbers: Sequence[int], device: torch.device) -> Tensor:
     return constants(numbers, dtype=torch.long, device=device)
 
 
-def _has_triton(device: torch.device) -> bool:
-    if device.type != "cuda":
-        return False
-    if importlib.util.find_spec("triton") is None:
+def has_triton(device: torch.device) -> bool:
+    """Whether the fused kernel can run on the device."""
+    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
+
+
+def warn_without_triton(device: torch.device) -> bool:
+    """:func:`has_triton`; with a warning if a GPU lacks no more than the package."""
+    found = has_triton(device)
+    if device.type == "cuda" and not found:
         logging.getLogger(__name__).warning(
             "model.execution.sampling=triton: Triton is not installed, which Linux wheels of "
             "PyTorch with CUDA bring along; sampling as with 'gather'"
         )
-        return False
-    return True
+    return found
 
 
 def _neighbours(place: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,10 @@ from .timing import synchronize
 __all__ = ["Part", "count_operations", "parts_of", "time_parts"]
 
 
+_PARTS_OF_A_STAGE = ("attention", "sampling", "mixing")
+_REST = "FFN and heads"
+
+
 @dataclass
 class Part:
     """One row of the table."""
@@ -39,18 +43,32 @@ class Part:
 
 
 def parts_of(detector: nn.Module) -> dict[str, list[nn.Module]]:
-    """The modules that make up each part of a detector's forward pass."""
-    stages = list(detector.decoder.stages)
-    return {
-        "backbone": [detector.backbone.bottom_up],
-        "neck": [*detector.backbone.projections, detector.backbone.norm],
-        "attention": [stage.attention for stage in stages],
-        "sampling": [stage.sampling for stage in stages],
-        "mixing": [stage.mixing for stage in stages],
-        "FFN and heads": [
-            module for stage in stages for module in (stage.ffn, stage.class_tower, stage.box_tower)
-        ],
-    }
+    """The modules that make up each part of a detector's forward pass.
+
+    Of a stage, attention, sampling and mixing go by the names of its modules; what else it has is
+    "FFN and heads".
+    """
+    backbone = detector.backbone
+    parts: dict[str, list[nn.Module]] = {"backbone": [backbone.bottom_up]}
+    parts["neck"] = [m for name, m in _called(backbone) if name != "bottom_up"]
+    apart = ("backbone", "decoder", "criterion")
+    parts |= {name: [m] for name, m in detector.named_children() if name not in apart}
+    for name in (*_PARTS_OF_A_STAGE, _REST):
+        parts[name] = []
+    for stage in detector.decoder.stages:
+        for name, module in _called(stage):
+            part = next((part for part in _PARTS_OF_A_STAGE if part in name), _REST)
+            parts[part].append(module)
+    return parts
+
+
+def _called(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Children by their names; in the place of lists, which are not called, what is in them."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.ModuleList):
+            yield from ((name, item) for item in child)
+        else:
+            yield name, child
 
 
 @contextmanager
@@ -73,7 +91,10 @@ def time_parts(
     device: torch.device,
     rounds: int,
 ) -> list[Part]:
-    """Median seconds of each part of ``run``, with its operations and bytes."""
+    """Median seconds of each part of ``run``, with its operations and bytes.
+
+    Parts whose modules are not called are left out.
+    """
     names = {id(module): name for name, modules in parts.items() for module in modules}
     modules = [module for group in parts.values() for module in group]
     started: dict[int, float] = {}
@@ -95,7 +116,9 @@ def time_parts(
     seconds = {name: sorted(total[name] for total in totals)[len(totals) // 2] for name in parts}
     operations = _operations_of_parts(run, parts)
     moved = _bytes_of_parts(run, parts)
-    return [Part(name, seconds[name], operations[name], moved[name]) for name in parts]
+    return [
+        Part(name, seconds[name], operations[name], moved[name]) for name in parts if seconds[name]
+    ]
 
 
 def count_operations(run: Callable[[], object]) -> float:

@@ -5,7 +5,10 @@ Letters: S stages, B images, N queries, M objects, K classes.
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +22,14 @@ from ..structures.boxes import xyxy_norm
 from .losses import focal_cost
 
 __all__ = ["HungarianMatcher", "MatchingCost"]
+
+# Costs of a step: so many take one thread some milliseconds.
+_WORTH_THREADS = 2**18
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="matcher")
 
 
 class MatchingCost(NamedTuple):
@@ -122,8 +133,10 @@ class HungarianMatcher(nn.Module):
                 f"{num_stages}"
             )
         matches = np.full((num_stages, num_images, num_queries), -1, dtype=np.int64)
-        not_finite = []
-        for b, count in enumerate(truth.num_objects):
+
+        def match(b: int) -> list[tuple[int, int]]:
+            """Match the objects of an image; where a cost is not finite."""
+            count, not_finite = truth.num_objects[b], []
             for s in range(num_stages):
                 cost = total[s, b, :, :count]
                 if not np.isfinite(cost).all():
@@ -132,6 +145,12 @@ class HungarianMatcher(nn.Module):
                 copies = max(1, min(repeats[s], num_queries // max(count, 1)))
                 queries, objects = linear_sum_assignment(np.tile(cost, copies))
                 matches[s, b, queries] = objects % max(count, 1)
+            return not_finite
+
+        # SciPy lets go of the interpreter, so that threads gain where the problems are large.
+        in_threads = num_stages * num_queries * sum(truth.num_objects) >= _WORTH_THREADS
+        run = _threads().map if in_threads else map
+        not_finite = [where for found in run(match, range(num_images)) for where in found]
         if not_finite:
             raise NonFinitePredictionError(sorted(not_finite))
         return Assignment(torch.from_numpy(matches).to(logits.device, non_blocking=True))

@@ -19,6 +19,7 @@ from detection_toolkit.engine import Trainer, prepare_config
 from detection_toolkit.engine.evaluation import better_weights, prefer_results_of
 from detection_toolkit.engine.hooks import EvaluationHook, build_ema
 from detection_toolkit.engine.interruption import InterruptedRun
+from detection_toolkit.engine.train_loop import DetectionTrainLoop
 from detection_toolkit.errors import NonFinitePredictionError, UserError
 
 
@@ -110,10 +111,17 @@ def test_machines_that_see_different_checkpoints_are_refused(tmp_path, monkeypat
         trainer.resume_or_load(resume=True)
 
 
-def test_sampling_without_a_fixed_order_is_refused_where_runs_must_repeat(tmp_path):
-    cfg = make_config(tmp_path, "train.deterministic=true", "model.execution.sampling=triton")
-    with pytest.raises(UserError, match="set model.execution.sampling=gather"):
-        Trainer(cfg)
+def test_what_cannot_be_repeated_is_named_where_runs_must_repeat(tmp_path, monkeypatch):
+    def step(self):
+        raise RuntimeError(
+            "grid_sampler_2d_backward_cuda does not have a deterministic implementation, but"
+        )
+
+    monkeypatch.setattr(DetectionTrainLoop, "run_step", step)
+    trainer = Trainer(prepare_config(make_config(tmp_path, "train.deterministic=true")))
+    with pytest.raises(UserError, match="grid_sampler_2d_backward_cuda adds .*sampling=auto"):
+        trainer.train()
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_an_interrupted_run_logs_the_steps_since_the_last_time(tmp_path):

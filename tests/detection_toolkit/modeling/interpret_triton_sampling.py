@@ -7,11 +7,12 @@ import itertools
 import torch
 from tolerances import tolerance
 
-from detection_toolkit.modeling import Execution, FeatureMaps, gathering
+from detection_toolkit.modeling import Execution, FeatureMaps
+from detection_toolkit.modeling import feature_maps as module
 from detection_toolkit.modeling.sampling import sample_features
 from stageinteractor.sampling import level_weights
 
-gathering._has_triton = lambda device: True
+module.warn_without_triton = lambda device: True
 
 
 def feature_maps(levels, fused):

@@ -273,10 +273,11 @@ def test_the_compiled_decoder_is_one_program_for_all_image_sizes():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"sampling": "grids"}, "model.execution.sampling='grids' is not one of 'gather'"),
+        ({"sampling": "grids"}, "model.execution.sampling='grids' is not one of 'auto'"),
         ({"mixing": ""}, "model.execution.mixing"),
         ({"compile": "true"}, "model.execution.compile"),
         ({"compile": "default", "checkpoint": True}, "model.execution.checkpoint=false"),
+        ({"compile": "default", "cuda_graphs": True}, "model.execution.cuda_graphs"),
     ],
 )
 def test_unknown_choices_are_errors(arguments, message):

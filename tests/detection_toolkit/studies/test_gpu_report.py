@@ -41,7 +41,7 @@ def test_the_whole_report_at_toy_size_on_a_cpu(tmp_path, capsys):
     assert rows["tiny, inference, batch 1, float32, gather"]["values"]["ms"] > 0
     assert rows["tiny, training step, batch 2, bfloat16, gather"]["values"]["memory (MiB)"] > 0
     assert rows["training from scratch, bfloat16"]["values"]["AP"] is not None
-    assert rows["two runs with train.deterministic=true"]["values"]["different"] == 0
+    assert rows["tiny, two runs with train.deterministic=true"]["values"]["different"] == 0
     page = (tmp_path / "report.md").read_text()
     assert all(name in page for name in rows)
     assert "| repeats | done | 1 of 1 hold |" in printed
@@ -63,7 +63,7 @@ def test_the_plans_can_be_read_and_their_configs_exist(path):
     plan = GpuPlan.read(path)
     assert plan.case_files()
     for named in (*plan.models, plan.training, plan.loop, plan.exported):
-        assert named.load().model.execution.sampling == "gather"
+        assert named.load().model.execution.sampling == "auto"
 
 
 @pytest.mark.parametrize(

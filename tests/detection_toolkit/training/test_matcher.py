@@ -1,4 +1,5 @@
 import itertools
+import math
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from detection_toolkit.errors import NonFinitePredictionError, UserError
 from detection_toolkit.structures import GroundTruth
 from detection_toolkit.structures.boxes import cxcywh_norm
-from detection_toolkit.training import HungarianMatcher
+from detection_toolkit.training import HungarianMatcher, matcher
 from random_cases import random_predictions, random_truth
 
 
@@ -142,3 +143,23 @@ def test_one_cost_at_a_time_is_matched_as_scipy_does(weights, num_queries, count
     assert torch.equal(cost.total, term)
     assert index[rows].tolist() == columns.tolist()
     assert int((index >= 0).sum()) == min(num_queries, count)
+
+
+def test_threads_give_the_same_matches(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 4, 30, 5, generator=generator)
+    corner = torch.rand(3, 4, 30, 2, generator=generator) * 60
+    boxes = torch.cat([corner, corner + 20], -1)
+    truth = GroundTruth.collate(
+        [boxes[0, b, : 2 * b] + 1 for b in range(4)],
+        [torch.arange(2 * b) % 5 for b in range(4)],
+        [(80, 80)] * 4,
+    )
+    plain = HungarianMatcher()(logits, boxes, truth)
+    monkeypatch.setattr(matcher, "_WORTH_THREADS", 0)
+    assert torch.equal(HungarianMatcher()(logits, boxes, truth).object_index, plain.object_index)
+    boxes[1, 3, 0] = math.nan
+    boxes[2, 2, 0] = math.nan
+    with pytest.raises(NonFinitePredictionError) as caught:
+        HungarianMatcher()(logits, boxes, truth)
+    assert caught.value.where == [(1, 3), (2, 2)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,17 +11,36 @@ from omegaconf import DictConfig
 
 from ...modeling import Execution
 
-__all__ = ["FORMS", "NEEDS_GPU", "execution", "put_into_form", "tf32"]
+__all__ = [
+    "COMPILED",
+    "FORMS",
+    "INFERENCE_ONLY",
+    "NEEDS_GPU",
+    "execution",
+    "possible_forms",
+    "put_into_form",
+    "tf32",
+]
 
 # Beside the default values of Execution.
 FORMS: Mapping[str, Mapping[str, Any]] = {
     "plain": {"sampling": "grid", "mixing": "direct", "channels_last": False},
-    "gather": {},
+    "gather": {"sampling": "gather"},
     "triton": {"sampling": "triton"},
-    "compiled": {"compile": "default"},
-    "CUDA graphs": {"compile": "reduce-overhead"},
+    "recorded": {"sampling": "triton", "cuda_graphs": True},
+    "compiled": {"sampling": "gather", "compile": "default"},
+    "compiled, CUDA graphs": {"sampling": "gather", "compile": "reduce-overhead"},
 }
-NEEDS_GPU = frozenset({"triton", "CUDA graphs"})
+NEEDS_GPU = frozenset({"triton", "recorded", "compiled, CUDA graphs"})
+COMPILED = frozenset(name for name, values in FORMS.items() if values.get("compile"))
+INFERENCE_ONLY = frozenset({"recorded"})
+
+
+def possible_forms(forms: Iterable[str], *, on_gpu: bool, training: bool = False) -> list[str]:
+    """Those that the device has; those that are compiled, which takes long, are asked for apart."""
+    left_out = COMPILED | (frozenset() if on_gpu else NEEDS_GPU)
+    left_out |= INFERENCE_ONLY if training else frozenset()
+    return [form for form in forms if form not in left_out]
 
 
 def execution(form: str) -> Execution:

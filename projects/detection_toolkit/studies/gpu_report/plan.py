@@ -25,6 +25,10 @@ class NamedConfig:
     name: str
     config: str
     overrides: tuple[str, ...] = ()
+    decoder: bool = True
+    """Whether its decoder is timed by itself, too: its maps are those of four strides from 4 on."""
+    training_batches: tuple[int, ...] = ()
+    """In the place of the plan's."""
 
     def load(self, *overrides: str) -> DictConfig:
         """The config with its changes, and further ones."""
@@ -57,8 +61,9 @@ class GpuPlan:
     loop: NamedConfig
     """Whose steps are timed with their loader."""
     loop_steps: int
+    repeated: tuple[NamedConfig, ...]
+    """Trained twice each, to equal weights."""
     repeated_steps: int
-    """Of each of two runs that must end with equal weights."""
     exported: NamedConfig
     drawn_images: int = 0
     """So many shapes are drawn in the place of the configs' data; 0: the data are the configs'."""
@@ -85,7 +90,8 @@ class GpuPlan:
         plan: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
         }
-        plan["models"] = tuple(_named(path, name, v) for name, v in values["models"].items())
+        for key in ("models", "repeated"):
+            plan[key] = tuple(_named(path, name, v) for name, v in values[key].items())
         for name in ("training", "loop", "exported"):
             plan[name] = _named(path, name, values[name])
         return cls(**plan)
@@ -106,6 +112,12 @@ class GpuPlan:
 
 
 def _named(path: Path, name: str, values: Any) -> NamedConfig:
-    if not isinstance(values, Mapping) or not {"config"} <= set(values) <= {"config", "overrides"}:
-        raise UserError(f"{path}: {name} needs a config, and may have overrides beside it")
-    return NamedConfig(name, values["config"], tuple(values.get("overrides", ())))
+    known = {field.name for field in dataclasses.fields(NamedConfig)} - {"name"}
+    if not isinstance(values, Mapping) or not {"config"} <= set(values) <= known:
+        raise UserError(
+            f"{path}: {name} needs a config, and may have {', '.join(sorted(known - {'config'}))} "
+            "beside it"
+        )
+    return NamedConfig(
+        name, **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
@@ -16,20 +16,30 @@ from ....modeling import FeatureMaps, QueryDetector
 from ....modeling.sampling import sample_features
 from ....parity import Settings, check_case
 from ..context import Context, Row, rows_of
-from ..forms import FORMS, NEEDS_GPU, execution, put_into_form, tf32
+from ..forms import COMPILED, FORMS, execution, possible_forms, put_into_form, tf32
 from ..plan import NamedConfig
 
-__all__ = ["correct", "detector_in_form", "differences", "gradients_of", "random_images", "sampled"]
+__all__ = [
+    "correct",
+    "detector_in_form",
+    "differences",
+    "gradients_of",
+    "random_images",
+    "recorded",
+    "sampled",
+]
 
 # Relative, of float64: as the forms differ in their order of sums alone. The fused kernel has its
 # sums and coordinates in float32.
 LIMIT, FUSED_LIMIT = 1e-6, 2e-3
+# Of float32: products may be summed in another order while a graph is recorded.
+RECORDED_LIMIT = 1e-4
 HALF = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def correct(context: Context) -> Iterator[Row]:
     """Numeric cases, forms against each other, half precision against float32."""
-    forms = [f for f in ("gather", "plain", "triton") if context.on_gpu or f not in NEEDS_GPU]
+    forms = possible_forms(("gather", "plain", "triton"), on_gpu=context.on_gpu)
     with tf32(enabled=False):
         for form in forms:
             yield from rows_of(f"cases, {form}", partial(_cases, context, form))
@@ -37,7 +47,10 @@ def correct(context: Context) -> Iterator[Row]:
             yield from rows_of("sampling kernel", partial(_sampling_kernel, context))
         for model in context.plan.models:
             name = f"{model.name}, forms"
-            yield from rows_of(name, partial(_forms, context, model))
+            forms = possible_forms(context.plan.forms, on_gpu=context.on_gpu, training=True)
+            yield from rows_of(name, partial(_forms, context, model, forms))
+            if context.on_gpu:
+                yield from rows_of(f"{model.name}, recorded", partial(recorded, context, model))
             yield from rows_of(f"{model.name}, half precision", partial(_half, context, model))
     if context.on_gpu:
         with tf32(enabled=True):
@@ -45,6 +58,13 @@ def correct(context: Context) -> Iterator[Row]:
     for name, dtype in HALF.items():
         if context.on_gpu or dtype == torch.bfloat16:
             yield from rows_of(f"cases, {name}", partial(_drift, context, dtype, name))
+    # Compiling takes long: of one model alone.
+    compiled = [f for f in context.plan.forms if f in COMPILED]
+    if context.on_gpu and compiled:
+        model = context.plan.models[0]
+        with tf32(enabled=False):
+            forms = [context.plan.forms[0], *compiled]
+            yield from rows_of(f"{model.name}, compiled", partial(_forms, context, model, forms))
 
 
 def _cases(context: Context, form: str) -> Iterator[Row]:
@@ -79,9 +99,11 @@ def detector_in_form(model: NamedConfig, form: str, device: torch.device) -> Que
     detector = instantiate(cfg.model).double()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in detector.decoder.parameters():
-            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter += 0.003 * noise
+        # At its initial values a sampling point may lie where its derivative has two sides.
+        for name, parameter in detector.named_parameters():
+            if not name.startswith("backbone."):
+                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                parameter += 0.003 * noise
     return detector.to(device).train()
 
 
@@ -129,7 +151,8 @@ def differences(ours: dict[str, Tensor], reference: dict[str, Tensor]) -> tuple[
     """
     if ours.keys() != reference.keys():
         raise ValueError(f"only one form has {sorted(ours.keys() ^ reference.keys())[:4]}")
-    whole = max(float(v.norm()) for k, v in reference.items() if k.startswith("gradient"))
+    gradients = [float(v.norm()) for k, v in reference.items() if k.startswith("gradient")]
+    whole = max(gradients, default=0.0)
     worst, where = 0.0, ""
     for name, value in reference.items():
         # What is zero but for rounding is compared with the largest gradient.
@@ -142,12 +165,11 @@ def differences(ours: dict[str, Tensor], reference: dict[str, Tensor]) -> tuple[
     return worst, where
 
 
-def _forms(context: Context, model: NamedConfig) -> Iterator[Row]:
+def _forms(context: Context, model: NamedConfig, forms: Sequence[str]) -> Iterator[Row]:
+    """Losses and gradients of the forms against those of the first."""
     plan = context.plan
     reference = None
-    for form in plan.forms:
-        if form in NEEDS_GPU and not context.on_gpu:
-            continue
+    for form in forms:
         detector = detector_in_form(model, form, context.device)
         images = random_images(plan.compared_size, detector.num_classes)
         found = gradients_of(detector, images)
@@ -156,8 +178,35 @@ def _forms(context: Context, model: NamedConfig) -> Iterator[Row]:
             continue
         worst, where = differences(found, reference)
         limit = FUSED_LIMIT if FORMS[form].get("sampling") == "triton" else LIMIT
-        values = {"against": plan.forms[0], "largest relative": worst, "of": where, "limit": limit}
+        values = {"against": forms[0], "largest relative": worst, "of": where, "limit": limit}
         yield Row(f"{model.name}, {form}, losses and gradients", values, worst <= limit)
+
+
+def recorded(context: Context, model: NamedConfig) -> Iterator[Row]:
+    """Detections of two sizes, replayed with weights that are newer than the recording."""
+    detector = detector_in_form(model, "recorded", context.device).float().eval()
+    height, width = context.plan.compared_size
+    batches = [
+        random_images(size, detector.num_classes) for size in ((height, width), (width, height))
+    ]
+
+    def answers(*, replayed: bool) -> dict[str, Tensor]:
+        detector.execution.cuda_graphs = replayed
+        with torch.inference_mode():
+            found = [detector(batch)[0]["instances"] for batch in batches]
+        return {
+            f"{name} {i}": value
+            for i, x in enumerate(found)
+            for name, value in (("boxes", x.pred_boxes.tensor), ("scores", x.scores))
+        }
+
+    answers(replayed=True)
+    with torch.no_grad():
+        for parameter in detector.decoder.parameters():
+            parameter.mul_(1.01)
+    worst, where = differences(answers(replayed=True), answers(replayed=False))
+    values = {"against": "triton", "largest relative": worst, "of": where, "limit": RECORDED_LIMIT}
+    yield Row(f"{model.name}, recorded, detections", values, worst <= RECORDED_LIMIT)
 
 
 def _half(context: Context, model: NamedConfig) -> Iterator[Row]:

@@ -4,27 +4,36 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from functools import partial
+from dataclasses import replace
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from detectron2.config import instantiate
-from torch import nn
+from torch import Tensor, nn
 
 from ....errors import UserError
+from ....modeling.recording import Recordings
 from ....structures import HeadOutput
 from ...benchmark import Bench, Conditions
 from ...parts import count_operations, parts_of, time_parts
-from ...steps import cost_of_a_step
+from ...steps import StepCost, cost_of_a_step
 from ...timing import alternate, copy_rate, product_rate
 from ..context import Context, Row, rows_of
-from ..forms import NEEDS_GPU, put_into_form, tf32
+from ..forms import (
+    COMPILED,
+    INFERENCE_ONLY,
+    NEEDS_GPU,
+    execution,
+    possible_forms,
+    put_into_form,
+    tf32,
+)
 from ..plan import NamedConfig
 from .correct import random_images
 
 __all__ = ["fast"]
 
-COMPILED = ("compiled", "CUDA graphs")
 # Seconds that the first call of a compiled form may take; with less left it is not begun.
 COMPILING = 60.0
 DTYPES = {"float32": torch.float32, "TF32": torch.float32, "bfloat16": torch.bfloat16}
@@ -37,30 +46,32 @@ def fast(context: Context) -> Iterator[Row]:
     models = context.plan.models
     # What no other row depends on, and what takes longest, comes last.
     for model in models:
-        for precision in _precisions(context):
-            with tf32(enabled=precision == "TF32"):
-                for what in (_inference, _training):
-                    name = f"{model.name}, {precision}"
-                    yield from rows_of(name, partial(what, context, model, precision, rates))
-        yield from rows_of(f"{model.name}, matching", partial(_matching, context, model))
-        yield from rows_of(f"{model.name}, whole", partial(_whole, context, model, rates))
+        if model.decoder:
+            yield from rows_of(model.name, partial(_decoder, context, model, rates))
+        for form in _whole_forms(context):
+            name = f"{model.name}, whole detector, {form}"
+            yield from rows_of(name, partial(_whole, context, model, form, rates))
     for model in models:
-        for precision in _precisions(context):
-            for form in context.plan.forms:
-                if form in COMPILED and _is_possible(context, form):
+        for form in context.plan.forms:
+            if model.decoder and form in COMPILED and (context.on_gpu or form not in NEEDS_GPU):
+                for precision in ("bfloat16", "float32"):
                     name = f"{model.name}, {precision}, {form}"
-                    with tf32(enabled=precision == "TF32"):
-                        yield from rows_of(
-                            name, partial(_compiled, context, model, precision, form)
-                        )
+                    yield from rows_of(name, partial(_compiled, context, model, precision, form))
+
+
+def _decoder(context: Context, model: NamedConfig, rates: dict[str, float]) -> Iterator[Row]:
+    """The decoder by itself, and the matching of its predictions."""
+    forms = possible_forms(context.plan.forms, on_gpu=context.on_gpu)
+    benches = {form: _FormBench(context, model, form) for form in forms}
+    for precision in _precisions(context):
+        with tf32(enabled=precision == "TF32"):
+            yield from _inference(context, model, benches, precision, rates)
+            yield from _training(context, model, benches, precision)
+    yield from _matching(context, model, benches)
 
 
 def _precisions(context: Context) -> list[str]:
     return [name for name in DTYPES if context.on_gpu or name != "TF32"]
-
-
-def _is_possible(context: Context, form: str) -> bool:
-    return context.on_gpu or form not in NEEDS_GPU
 
 
 def _rates(context: Context, rates: dict[str, float]) -> Iterator[Row]:
@@ -76,47 +87,64 @@ def _rates(context: Context, rates: dict[str, float]) -> Iterator[Row]:
 class _FormBench:
     """The benchmark's inputs, and the detector's parts in one form."""
 
-    def __init__(self, context: Context, model: NamedConfig, precision: str, form: str, batch: int):
+    def __init__(self, context: Context, model: NamedConfig, form: str):
         self.cfg = copy.deepcopy(model.load())
         put_into_form(self.cfg, form)
         plan = context.plan
-        conditions = Conditions(
-            plan.image_size, batch, batch, context.device, DTYPES[precision], plan.rounds
-        )
+        conditions = Conditions(plan.image_size, 1, 1, context.device, torch.float32, plan.rounds)
         self.bench = Bench(self.cfg, conditions, context.to_plain)
+        self.form = form
         self.is_plain = form == "plain"
 
-    def _part(self, make: Callable[..., nn.Module], **kwargs: Any) -> nn.Module:
+    def _part(self, make: Callable[..., nn.Module]) -> nn.Module:
         if not self.is_plain:
-            return make(**kwargs)
+            return make()
         try:
-            return make(plain=True, **kwargs)
+            return make(plain=True)
         except UserError:  # without a transcription the equations step by step are the plain form
-            return make(**kwargs)
+            return make()
 
-    def inference(self, batch: int) -> Callable[[], object]:
-        decoder = self._part(self.bench.decoder).eval()
-        return self.bench.inference(decoder, self.bench.features(batch, plain=self.is_plain))
+    @cached_property
+    def decoder(self) -> nn.Module:
+        return self._part(self.bench.decoder)
 
-    def training(self, batch: int) -> tuple[Callable[[], object], Callable[[], None]]:
-        """A step without an update, and what frees its gradients."""
-        decoder = self._part(self.bench.decoder).train()
-        maps = self.bench.features(batch, plain=self.is_plain, requires_grad=True)
-        step = self.bench.training_step(decoder, self._part(self.bench.criterion), maps)
-        return step, lambda: None  # the step itself frees them
-
+    @cached_property
     def criterion(self) -> nn.Module:
         return self._part(self.bench.criterion)
 
+    def inference(self, batch: int, precision: str) -> Callable[[], object]:
+        self.bench.dtype = DTYPES[precision]
+        decoder, maps = self.decoder.eval(), self.bench.features(batch, plain=self.is_plain)
+        if not execution(self.form).cuda_graphs:
+            return self.bench.inference(decoder, maps)
+        recordings, queries = Recordings(), self.bench.queries(maps)
+
+        def network(*levels: Tensor) -> tuple[Tensor, Tensor]:
+            output = decoder(replace(maps, levels=levels), queries)[-1]
+            return output.logits, output.boxes
+
+        def run() -> object:
+            with torch.inference_mode(), self.bench.autocast():
+                return recordings(network, maps.levels, decoder.parameters())
+
+        return run
+
+    def training(self, batch: int, precision: str) -> Callable[[], object]:
+        """A step without an update."""
+        self.bench.dtype = DTYPES[precision]
+        maps = self.bench.features(batch, plain=self.is_plain, requires_grad=True)
+        return self.bench.training_step(self.decoder.train(), self.criterion, maps)
+
 
 def _inference(
-    context: Context, model: NamedConfig, precision: str, rates: dict[str, float]
+    context: Context,
+    model: NamedConfig,
+    benches: dict[str, _FormBench],
+    precision: str,
+    rates: dict[str, float],
 ) -> Iterator[Row]:
     for batch in context.plan.inference_batches:
-        runs, operations = {}, 0.0
-        for form in context.plan.forms:
-            if form not in COMPILED and _is_possible(context, form):
-                runs[form] = _FormBench(context, model, precision, form, batch).inference(batch)
+        runs = {form: bench.inference(batch, precision) for form, bench in benches.items()}
         operations = count_operations(next(iter(runs.values())))
         seconds = alternate(runs, device=context.device, rounds=context.plan.rounds, warm_up=2)
         floor = operations / rates[precision] if precision in rates else None
@@ -134,70 +162,87 @@ def _ratios(name: str, seconds: dict[str, float], floor: float | None = None) ->
 
 
 def _training(
-    context: Context, model: NamedConfig, precision: str, rates: dict[str, float]
+    context: Context, model: NamedConfig, benches: dict[str, _FormBench], precision: str
 ) -> Iterator[Row]:
-    for batch in context.plan.training_batches:
+    for batch in model.training_batches or context.plan.training_batches:
         first = None
-        for form in context.plan.forms:
-            if form in COMPILED or not _is_possible(context, form):
-                continue
-            name = f"{model.name}, training step, batch {batch}, {precision}, {form}"
-            step, free = _FormBench(context, model, precision, form, batch).training(batch)
-            cost = cost_of_a_step(step, free, device=str(context.device), steps=context.plan.rounds)
+        for form in possible_forms(benches, on_gpu=context.on_gpu, training=True):
+            step = benches[form].training(batch, precision)
+            cost = _cost(context, step)
             first = first or cost
-            yield Row(
-                name,
-                {
-                    "ms": 1e3 * cost.seconds,
-                    "times plain": first.seconds / cost.seconds,
-                    "memory (MiB)": cost.memory,
-                    "of plain's memory": cost.memory / first.memory if first.memory else None,
-                },
-            )
-            del step, free
+            name = f"{model.name}, training step, batch {batch}, {precision}, {form}"
+            yield Row(name, _beside(cost, first))
+            del step
 
 
-def _matching(context: Context, model: NamedConfig) -> Iterator[Row]:
+def _cost(context: Context, step: Callable[[], object]) -> StepCost:
+    # The step itself frees its gradients.
+    return cost_of_a_step(step, lambda: None, device=str(context.device), steps=context.plan.rounds)
+
+
+def _beside(cost: StepCost, first: StepCost) -> dict[str, Any]:
+    return {
+        "ms": 1e3 * cost.seconds,
+        "times plain": first.seconds / cost.seconds,
+        "memory (MiB)": cost.memory,
+        "of plain's memory": cost.memory / first.memory if first.memory else None,
+    }
+
+
+def _matching(
+    context: Context, model: NamedConfig, benches: dict[str, _FormBench]
+) -> Iterator[Row]:
     """Matching and class targets of random predictions."""
     batch = context.plan.matching_batch
     runs = {}
     for form in ("plain", "gather"):
-        made = _FormBench(context, model, "float32", form, batch)
+        made = benches[form]
         bench, cfg = made.bench, made.cfg.model
         size = (cfg.decoder.num_stages, batch, cfg.initial_queries.num_queries)
         logits = torch.randn(*size, cfg.num_classes, generator=bench.generator)
         corner = torch.rand(*size, 2, generator=bench.generator) * bench.height * 0.7
         boxes = torch.cat([corner, corner + 0.2 * bench.height], dim=-1)
         outputs = [HeadOutput(*x) for x in zip(logits.to(context.device), boxes.to(context.device))]
-        criterion, truth = made.criterion(), bench.truth(batch)
-        runs[form] = partial(criterion.supervise, outputs, truth)
+        runs[form] = partial(made.criterion.supervise, outputs, bench.truth(batch))
     seconds = alternate(runs, device=context.device, rounds=context.plan.rounds, warm_up=2)
     yield from _ratios(f"{model.name}, matching and targets, batch {batch}", seconds)
 
 
-def _whole(context: Context, model: NamedConfig, rates: dict[str, float]) -> Iterator[Row]:
+def _whole_forms(context: Context) -> list[str]:
+    """The plain form, and those that users have a reason to choose on this device."""
+    forms = possible_forms(context.plan.forms, on_gpu=context.on_gpu)
+    return [form for form in forms if not (context.on_gpu and form == "gather")]
+
+
+def _whole(
+    context: Context, model: NamedConfig, form: str, rates: dict[str, float]
+) -> Iterator[Row]:
     """Images a second of the whole detector, and how near its parts come to the floor."""
     plan = context.plan
     precision = "bfloat16" if context.on_gpu else "float32"
+    autocast = partial(
+        torch.autocast, context.device.type, torch.bfloat16, enabled=precision != "float32"
+    )
     cfg = copy.deepcopy(model.load())
+    put_into_form(cfg, form)
     torch.manual_seed(0)
     detector = instantiate(cfg.model).to(context.device)
+    name = f"{model.name}, whole detector"
     for batch in plan.inference_batches:
         images = random_images(plan.image_size, detector.num_classes, batch)
 
         def infer(images: list[dict] = images) -> object:
-            enabled = precision != "float32"
-            with (
-                torch.inference_mode(),
-                torch.autocast(context.device.type, torch.bfloat16, enabled=enabled),
-            ):
+            with torch.inference_mode(), autocast():
                 return detector(images)
 
         detector.eval()
         seconds = alternate({"": infer}, device=context.device, rounds=plan.rounds, warm_up=2)[""]
-        name = f"{model.name}, whole detector, inference, batch {batch}, {precision}"
-        yield Row(name, {"ms": 1e3 * seconds, "images/s": batch / seconds})
-        if batch == 1:
+        yield Row(
+            f"{name}, inference, batch {batch}, {precision}, {form}",
+            {"ms": 1e3 * seconds, "images/s": batch / seconds},
+        )
+        # A replay calls no module.
+        if batch == 1 and form not in INFERENCE_ONLY:
             for part in time_parts(
                 infer, parts_of(detector), device=context.device, rounds=plan.rounds
             ):
@@ -207,42 +252,52 @@ def _whole(context: Context, model: NamedConfig, rates: dict[str, float]) -> Ite
                     "floor (ms)": 1e3 * bound,
                     "reached": bound / part.seconds,
                 }
-                yield Row(f"{model.name}, {part.name}, {precision}", values)
+                yield Row(f"{name}, {part.name}, {precision}, {form}", values)
+    if form in INFERENCE_ONLY:
+        return
     node = copy.deepcopy(cfg.optimizer)
     node.params.model = detector.train()
     optimizer = instantiate(node)
-    for batch in plan.training_batches:
+    for batch in model.training_batches or plan.training_batches:
         images = random_images(plan.image_size, detector.num_classes, batch)
 
         def step(images: list[dict] = images) -> None:
-            with torch.autocast(
-                context.device.type, torch.bfloat16, enabled=precision != "float32"
-            ):
+            with autocast():
                 losses = detector(images)
             sum(losses.values()).backward()
             optimizer.step()
             optimizer.zero_grad()
 
-        cost = cost_of_a_step(
-            step, optimizer.zero_grad, device=str(context.device), steps=plan.rounds
+        cost = _cost(context, step)
+        yield Row(
+            f"{name}, training step, batch {batch}, {precision}, {form}",
+            {
+                "ms": 1e3 * cost.seconds,
+                "images/s": batch / cost.seconds,
+                "memory (MiB)": cost.memory,
+            },
         )
-        name = f"{model.name}, whole detector, training step, batch {batch}, {precision}"
-        values = {
-            "ms": 1e3 * cost.seconds,
-            "images/s": batch / cost.seconds,
-            "memory (MiB)": cost.memory,
-        }
-        yield Row(name, values)
 
 
 def _compiled(context: Context, model: NamedConfig, precision: str, form: str) -> Iterator[Row]:
-    batch = context.plan.inference_batches[0]
-    name = f"{model.name}, inference, batch {batch}, {precision}, {form}"
+    """Inference and a training step at the smallest batches."""
     if context.seconds_left() < COMPILING:
-        yield Row(name, note="not begun: compiling takes up to a minute, and less time was left")
+        yield Row(
+            f"{model.name}, {precision}, {form}",
+            note="not begun: compiling takes up to a minute, and less time was left",
+        )
         return
-    forms = (context.plan.forms[0], form)
-    runs = {f: _FormBench(context, model, precision, f, batch).inference(batch) for f in forms}
-    seconds = alternate(runs, device=context.device, rounds=context.plan.rounds, warm_up=4)
-    *_, last = _ratios(name.removesuffix(f", {form}"), seconds)
+    plan = context.plan
+    benches = {f: _FormBench(context, model, f) for f in (plan.forms[0], form)}
+    batch = plan.inference_batches[0]
+    runs = {f: bench.inference(batch, precision) for f, bench in benches.items()}
+    seconds = alternate(runs, device=context.device, rounds=plan.rounds, warm_up=4)
+    *_, last = _ratios(f"{model.name}, inference, batch {batch}, {precision}", seconds)
     yield last
+    if context.seconds_left() < COMPILING:
+        return
+    batch = plan.training_batches[0]
+    first, cost = (_cost(context, b.training(batch, precision)) for b in benches.values())
+    yield Row(
+        f"{model.name}, training step, batch {batch}, {precision}, {form}", _beside(cost, first)
+    )

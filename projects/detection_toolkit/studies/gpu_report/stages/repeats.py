@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import warnings
 from collections.abc import Iterator
 from functools import partial
 
@@ -12,43 +10,39 @@ from detectron2.utils.env import seed_all_rng
 from torch import Tensor
 
 from ..context import Context, Row, rows_of
+from ..plan import NamedConfig
 from .trains import run_config, train_briefly
 
 __all__ = ["repeats", "weights_of_two_runs"]
 
 
 def repeats(context: Context) -> Iterator[Row]:
-    """Two short runs with ``train.deterministic=true``."""
-    yield from rows_of("two equal runs", partial(_two_runs, context))
+    """Two short runs with ``train.deterministic=true`` of each detector."""
+    for named in context.plan.repeated:
+        name = f"{named.name}, two runs with train.deterministic=true"
+        yield from rows_of(name, partial(_two_runs, context, named, name))
 
 
-def weights_of_two_runs(context: Context) -> tuple[list[dict[str, Tensor]], set[str]]:
-    """Their weights, and the operations that PyTorch has warned of."""
+def weights_of_two_runs(context: Context, named: NamedConfig) -> list[dict[str, Tensor]]:
+    """The weights that they end with."""
     weights = []
-    warned: set[str] = set()
     for i in range(2):
         cfg = run_config(
             context,
-            context.plan.training,
-            f"repeat{i}",
+            named,
+            f"{named.name}_{i}",
             "train.deterministic=true",
             f"train.max_iter={context.plan.repeated_steps}",
         )
         seed_all_rng(cfg.train.seed)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            model, _ = train_briefly(cfg)
+        model, _ = train_briefly(cfg)
         weights.append({k: v.detach().cpu().clone() for k, v in model.state_dict().items()})
-        texts = [str(w.message) for w in caught]
-        warned |= {t.split(" ")[0] for t in texts if re.search("deterministic", t)}
-    return weights, warned
+    return weights
 
 
-def _two_runs(context: Context) -> Iterator[Row]:
-    (first, second), warned = weights_of_two_runs(context)
-    different = [name for name in first if not torch.equal(first[name], second[name])]
+def _two_runs(context: Context, named: NamedConfig, name: str) -> Iterator[Row]:
+    first, second = weights_of_two_runs(context, named)
+    different = [key for key in first if not torch.equal(first[key], second[key])]
     values = {"tensors": len(first), "different": len(different)}
     note = f"different: {', '.join(different[:3])}" if different else ""
-    if warned:
-        note += f"{'; ' if note else ''}not deterministic: {', '.join(sorted(warned))}"
-    yield Row("two runs with train.deterministic=true", values, not different, note)
+    yield Row(name, values, not different, note)
