@@ -17,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from .curves import fit_percent_axis, plot_ap_curves, plot_loss_curves
+from .fonts import drawable, use_fonts
 
 __all__ = [
     "LABEL_ASSIGNERS",
@@ -110,7 +111,8 @@ def chart_classes(names: Sequence[str], values: Sequence[float | None], limit: i
     if len(pairs) > limit:
         pairs = pairs[: limit // 2] + pairs[-limit // 2 :]
     figure, axis = _figure(5.6, max(2.6, 0.8 + 0.24 * len(pairs)))
-    axis.barh([n for _, n in pairs], [v for v, _ in pairs], color="tab:blue")
+    axis.barh(range(len(pairs)), [v for v, _ in pairs], color="tab:blue")
+    axis.set_yticks(range(len(pairs)), [drawable(n) for _, n in pairs])
     for y, (value, _) in enumerate(pairs):
         axis.text(value, y, f" {value:.1f}", va="center", fontsize=8)
     axis.set(xlabel="AP (%)", xlim=(0, 108))
@@ -164,6 +166,7 @@ def chart_confusion(matrix: np.ndarray, names: Sequence[str]) -> str:
                 color = "white" if share[y, x] > 0.6 else "black"
                 axis.text(x, y, value, ha="center", va="center", fontsize=7.5, color=color)
     small = 8.5 if size <= 25 else 5
+    names = [drawable(name) for name in names]
     axis.set_xticks(range(size), [*names, "not detected"], rotation=60, ha="right", fontsize=small)
     axis.set_yticks(range(size), [*names, "nothing there"], fontsize=small)
     axis.set(xlabel="detected as", ylabel="object")
@@ -311,6 +314,7 @@ def _figure(width: float, height: float):
 
 
 def _svg(figure: Figure) -> str:
+    use_fonts(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     return _embed(buffer.getvalue(), "svg+xml")

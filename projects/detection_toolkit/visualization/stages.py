@@ -17,7 +17,9 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from ..errors import UserError
-from .paper import TEXT_WIDTH, draw_box, new_figure, prepare_picture
+from .fonts import use_fonts
+from .labels import BoxLabel, place_labels
+from .paper import TEXT_WIDTH, draw_box, fix_layout, new_figure, prepare_picture
 from .pictures import DEFAULT_SCORE_THRESHOLD
 from .pictures import _class_color as class_color
 from .pictures import _class_name as class_name
@@ -67,7 +69,8 @@ def draw_stages(
 ) -> Figure:
     """Detections, sampling points, trajectories and scores of all stages, and what methods add.
 
-    The (up to six) best queries have one colour each in all panels; other detections are white.
+    The (up to six) best queries have one colour each in all panels, and labels; other detections
+    are white.
 
     Args:
         image: (H, W, 3) RGB, the picture that the traces are of.
@@ -94,7 +97,7 @@ def draw_stages(
     figure = new_figure(sum(heights) + 0.05)
     parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
 
-    _detections_row(parts[0], image, traces, metadata, colors, threshold)
+    labels = _detections_row(parts[0], image, traces, metadata, colors, threshold)
     for part, query in zip(parts[1:], sampled):
         _points_row(
             part,
@@ -115,6 +118,7 @@ def draw_stages(
     _scores(axes[2], traces, metadata, colors, classes)
     for axis, (name, viewer) in zip(axes[3:], viewers.items()):
         viewer.draw(axis, [trace.records[name] for trace in traces])
+    _label_detections(figure, labels)
     return figure
 
 
@@ -155,6 +159,7 @@ def draw_query_stages(
     _trajectories(axes[0], image, traces, {query: color})
     _refinement(axes[1], image, traces, query, color)
     _scores(axes[2], traces, metadata, {query: color}, classes)
+    use_fonts(figure)
     return figure
 
 
@@ -213,7 +218,9 @@ def draw_followed_query(
     )
     label = int(trace.scores[query].argmax())
     text = f"query {query}: {class_name(metadata, label)} {float(trace.scores[query, label]):.2f}"
-    _label(axis, trace.boxes[query], text, _QUERY_COLORS[0], image.shape, size=9.5 * unit, zorder=6)
+    style = {**_label_style(_QUERY_COLORS[0]), "zorder": 6}
+    canvas.draw()  # the layout is final then
+    place_labels(axis, [BoxLabel(trace.boxes[query].tolist(), text, style)], size=9.5 * unit)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[:height, :width, :3].copy()
 
@@ -228,8 +235,10 @@ def stage_colors(count: int) -> list:
     return [colormaps["viridis"](0.95 - 0.9 * t / max(1, count - 1)) for t in range(count)]
 
 
-def _detections_row(part, image, traces, metadata, colors, threshold) -> None:
+def _detections_row(part, image, traces, metadata, colors, threshold) -> list[tuple]:
+    """Draw the boxes; returns what :func:`_label_detections` needs."""
     axes = part.subplots(1, len(traces), squeeze=False)[0]
+    labels = []
     for number, (axis, trace) in enumerate(zip(axes, traces), start=1):
         found = trace.detections
         found = found[found.scores >= threshold]
@@ -240,32 +249,28 @@ def _detections_row(part, image, traces, metadata, colors, threshold) -> None:
             key=lambda i: (int(found.query_index[i]) in colors, float(found.scores[i])),
         )
         for i in order:
-            query = int(found.query_index[i])
-            color = colors.get(query, "white")
+            color = colors.get(int(found.query_index[i]), "white")
             box = found.pred_boxes.tensor[i].tolist()
             draw_box(axis, box, color, width=1.1, outline="black")
-            label = f"{class_name(metadata, int(found.pred_classes[i]))} {found.scores[i]:.2f}"
-            _label(axis, box, label, color, image.shape)
+            if color != "white":
+                name = class_name(metadata, int(found.pred_classes[i]))
+                label = f"{name} {found.scores[i]:.2f}"
+                labels.append((axis, BoxLabel(box, label, _label_style(color))))
     axes[0].set_ylabel("detections", fontsize=7)
+    return labels
 
 
-def _label(axis, box, text, color, shape, *, size: float = LABEL_SIZE, zorder: float = 3) -> None:
-    height, width = shape[:2]
-    box = [float(v) for v in box]
-    above = box[1] > 0.09 * height
-    right = box[0] > 0.6 * width
-    axis.text(
-        min(box[2], width) if right else max(box[0], 0),
-        box[1] if above else min(box[3], height),
-        text,
-        fontsize=size,
-        color="black",
-        zorder=zorder,
-        ha="right" if right else "left",
-        va="bottom" if above or box[3] > 0.93 * height else "top",
-        bbox=dict(_BOX, fc=color, alpha=0.85),
-        clip_on=True,
-    )
+def _label_detections(figure: Figure, labels: Sequence[tuple]) -> None:
+    """Label the followed queries, the best ones first."""
+    use_fonts(figure)
+    fix_layout(figure)
+    for axis in dict.fromkeys(axis for axis, _ in labels):
+        here = [label for other, label in reversed(labels) if other is axis]
+        place_labels(axis, here, size=LABEL_SIZE)
+
+
+def _label_style(color) -> dict:
+    return {"color": "black", "zorder": 3, "bbox": dict(_BOX, fc=color, alpha=0.85)}
 
 
 def _points_row(part, image, traces, query, *, color, name, aspect, strides) -> None:
@@ -398,6 +403,7 @@ def _scores(axis, traces, metadata, colors, classes) -> None:
     axis.legend(
         fontsize=LABEL_SIZE,
         loc="best",
+        ncols=1 + (len(colors) > 3),
         framealpha=0.6,
         edgecolor="none",
         title="query",

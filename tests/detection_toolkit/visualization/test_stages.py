@@ -7,6 +7,8 @@ import pytest
 import torch
 import visualize_stages
 from detectron2.config import instantiate
+from detectron2.structures import Instances
+from matplotlib.colors import to_hex
 from PIL import Image
 from small_runs import SMALL_MODEL, make_batch, make_detector
 from tolerances import tolerance
@@ -153,6 +155,25 @@ def test_points_are_found_wherever_a_stage_samples(detector, inputs, traces):
         len(draw_stages(image, of_one, threshold=0.0).get_axes()) for of_one in (traces, doubled)
     ]
     assert axes[0] == axes[1] + 1
+
+
+def test_only_the_followed_queries_are_labelled_and_no_label_covers_another(traces):
+    """As with hundreds of queries: here everything that the stages predict is drawn."""
+    crowded = [t._replace(detections=Instances.cat([t.detections] * 5)) for t in traces]
+    figure = draw_stages(np.zeros((128, 96, 3), np.uint8), crowded, threshold=0.0)
+    labelled = 0
+    for axis in figure.get_axes()[: len(traces)]:
+        extents = [text.get_window_extent() for text in axis.texts]
+        assert 1 <= len(extents) <= 6 * 5
+        colors = {to_hex(text.get_bbox_patch().get_facecolor()) for text in axis.texts}
+        assert "#ffffff" not in colors
+        labelled += len(extents)
+        assert not any(
+            min(a.x1, b.x1) > max(a.x0, b.x0) and min(a.y1, b.y1) > max(a.y0, b.y0)
+            for i, a in enumerate(extents)
+            for b in extents[:i]
+        )
+    assert labelled < sum(len(t.detections) for t in crowded)
 
 
 def test_a_detector_without_stages_is_refused():
