@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
@@ -39,6 +40,8 @@ def place_labels(
 ) -> list[Text | None]:
     """Write each label where there is room: at the box's lower or upper edge, without or within.
 
+    Of the places that are free, the one that hides the least of the other boxes is taken.
+
     The layout of the figure has to be final, as what takes room is known only then.
 
     Args:
@@ -58,11 +61,8 @@ def place_labels(
     padding = _PADDING * figure.dpi / 72
     occupied = list(taken)
     texts: list[Text | None] = []
-    for label in labels:
-        x0, y0, x1, y1 = (float(v) for v in label.box)
-        (left, right), (bottom, top) = (
-            sorted(pair) for pair in zip(*axis.transData.transform([(x0, y1), (x1, y0)]))
-        )
+    boxes = [_on_canvas(axis, label.box) for label in labels]
+    for i, label in enumerate(labels):
         text = axis.text(
             0,
             0,
@@ -77,9 +77,13 @@ def place_labels(
         text.set_in_layout(False)
         extent = text.get_window_extent(renderer)
         width, height = extent.width + 2 * padding, extent.height + 2 * padding
-        area = _find_room(
-            Bbox.from_extents(left, bottom, right, top), width, height, limits, occupied, centred
-        )
+        places = [
+            place
+            for place in _places(boxes[i], width, height, limits, centred)
+            if not any(_overlap(place, other) for other in occupied)
+        ]
+        others = boxes[:i] + boxes[i + 1 :]
+        area = min(places, key=lambda place: _hidden(place, others), default=None)
         if area is None:
             text.remove()
             texts.append(None)
@@ -91,28 +95,32 @@ def place_labels(
     return texts
 
 
-def _find_room(
-    box: Bbox, width: float, height: float, limits: Bbox, occupied: Sequence[Bbox], centred: bool
-) -> Bbox | None:
-    """The first free place for a text at a box; all in pixels, y upwards."""
+def _on_canvas(axis: Axes, box: Sequence[float]) -> Bbox:
+    """An ``xyxy`` box in pixels of the canvas, y upwards."""
+    x0, y0, x1, y1 = (float(v) for v in box)
+    return Bbox(np.sort(axis.transData.transform([(x0, y0), (x1, y1)]), axis=0))
+
+
+def _places(box: Bbox, width: float, height: float, limits: Bbox, centred: bool) -> Iterator[Bbox]:
+    """Where a text at a box can be, best first; all in pixels, y upwards."""
     visible = Bbox.intersection(box, limits)
     if visible is None:
-        return None
-    middle = ((visible.x0 + visible.x1 - width) / 2, (visible.y0 + visible.y1 - height) / 2)
+        return
     lefts, rights = (box.x0, visible.x0), (box.x1 - width, visible.x1 - width)
-    places = [middle] if centred else []
-    if not centred:
+    corners = []
+    if centred:
+        corners.append(
+            ((visible.x0 + visible.x1 - width) / 2, (visible.y0 + visible.y1 - height) / 2)
+        )
+    else:
         for x in (max(lefts), min(rights)):
-            places += [(x, box.y0 - height), (x, box.y1)]
+            corners += [(x, box.y0 - height), (x, box.y1)]
         for x in (max(lefts), min(rights)):
-            places += [(x, visible.y1 - height), (x, visible.y0)]
-    for x, y in places:
-        x = min(max(x, limits.x0), limits.x1 - width)
-        area = Bbox.from_bounds(x, y, width, height)
-        inside = area.y0 >= limits.y0 - 1 and area.y1 <= limits.y1 + 1
-        if inside and not any(_overlap(area, other) for other in occupied):
-            return area
-    return None
+            corners += [(x, visible.y1 - height), (x, visible.y0)]
+    for x, y in corners:
+        place = Bbox.from_bounds(min(max(x, limits.x0), limits.x1 - width), y, width, height)
+        if place.y0 >= limits.y0 - 1 and place.y1 <= limits.y1 + 1:
+            yield place
 
 
 def _overlap(one: Bbox, other: Bbox) -> bool:
@@ -120,3 +128,13 @@ def _overlap(one: Bbox, other: Bbox) -> bool:
         min(one.x1, other.x1) - max(one.x0, other.x0) > 0.5
         and min(one.y1, other.y1) - max(one.y0, other.y0) > 0.5
     )
+
+
+def _hidden(place: Bbox, boxes: Sequence[Bbox]) -> float:
+    """The sum of the shares of the boxes that a text would hide, in hundredths."""
+    shares = 0.0
+    for box in boxes:
+        if _overlap(place, box):
+            shared = Bbox.intersection(place, box)
+            shares += shared.width * shared.height / (box.width * box.height)
+    return round(shares, 2)

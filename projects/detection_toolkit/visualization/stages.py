@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from detectron2.data import Metadata
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
@@ -115,10 +116,10 @@ def draw_stages(
     axes = parts[-1].subplots(1, len(widths), width_ratios=widths)
     _trajectories(axes[0], image, traces, colors)
     _refinement(axes[1], image, traces, best, colors[best])
-    _scores(axes[2], traces, metadata, colors, classes)
+    labels += _scores(axes[2], traces, metadata, colors, classes)
     for axis, (name, viewer) in zip(axes[3:], viewers.items()):
         viewer.draw(axis, [trace.records[name] for trace in traces])
-    _label_detections(figure, labels)
+    _place_in_figure(figure, labels)
     return figure
 
 
@@ -158,8 +159,7 @@ def draw_query_stages(
     axes = parts[-1].subplots(1, 3, width_ratios=[1.2, 1, 1.6])
     _trajectories(axes[0], image, traces, {query: color})
     _refinement(axes[1], image, traces, query, color)
-    _scores(axes[2], traces, metadata, {query: color}, classes)
-    use_fonts(figure)
+    _place_in_figure(figure, _scores(axes[2], traces, metadata, {query: color}, classes))
     return figure
 
 
@@ -235,8 +235,10 @@ def stage_colors(count: int) -> list:
     return [colormaps["viridis"](0.95 - 0.9 * t / max(1, count - 1)) for t in range(count)]
 
 
-def _detections_row(part, image, traces, metadata, colors, threshold) -> list[tuple]:
-    """Draw the boxes; returns what :func:`_label_detections` needs."""
+def _detections_row(
+    part, image, traces, metadata, colors, threshold
+) -> list[tuple[Axes, BoxLabel]]:
+    """Draw the boxes; returns the labels of the followed ones, the best ones last."""
     axes = part.subplots(1, len(traces), squeeze=False)[0]
     labels = []
     for number, (axis, trace) in enumerate(zip(axes, traces), start=1):
@@ -260,8 +262,8 @@ def _detections_row(part, image, traces, metadata, colors, threshold) -> list[tu
     return labels
 
 
-def _label_detections(figure: Figure, labels: Sequence[tuple]) -> None:
-    """Label the followed queries, the best ones first."""
+def _place_in_figure(figure: Figure, labels: Sequence[tuple[Axes, BoxLabel]]) -> None:
+    """Write labels into several axes, the last ones of each first; the layout is final then."""
     use_fonts(figure)
     fix_layout(figure)
     for axis in dict.fromkeys(axis for axis, _ in labels):
@@ -374,7 +376,9 @@ def _refinement(axis, image, traces, query, color) -> None:
     )
 
 
-def _scores(axis, traces, metadata, colors, classes) -> None:
+def _scores(axis, traces, metadata, colors, classes) -> list[tuple[Axes, BoxLabel]]:
+    """Draw the scores; returns the names of other classes that lead somewhere."""
+    labels = []
     stages = range(1, len(traces) + 1)
     for query, color in colors.items():
         scores = [float(t.scores[query, classes[query]]) for t in traces]
@@ -386,13 +390,8 @@ def _scores(axis, traces, metadata, colors, classes) -> None:
             if leading != classes[query]:
                 value = float(trace.scores[query, leading])
                 axis.plot(stage, value, "x", color=color, ms=4)
-                axis.annotate(
-                    class_name(metadata, leading),
-                    (stage, value),
-                    xytext=(2.5, 2.5),
-                    textcoords="offset points",
-                    fontsize=LABEL_SIZE,
-                )
+                name = class_name(metadata, leading)
+                labels.append((axis, BoxLabel((stage, value, stage, value), name)))
     axis.set_title("score by stage (× another class leads)", fontsize=7, pad=2.5)
     axis.set_ylim(0, 1.03)
     axis.set_xlabel("stage", fontsize=LABEL_SIZE + 0.6, labelpad=1)
@@ -411,6 +410,7 @@ def _scores(axis, traces, metadata, colors, classes) -> None:
         borderpad=0.1,
         labelspacing=0.2,
     )
+    return labels
 
 
 def _count(number: int, noun: str) -> str:

@@ -16,11 +16,13 @@ from tolerances import tolerance
 from detection_toolkit.config import apply_overrides, get_config
 from detection_toolkit.modeling import SamplingModule
 from detection_toolkit.visualization import (
+    animate_stages,
     choose_queries,
     draw_followed_query,
     draw_query_stages,
     draw_stages,
     resize_trace,
+    save_animation,
     trace_stages,
 )
 
@@ -211,6 +213,38 @@ def test_a_figure_is_written_as_png_and_pdf(picture, weights, tmp_path, capsys):
     with Image.open(tmp_path / "out" / "a b_stages.png") as drawn:
         assert drawn.width == 1584 and len(drawn.convert("RGB").getcolors(1 << 24)) > 500
     assert "a b_stages.png" in capsys.readouterr().out
+
+
+def test_an_animation_is_written_beside_the_figure(picture, weights, tmp_path, capsys):
+    arguments = ["--input", picture, "--output", str(tmp_path), "--animation", "--opts"]
+    assert visualize_stages.main([*arguments, weights, DEVICE, *SMALL_MODEL]) == 0
+    with Image.open(tmp_path / "a b_stages.webp") as animation:
+        assert animation.format == "WEBP" and animation.n_frames > 3
+        assert animation.info["loop"] == 0
+    assert "a b_stages.webp" in capsys.readouterr().out
+
+
+def test_the_boxes_of_an_animation_begin_and_end_where_the_stages_say(traces, tmp_path):
+    image = np.zeros((128, 96, 3), np.uint8)
+    frames = animate_stages(image, traces, threshold=0.0, num_queries=1)
+    longest = max(frame.milliseconds for frame in frames)
+    assert frames[-1].milliseconds == longest > frames[1].milliseconds
+    assert sum(frame.milliseconds > 1000 for frame in frames) == 1 + len(traces)
+    picture = frames[-1].picture
+    assert picture.shape[0] > 480 and picture.shape[1] == 360  # 3.75 times as large
+    (query,) = choose_queries(traces, 1, threshold=0.0)
+    for frame, boxes in (
+        (frames[0].picture, traces[0].boxes_before),
+        (frames[-1].picture, traces[-1].boxes),
+    ):
+        x0, y0, x1, y1 = (boxes[query] * 3.75).round().int().tolist()
+        x, y = (x0 + x1) // 2, (y0 + y1) // 2
+        for column, row in ((x0, y), (x1, y), (x, y0), (x, y1)):
+            if 5 < column < 355 and 5 < row < 475:
+                assert frame[row - 4 : row + 5, column - 4 : column + 5].max() > 100, (column, row)
+    path = save_animation(frames, tmp_path / "new" / "a.gif")
+    with Image.open(path) as animation:
+        assert animation.format == "GIF" and animation.n_frames > 3
 
 
 def test_no_detection_and_no_picture_leave_nothing_behind(picture, weights, tmp_path, capsys):
