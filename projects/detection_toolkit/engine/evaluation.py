@@ -157,7 +157,12 @@ def evaluate_test_sets(
         if comm.is_main_process():
             for path in _result_files(folder):  # of an evaluation before
                 _kept_as(path, weights).unlink(missing_ok=True)
-            _report(name, results[name], folder=folder, weights=weights, source=facts.source)
+            about = {
+                "weights": weights,
+                "checkpoint": facts.source,
+                "max_dets_per_image": max_dets_per_image(cfg),
+            }
+            _report(name, results[name], folder=folder, about=about)
     return next(iter(results.values())) if len(results) == 1 else results
 
 
@@ -250,9 +255,7 @@ def _forget_stages(folder: Path) -> None:
         (folder / "stage_metrics.json").unlink(missing_ok=True)
 
 
-def _report(
-    name: str, results: dict[str, Any], *, folder: Path, weights: str, source: str | None
-) -> None:
+def _report(name: str, results: dict[str, Any], *, folder: Path, about: Mapping[str, Any]) -> None:
     """Print the results of one test set and write them to a file."""
     if not results:
         logger.info(
@@ -261,15 +264,14 @@ def _report(
             folder / "coco_instances_results.json",
         )
         return
-    logger.info("Evaluation results for %s (%s weights) in csv format:", name, weights)
+    logger.info("Evaluation results for %s (%s weights) in csv format:", name, about["weights"])
     print_csv_format(results)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "metrics.json"
     document = {
         "dataset": name,
         "classes": MetadataCatalog.get(name).get("thing_classes"),
-        "weights": weights,
-        "checkpoint": source,
+        **about,
         "date": datetime.now().astimezone().isoformat(timespec="minutes"),
         "results": {
             # A metric without any object, as APs without small ones, is NaN, which JSON lacks.

@@ -71,7 +71,11 @@ def require_hotcoco() -> Any:
 
 
 def analyze_errors(
-    truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], *, threshold: float
+    truth: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
+    *,
+    threshold: float,
+    max_dets: int = 100,
 ) -> ErrorAnalysis:
     """Kinds of errors, confusion of classes and calibration of all detections of a data set.
 
@@ -80,6 +84,7 @@ def analyze_errors(
         results: detections in COCO's format.
         threshold: lowest score for the counts and the confusion matrix. AP50, its gains and the
             calibration look at all detections.
+        max_dets: so many detections of an image and class count, the best ones.
 
     Raises:
         MissingPackageError: see :func:`require_hotcoco`.
@@ -89,6 +94,7 @@ def analyze_errors(
 
     def evaluate(detections: list[dict[str, Any]]) -> Any:
         evaluation = hotcoco.COCOeval(objects, objects.loadRes(detections), "bbox")
+        evaluation.params.maxDets = [1, 10, max_dets]
         evaluation.evaluate()
         return evaluation
 

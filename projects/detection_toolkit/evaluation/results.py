@@ -24,6 +24,7 @@ from .errors import require_hotcoco
 from .thresholds import Matches, sweep_thresholds
 
 __all__ = [
+    "DETECTIONS",
     "METRICS",
     "PREDICTIONS",
     "Comparison",
@@ -33,6 +34,7 @@ __all__ = [
     "find_predictions",
     "ground_truth",
     "read_facts",
+    "read_max_dets",
     "read_results",
     "read_stages",
     "register_dataset",
@@ -40,7 +42,9 @@ __all__ = [
 ]
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-RECALLS = ("AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+DETECTIONS = 100
+"""Of an image and class, that count in COCO's metrics."""
+_FEWER_DETECTIONS = (1, 10)
 PREDICTIONS = "coco_instances_results.json"
 STAGE_KEYS = {
     "stages",
@@ -150,6 +154,15 @@ def read_facts(output_dir: Path, folder: Path) -> dict[str, str | None]:
     return {"config": _read_config_name(output_dir), **facts}
 
 
+def read_max_dets(folder: Path) -> int:
+    """Detections of an image and class that counted in an evaluation."""
+    try:
+        document = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        return int(document["max_dets_per_image"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return DETECTIONS
+
+
 def _read_config_name(output_dir: Path) -> str | None:
     """From the first line of the run's config, where :mod:`detection_toolkit.engine` puts it."""
     try:
@@ -203,8 +216,16 @@ def coco_modules(backend: str) -> tuple[Any, Any]:
     return hotcoco.COCO, hotcoco.COCOeval
 
 
-def run_coco(truth_file: str, results: list[dict], backend: str) -> Any:
-    """A ``COCOeval`` that has evaluated, accumulated and summarised.
+def run_coco(
+    truth_file: str, results: list[dict], backend: str, *, max_dets: int = DETECTIONS
+) -> Any:
+    """A ``COCOeval`` that has evaluated and accumulated.
+
+    Args:
+        truth_file: in COCO's format.
+        results: the detections.
+        backend: see :func:`coco_modules`.
+        max_dets: so many detections of an image and class count, the best ones.
 
     Raises:
         MissingPackageError: the backend is not installed.
@@ -214,9 +235,9 @@ def run_coco(truth_file: str, results: list[dict], backend: str) -> Any:
         truth = coco_class(truth_file)
         # loadRes changes the entries that it is given.
         evaluation = eval_class(truth, truth.loadRes([dict(r) for r in results]), "bbox")
+        evaluation.params.maxDets = [*_FEWER_DETECTIONS, max_dets]
         evaluation.evaluate()
         evaluation.accumulate()
-        evaluation.summarize()
     return evaluation
 
 
@@ -230,6 +251,7 @@ def coco_metrics(evaluation: Any, matches: Sequence[Matches]) -> dict[str, Any]:
     truth = evaluation.cocoGt
     precision = np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1]  # (T, R, K)
     by_size = np.asarray(evaluation.eval["precision"])[..., -1]  # (T, R, K, sizes)
+    recall = np.asarray(evaluation.eval["recall"])  # (T, K, sizes, limits)
     names = [c["name"] for c in truth.loadCats(list(evaluation.params.catIds))]
     numbers = [len(truth.getAnnIds(catIds=[c])) for c in evaluation.params.catIds]
     by_class: dict[Any, list[Matches]] = {c: [] for c in evaluation.params.catIds}
@@ -249,9 +271,17 @@ def coco_metrics(evaluation: Any, matches: Sequence[Matches]) -> dict[str, Any]:
     for label, part in (("IoU 0.50", precision[:1]), ("IoU 0.75", precision[5:6])):
         curves[label] = _curve(part)
     curves["mean over IoU 0.50 to 0.95"] = _curve(precision)
-    stats = [None if s < 0 else 100 * float(s) for s in evaluation.stats]
+    sizes = range(1, by_size.shape[-1])
+    limits = list(evaluation.params.maxDets)
+    overall = [
+        *map(_mean, (precision, precision[0], precision[5])),
+        *(_mean(by_size[..., size]) for size in sizes),
+        *(_mean(recall[..., 0, i]) for i in range(len(limits))),
+        *(_mean(recall[..., size, -1]) for size in sizes),
+    ]
+    recalls = [*(f"AR{limit}" for limit in limits), "ARs", "ARm", "ARl"]
     return {
-        "overall": dict(zip((*METRICS, *RECALLS), stats)),
+        "overall": dict(zip((*METRICS, *recalls), overall)),
         "classes": classes,
         "precision_recall": {k: v for k, v in curves.items() if v is not None},
         "best_threshold": best_threshold(matches),

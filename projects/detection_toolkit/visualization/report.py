@@ -25,6 +25,7 @@ from ..evaluation.results import (
     find_predictions,
     ground_truth,
     read_facts,
+    read_max_dets,
     read_results,
     read_stages,
     register_dataset,
@@ -127,7 +128,9 @@ def _training(metrics_file: Path, dataset: str) -> list[charts.Part]:
     if not drawn:
         return [("text", "No training was recorded in this folder.")]
     parts: list[charts.Part] = [("image", drawn["loss"])] if "loss" in drawn else []
-    if "AP" in drawn:
+    if len(rows) == 1:
+        parts.append(("html", charts.format_table(["iteration", *METRICS[:3]], rows)))
+    elif "AP" in drawn:
         note = f"The last {_EVALUATIONS} evaluations." if len(rows) > _EVALUATIONS else ""
         table = charts.format_table(["iteration", *METRICS[:3]], rows[-_EVALUATIONS:])
         beside: list[charts.Part] = [("html", table)]
@@ -336,12 +339,13 @@ def write_report(
     stages = read_stages(folder / "stage_metrics.json")
     name = folder.name
     register_dataset(output_dir, name)
+    max_dets = read_max_dets(folder)
     with ground_truth(name) as truth_file:
         comparison = Comparison(truth_file, results)
         num_objects = sum(map(len, comparison.truth.values()))
         if not num_objects:
             raise UserError(f"data set {name} has no annotated objects to compare with")
-        evaluation = run_coco(truth_file, results, backend)
+        evaluation = run_coco(truth_file, results, backend, max_dets=max_dets)
     matches = match_by_class(evaluation)
     coco = coco_metrics(evaluation, matches)
     images = summarize_images(
@@ -354,7 +358,10 @@ def write_report(
     analysis, missing = None, None
     try:
         analysis = analyze_errors(
-            comparison.document(), comparison.document_results(), threshold=score_threshold
+            comparison.document(),
+            comparison.document_results(),
+            threshold=score_threshold,
+            max_dets=max_dets,
         )
     except MissingPackageError as error:
         missing = f"Left out: {error}"
@@ -366,6 +373,7 @@ def write_report(
         "objects": num_objects,
         "detections": len(results),
         "backend": backend,
+        "max_dets_per_image": max_dets,
         "coco": coco,
         "thresholds": sample_thresholds(matches),
         "stages": stages,

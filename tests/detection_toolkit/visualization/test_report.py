@@ -189,6 +189,28 @@ def test_kinds_of_errors_are_those_of_hotcoco(mixed):
     assert numbers["confusion"] == matrix.tolist()
 
 
+@pytest.mark.parametrize("backend", ["pycocotools", "hotcoco"])
+def test_as_many_detections_count_as_in_the_evaluation(mixed, backend):
+    if backend == "hotcoco":
+        pytest.importorskip("hotcoco", minversion="1.2")
+    folder = mixed / "inference" / "mixed_errors"
+    truth, results = make_mixed_case()
+    first = truth["annotations"][0]
+    wrong = {"image_id": 1, "category_id": first["category_id"], "bbox": [190, 190, 5, 5]}
+    right = {**wrong, "bbox": first["bbox"], "score": 0.01}
+    crowded = [{**wrong, "score": 0.99 - 1e-3 * i} for i in range(120)]
+    (folder / PREDICTIONS).write_text(json.dumps([*crowded, right]))
+    recalls = {}
+    for limit in (None, 150):
+        (folder / "metrics.json").write_text(json.dumps({"max_dets_per_image": limit}))
+        assert report.main([str(mixed), "--images", "0", "--backend", backend]) == 0
+        numbers = json.loads((mixed / "report.json").read_text())
+        overall = numbers["coco"]["overall"]
+        assert overall["AP50"] == pytest.approx(numbers["ap50"])
+        recalls[limit] = overall[f"AR{limit or 100}"]
+    assert recalls[None] == 0 < recalls[150]
+
+
 def test_the_summary_says_what_was_evaluated_and_how_good_it_is(mixed):
     (mixed / "config.yaml").write_text(
         "# my/config.py optimizer.lr=1 'train.name=a\\nb<c>'\na: 1\n"
