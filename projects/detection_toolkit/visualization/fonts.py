@@ -37,6 +37,14 @@ _PREFERRED = (
 _warned: set[str] = set()
 
 
+def _says_something(record: logging.LogRecord) -> bool:
+    return "Failed to find font weight" not in record.getMessage()
+
+
+# A font for Chinese that has one weight only would be mentioned once for each text.
+logging.getLogger("matplotlib.font_manager").addFilter(_says_something)
+
+
 def drawable(text: str) -> str:
     """The text as matplotlib can draw it: in one line, and what no font has as ``\\\\u5706``.
 

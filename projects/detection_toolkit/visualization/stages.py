@@ -268,7 +268,9 @@ def _place_in_figure(figure: Figure, labels: Sequence[tuple[Axes, BoxLabel]]) ->
     fix_layout(figure)
     for axis in dict.fromkeys(axis for axis, _ in labels):
         here = [label for other, label in reversed(labels) if other is axis]
-        place_labels(axis, here, size=LABEL_SIZE)
+        legend = axis.get_legend()
+        taken = [] if legend is None else [legend.get_window_extent()]
+        place_labels(axis, here, size=LABEL_SIZE, taken=taken)
 
 
 def _label_style(color) -> dict:
