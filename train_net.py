@@ -99,7 +99,12 @@ def evaluate(cfg: DictConfig, args: Namespace) -> None:
         strict=not settings.allow_partial,
     )
     checkpointer.resume_or_load(settings.init_checkpoint, resume=args.resume)
-    facts = EvaluationFacts(averaged=checkpointer.loaded_ema, by_stage=settings.stage_evaluation)
+    is_resumed = args.resume and checkpointer.has_checkpoint()
+    facts = EvaluationFacts(
+        averaged=checkpointer.loaded_ema,
+        by_stage=settings.stage_evaluation,
+        source=checkpointer.get_checkpoint_file() if is_resumed else settings.init_checkpoint,
+    )
     Trainer.test(cfg, model, facts=facts)
 
 

@@ -22,7 +22,6 @@ import numpy as np
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 from detectron2.utils.logger import setup_logger
-from detectron2.utils.video_visualizer import VideoVisualizer
 from tqdm import tqdm
 
 from detection_toolkit.data import UnreadableImageError
@@ -238,13 +237,12 @@ def run_on_video(args: argparse.Namespace, predictor: Predictor | OnnxPredictor,
         total = 0 if args.webcam else int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
         rate = capture.get(cv2.CAP_PROP_FPS)
         rate = rate if 0 < rate < 1000 else 25.0
-        visualizer = VideoVisualizer(predictor.metadata)
         progress = tqdm(read_frames(capture), total=max(total, 0) or None, unit="frame")
         try:
             for frame in progress:
                 instances = predictor(frame)["instances"]
                 kept = select_confident(instances, args.confidence_threshold)
-                drawn = visualizer.draw_instance_predictions(frame[:, :, ::-1], kept).get_image()
+                drawn = draw_detections(frame[:, :, ::-1], kept, predictor.metadata, scale=1.0)
                 drawn = np.ascontiguousarray(drawn[:, :, ::-1])
                 count, detections = count + 1, detections + len(kept)
                 best = instances[:1] if best is None else best

@@ -7,7 +7,8 @@
 
 Each figure shows the detections after every stage; where the best queries sample, coloured by
 feature level; how their boxes move and their scores change; and which earlier filters each stage
-reuses, with what share. Without --config-file it is the detector of the built-in shapes.
+reuses, with what share. With --animation, NAME_stages.webp shows the boxes moving through the
+stages. Without --config-file it is the detector of the built-in shapes.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ from detection_toolkit.engine.arguments import add_config_arguments, find_pictur
 from detection_toolkit.engine.inspection import build_inspected_detector
 from detection_toolkit.visualization import (
     DEFAULT_SCORE_THRESHOLD,
+    animate_stages,
     choose_queries,
     draw_stages,
     figure_stems,
+    save_animation,
     save_figure,
     trace_stages,
 )
@@ -67,6 +70,11 @@ def get_parser() -> argparse.ArgumentParser:
         choices=range(1, 7),
         help="so many of the best queries are followed (default: %(default)s)",
     )
+    parser.add_argument(
+        "--animation",
+        action="store_true",
+        help="also write NAME_stages.webp, in which the boxes move from stage to stage",
+    )
     return parser
 
 
@@ -97,7 +105,16 @@ def run(args: argparse.Namespace) -> int:
             num_queries=args.queries,
             strides=predictor.model.strides,
         )
-        tqdm.write(f"{shown_name(file)} -> {' and '.join(save_figure(figure, stem))}")
+        written = save_figure(figure, stem)
+        if args.animation:
+            frames = animate_stages(
+                image[:, :, ::-1],
+                traces,
+                predictor.metadata,
+                threshold=args.confidence_threshold,
+            )
+            written.append(save_animation(frames, stem.with_name(stem.name + ".webp")))
+        tqdm.write(f"{shown_name(file)} -> {' and '.join(written)}")
     return failures
 
 

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +65,13 @@ class EvaluationFacts:
         averaged: the model has averaged (EMA) weights; the results are labelled so.
         by_stage: also evaluate every stage.
         interruption: of the run that the evaluation is a part of; ends it, too.
+        source: where the weights are from, for people: a checkpoint, or the iteration of a run.
     """
 
     averaged: bool
     by_stage: bool
     interruption: Interruption | None = None
+    source: str | None = None
 
     @classmethod
     def current(cls, cfg: DictConfig) -> EvaluationFacts:
@@ -154,7 +157,12 @@ def evaluate_test_sets(
         if comm.is_main_process():
             for path in _result_files(folder):  # of an evaluation before
                 _kept_as(path, weights).unlink(missing_ok=True)
-            _report(name, results[name], folder=folder, weights=weights)
+            about = {
+                "weights": weights,
+                "checkpoint": facts.source,
+                "max_dets_per_image": max_dets_per_image(cfg),
+            }
+            _report(name, results[name], folder=folder, about=about)
     return next(iter(results.values())) if len(results) == 1 else results
 
 
@@ -247,7 +255,7 @@ def _forget_stages(folder: Path) -> None:
         (folder / "stage_metrics.json").unlink(missing_ok=True)
 
 
-def _report(name: str, results: dict[str, Any], *, folder: Path, weights: str) -> None:
+def _report(name: str, results: dict[str, Any], *, folder: Path, about: Mapping[str, Any]) -> None:
     """Print the results of one test set and write them to a file."""
     if not results:
         logger.info(
@@ -256,14 +264,15 @@ def _report(name: str, results: dict[str, Any], *, folder: Path, weights: str) -
             folder / "coco_instances_results.json",
         )
         return
-    logger.info("Evaluation results for %s (%s weights) in csv format:", name, weights)
+    logger.info("Evaluation results for %s (%s weights) in csv format:", name, about["weights"])
     print_csv_format(results)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "metrics.json"
     document = {
         "dataset": name,
         "classes": MetadataCatalog.get(name).get("thing_classes"),
-        "weights": weights,
+        **about,
+        "date": datetime.now().astimezone().isoformat(timespec="minutes"),
         "results": {
             # A metric without any object, as APs without small ones, is NaN, which JSON lacks.
             task: {k: v if math.isfinite(v) else None for k, v in metrics.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -88,6 +89,10 @@ def set_up_run(cfg: DictConfig, args: Namespace) -> None:
         LazyConfig.save(cfg, str(path))
         if path.is_file():  # else Detectron2 has said why not
             text = path.read_text(encoding="utf-8")
+            named = shlex.join([args.config_file, *args.opts])
+            # What it was made of, for people and for the report; escaped, as names may be odd.
+            text = f"# {named.encode('unicode_escape').decode()}\n{text}"
+            path.write_text(text, encoding="utf-8")
             logger.info("the config, %s:\n%s", path, text, extra=FILE_ONLY)
     seed_all_rng(None if settings.seed < 0 else settings.seed + rank)
     if not args.eval_only:

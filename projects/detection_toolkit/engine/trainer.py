@@ -352,6 +352,7 @@ class Trainer(DefaultTrainer):
             # Only at the end: it takes several times as long.
             by_stage=self.settings.stage_evaluation and self.iter + 1 >= self.max_iter,
             interruption=self.interruption,
+            source=f"iteration {min(self.iter + 1, self.max_iter)} of the run",
         )
         with facts.of_run():  # so that it may be overridden as in Detectron2
             return self.test(self.cfg, model) or {}

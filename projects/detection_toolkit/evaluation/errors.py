@@ -1,7 +1,7 @@
-"""What is wrong with a detector's answers: kinds of errors, confusion, calibration, by image.
+"""What is wrong with a detector's answers: kinds of errors, confusion, calibration; by hotcoco.
 
-Works on COCO results and ground truth. Kinds of errors follow TIDE (Bolya et al., ECCV 2020):
-a detection that is no true positive at IoU 0.5 is, with its highest IoU with an object,
+The kinds of errors are TIDE's (Bolya et al., ECCV 2020). With its highest IoU with an object, a
+detection that is no true positive at IoU 0.5 is
 
     localisation    same class, IoU in [0.1, 0.5)
     classification  another class, IoU >= 0.5
@@ -14,58 +14,25 @@ and an object that neither a true positive nor one of the first two kinds refers
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import importlib
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
-from ..structures import box_iou
-from .diagnosis import IGNORED, find_duplicates, match_detections
+from ..errors import MissingPackageError
 
-__all__ = [
-    "ERRORS",
-    "ErrorAnalysis",
-    "ImageErrors",
-    "Judged",
-    "analyze_errors",
-    "judge_image",
-    "summarize_images",
-]
+__all__ = ["ERRORS", "ErrorAnalysis", "analyze_errors", "require_hotcoco"]
 
-ERRORS = ("classification", "localisation", "both", "duplicate", "background", "missed")
-_POSITIVE, _BACKGROUND = 0.5, 0.1
-
-
-class ImageErrors(NamedTuple):
-    """How well one image went, among detections that reach the score threshold."""
-
-    image_id: int
-    true_positives: int
-    false_positives: int
-    missed: int
-    f1: float
-
-
-class Judged(NamedTuple):
-    """The detections of one image, best first, and its objects; D detections, M objects."""
-
-    scores: np.ndarray
-    """(D,)"""
-    classes: np.ndarray
-    """(D,)"""
-    kinds: list[str]
-    """"true", "ignored", or one of :data:`ERRORS`."""
-    objects: np.ndarray
-    """(D,) object that a true positive found or that an error refers to, -1 for none."""
-    truth_classes: np.ndarray
-    """(M,) without crowds."""
-    missed: np.ndarray
-    """(M,) bool."""
-    duplicates: np.ndarray
-    """(D,) bool: overlaps a better detection of its class by IoU > 0.7."""
-    agnostic: np.ndarray
-    """(D,) object found when classes are not looked at, -1 for none, -2 for ignored."""
+ERRORS = {
+    "classification": "Cls",
+    "localisation": "Loc",
+    "both": "Both",
+    "duplicate": "Dupe",
+    "background": "Bkg",
+    "missed": "Miss",
+}
+"""Kinds of errors, and TIDE's names of them."""
 
 
 class ErrorAnalysis(NamedTuple):
@@ -84,204 +51,73 @@ class ErrorAnalysis(NamedTuple):
     """For each tenth of the score: mean score, share of true positives, number."""
     calibration_error: float
     """Expected calibration error: mean of |share - score|, weighted by number."""
-    detections: int
-    duplicates: int
-    images: list[ImageErrors]
 
 
-def judge_image(
-    boxes: torch.Tensor,
-    scores: torch.Tensor,
-    classes: torch.Tensor,
-    truth_boxes: torch.Tensor,
-    truth_classes: torch.Tensor,
-    crowd: torch.Tensor,
-) -> Judged:
-    """Say of every detection of an image what it is.
+def require_hotcoco() -> Any:
+    """The module.
 
-    Args:
-        boxes, scores, classes: (D, 4) ``xyxy``, (D,), (D,), in any order.
-        truth_boxes, truth_classes, crowd: (M, 4), (M,), (M,) bool.
+    Raises:
+        MissingPackageError: it is not installed, or of a version before 1.2, whose figures for
+            classification and localisation are not those of TIDE.
     """
-    order = scores.argsort(descending=True, stable=True)
-    boxes, scores, classes = boxes[order], scores[order], classes[order]
-    found = match_detections(
-        boxes, classes, truth_boxes, truth_classes, iou_threshold=_POSITIVE, crowd=crowd
-    )
-    agnostic = match_detections(
-        boxes,
-        torch.zeros_like(classes),
-        truth_boxes,
-        torch.zeros_like(truth_classes),
-        iou_threshold=_POSITIVE,
-        crowd=crowd,
-    )
-    real = (~crowd).nonzero()[:, 0]
-    place = torch.full((len(crowd) + 1,), -1, dtype=torch.long)
-    place[real] = torch.arange(len(real))
-    objects, labels = truth_boxes[real], truth_classes[real]
-    kinds, refers = [], []
-    if len(real) and len(boxes):
-        iou = box_iou(boxes[:, None], objects)
-        same = classes[:, None] == labels
-        own, own_at = torch.where(same, iou, -1.0).max(1)
-        other, other_at = torch.where(~same, iou, -1.0).max(1)
-        table = zip(*(x.tolist() for x in (found, own, own_at, other, other_at)))
-    else:
-        table = ((f, -1.0, -1, -1.0, -1) for f in found.tolist())
-    for match, own_iou, own_index, other_iou, other_index in table:
-        if match >= 0:
-            kind, index = "true", int(place[match])
-        elif match == IGNORED:
-            kind, index = "ignored", -1
-        elif _BACKGROUND <= own_iou < _POSITIVE:
-            kind, index = "localisation", own_index
-        elif other_iou >= _POSITIVE:
-            kind, index = "classification", other_index
-        elif own_iou >= _POSITIVE:
-            kind, index = "duplicate", own_index
-        elif max(own_iou, other_iou) < _BACKGROUND:
-            kind, index = "background", -1
-        else:
-            kind, index = "both", -1
-        kinds.append(kind)
-        refers.append(index)
-    covered = {i for k, i in zip(kinds, refers) if k in ("true", "localisation", "classification")}
-    agnostic = torch.where(agnostic >= 0, place[agnostic.clamp(min=0)], agnostic)
-    return Judged(
-        scores.numpy(),
-        classes.numpy(),
-        kinds,
-        np.array(refers, dtype=int),
-        labels.numpy(),
-        np.array([m not in covered for m in range(len(real))], dtype=bool),
-        find_duplicates(boxes, classes, iou_threshold=0.7).numpy(),
-        agnostic.numpy(),
-    )
+    advice = "pip install 'hotcoco>=1.2' (Python 3.10 or newer)"
+    try:
+        hotcoco = importlib.import_module("hotcoco")
+    except ImportError as error:
+        raise MissingPackageError(f"hotcoco is not installed: {advice}") from error
+    if tuple(map(int, hotcoco.__version__.split(".")[:2])) < (1, 2):
+        raise MissingPackageError(f"hotcoco {hotcoco.__version__} is too old: {advice}")
+    return hotcoco
 
 
 def analyze_errors(
-    judged: Iterable[tuple[int, Judged]], *, num_classes: int, threshold: float
+    truth: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
+    *,
+    threshold: float,
+    max_dets: int = 100,
 ) -> ErrorAnalysis:
-    """Add up the judgements of all images.
+    """Kinds of errors, confusion of classes and calibration of all detections of a data set.
 
     Args:
-        judged: (image id, judgement) of every image.
-        num_classes: K.
-        threshold: lowest score for the counts, the confusion matrix and the images. AP50, its
-            gains and the calibration look at all detections.
+        truth: a COCO document whose ids are whole numbers, from 1 on.
+        results: detections in COCO's format.
+        threshold: lowest score for the counts and the confusion matrix. AP50, its gains and the
+            calibration look at all detections.
+        max_dets: so many detections of an image and class count, the best ones.
+
+    Raises:
+        MissingPackageError: see :func:`require_hotcoco`.
     """
-    images, everything = [], []
-    counts = dict.fromkeys(ERRORS, 0)
-    confusion = np.zeros((num_classes + 1, num_classes + 1), dtype=int)
-    detections = duplicates = 0
-    for image_id, j in judged:
-        everything.append(j)
-        kept = int((j.scores >= threshold).sum())  # they are sorted
-        kinds = j.kinds[:kept]
-        for kind in kinds:
-            if kind in counts:
-                counts[kind] += 1
-        found = {i for k, i in zip(kinds, j.objects) if k == "true"}
-        referred = {i for k, i in zip(kinds, j.objects) if k in ("localisation", "classification")}
-        counts["missed"] += len(j.truth_classes) - len(found | referred)
-        detections += kept
-        duplicates += int(j.duplicates[:kept].sum())
-        hit = set()
-        for c, m in zip(j.classes[:kept], j.agnostic[:kept]):
-            if m >= 0:
-                confusion[j.truth_classes[m], c] += 1
-                hit.add(m)
-            elif m != IGNORED:
-                confusion[-1, c] += 1
-        for m, c in enumerate(j.truth_classes):
-            if m not in hit:
-                confusion[c, -1] += 1
-        true = len(found)
-        false = sum(k not in ("true", "ignored") for k in kinds)
-        missed = len(j.truth_classes) - true
-        whole = 2 * true + false + missed
-        f1 = 2 * true / whole if whole else 1.0
-        images.append(ImageErrors(image_id, true, false, missed, f1))
-    bins, error = _calibrate(everything)
-    base = _ap50(everything, num_classes, None)
+    hotcoco = require_hotcoco()
+    objects = hotcoco.COCO(dict(truth))
+
+    def evaluate(detections: list[dict[str, Any]]) -> Any:
+        evaluation = hotcoco.COCOeval(objects, objects.loadRes(detections), "bbox")
+        evaluation.params.maxDets = [1, 10, max_dets]
+        evaluation.evaluate()
+        return evaluation
+
+    everything = evaluate([dict(r) for r in results])
+    kept = [dict(r) for r in results if r["score"] >= threshold]
+    confident = evaluate(kept)
+    # Detections in crowd regions count for nothing; the confusion matrix alone would count them.
+    # The ids of detections are their places in the list, from 1 on.
+    judged = confident.image_diagnostics()["dt_status"].keys()
+    kept = [result for i, result in enumerate(kept, start=1) if i in judged]
+    matrix = evaluate(kept).confusion_matrix(max_det=max(1, len(kept)))["matrix"]
+
+    tide, calibration = everything.tide_errors(), everything.calibration()
+    counts = confident.tide_errors()["counts"]
     return ErrorAnalysis(
-        counts=counts,
-        ap50=base,
-        gains={kind: _ap50(everything, num_classes, kind) - base for kind in ERRORS},
-        confusion=confusion,
-        calibration=bins,
-        calibration_error=error,
-        detections=detections,
-        duplicates=duplicates,
-        images=images,
+        counts={kind: int(counts[name]) for kind, name in ERRORS.items()},
+        ap50=100 * tide["ap_base"],
+        gains={kind: 100 * tide["delta_ap"][name] for kind, name in ERRORS.items()},
+        confusion=np.asarray(matrix).astype(int),
+        calibration=[
+            {"score": b["avg_confidence"], "share": b["avg_accuracy"], "number": b["count"]}
+            for b in calibration["bins"]
+            if b["count"]
+        ],
+        calibration_error=calibration["ece"],
     )
-
-
-def _ap50(judged: Sequence[Judged], num_classes: int, fixed: str | None) -> float:
-    """AP at IoU 0.5 in percent, by COCO's 101 points, after the errors of a kind are fixed.
-
-    A classification or localisation error becomes a true positive if its object was not found,
-    and vanishes otherwise; duplicates, backgrounds and both-wrong ones vanish; of missed objects
-    nothing is demanded.
-    """
-    scores: list[list[float]] = [[] for _ in range(num_classes)]
-    hits: list[list[bool]] = [[] for _ in range(num_classes)]
-    positives = np.zeros(num_classes, dtype=int)
-    for j in judged:
-        positives += np.bincount(j.truth_classes, minlength=num_classes)
-        if fixed == "missed":
-            positives -= np.bincount(j.truth_classes[j.missed], minlength=num_classes)
-        found = {i for k, i in zip(j.kinds, j.objects) if k == "true"}
-        for score, label, kind, index in zip(j.scores, j.classes, j.kinds, j.objects):
-            if kind == "ignored":
-                continue
-            true = kind == "true"
-            if kind == fixed:
-                if kind not in ("classification", "localisation") or index in found:
-                    continue
-                found.add(index)
-                label, true = j.truth_classes[index], True
-            scores[label].append(float(score))
-            hits[label].append(true)
-    values = []
-    for c in range(num_classes):
-        if positives[c] <= 0:
-            continue
-        order = np.argsort(-np.array(scores[c]), kind="stable")
-        true = np.array(hits[c], dtype=float)[order].cumsum()
-        recall = true / positives[c]
-        precision = true / np.arange(1, len(true) + 1)
-        precision = np.maximum.accumulate(precision[::-1])[::-1]
-        at = np.searchsorted(recall, np.linspace(0, 1, 101), side="left")
-        values.append(np.mean([precision[i] if i < len(precision) else 0.0 for i in at]))
-    return 100 * float(np.mean(values)) if values else float("nan")
-
-
-def _calibrate(judged: Sequence[Judged]) -> tuple[list[dict[str, float]], float]:
-    scores = np.concatenate([j.scores for j in judged]) if judged else np.zeros(0)
-    true = np.array([k == "true" for j in judged for k in j.kinds], dtype=bool)
-    counted = np.array([k != "ignored" for j in judged for k in j.kinds], dtype=bool)
-    scores, true = scores[counted], true[counted]
-    bins, error = [], 0.0
-    index = np.minimum((scores * 10).astype(int), 9)
-    for i in range(10):
-        inside = index == i
-        if not inside.any():
-            continue
-        score, share = float(scores[inside].mean()), float(true[inside].mean())
-        bins.append({"score": score, "share": share, "number": int(inside.sum())})
-        error += abs(share - score) * inside.mean()
-    return bins, float(error)
-
-
-def summarize_images(analysis: ErrorAnalysis, count: int) -> dict[str, list[dict[str, Any]]]:
-    """The best and the worst images by F1; among equals those with more right or more wrong."""
-    order = sorted(
-        analysis.images,
-        key=lambda e: (e.f1, -(e.false_positives + e.missed), e.true_positives, e.image_id),
-    )
-    worst = [e for e in order if e.f1 < 1][:count]
-    taken = {e.image_id for e in worst}
-    best = [e for e in order[::-1] if e.image_id not in taken and e.true_positives][:count]
-    return {"best": [e._asdict() for e in best], "worst": [e._asdict() for e in worst]}

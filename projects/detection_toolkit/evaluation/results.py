@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import json
 import math
@@ -17,29 +16,35 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.coco import convert_to_coco_json
 from detectron2.structures import Boxes, Instances
-from tqdm import tqdm
 
 from ..config import get_config
 from ..data import dataset_names
-from ..errors import MissingPackageError, UserError
-from .errors import Judged, judge_image
+from ..errors import UserError
+from .errors import require_hotcoco
+from .thresholds import Matches, sweep_thresholds
 
 __all__ = [
+    "DETECTIONS",
     "METRICS",
     "PREDICTIONS",
     "Comparison",
+    "best_threshold",
     "coco_metrics",
     "coco_modules",
     "find_predictions",
     "ground_truth",
+    "read_facts",
+    "read_max_dets",
     "read_results",
     "read_stages",
-    "read_weights",
     "register_dataset",
+    "run_coco",
 ]
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-RECALLS = ("AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+DETECTIONS = 100
+"""Of an image and class, that count in COCO's metrics."""
+_FEWER_DETECTIONS = (1, 10)
 PREDICTIONS = "coco_instances_results.json"
 STAGE_KEYS = {
     "stages",
@@ -130,11 +135,40 @@ def read_stages(path: Path) -> dict[str, Any] | None:
     return stages
 
 
-def read_weights(folder: Path) -> str | None:
-    """Whether an evaluation was of "plain" or "averaged" weights; None where it did not say."""
+def read_facts(output_dir: Path, folder: Path) -> dict[str, str | None]:
+    """What was evaluated, as far as the run has written it down.
+
+    Args:
+        output_dir: of the run.
+        folder: of the test set's results.
+
+    Returns:
+        "config": its name, with what the command line changed; "checkpoint"; "weights": "plain" or
+        "averaged"; "date": of the evaluation. None for what is not known.
+    """
     try:
-        return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["weights"]
+        document = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        facts = {key: document.get(key) for key in ("checkpoint", "weights", "date")}
+    except (OSError, ValueError, AttributeError):
+        facts = dict.fromkeys(("checkpoint", "weights", "date"))
+    return {"config": _read_config_name(output_dir), **facts}
+
+
+def read_max_dets(folder: Path) -> int:
+    """Detections of an image and class that counted in an evaluation."""
+    try:
+        document = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        return int(document["max_dets_per_image"])
     except (OSError, ValueError, KeyError, TypeError):
+        return DETECTIONS
+
+
+def _read_config_name(output_dir: Path) -> str | None:
+    """From the first line of the run's config, where :mod:`detection_toolkit.engine` puts it."""
+    try:
+        line = (output_dir / "config.yaml").read_text(encoding="utf-8").partition("\n")[0]
+        return line[2:].encode("ascii").decode("unicode_escape") if line[:2] == "# " else None
+    except (OSError, ValueError):
         return None
 
 
@@ -178,26 +212,51 @@ def coco_modules(backend: str) -> tuple[Any, Any]:
         from pycocotools.cocoeval import COCOeval
 
         return COCO, COCOeval
-    try:
-        hotcoco = importlib.import_module("hotcoco")
-    except ImportError as error:
-        raise MissingPackageError("hotcoco is not installed: pip install hotcoco") from error
+    hotcoco = require_hotcoco()
     return hotcoco.COCO, hotcoco.COCOeval
 
 
-def coco_metrics(truth_file: str, results: list[dict], backend: str) -> dict[str, Any]:
-    """COCO's metrics, overall and by class, and precision-recall curves."""
+def run_coco(
+    truth_file: str, results: list[dict], backend: str, *, max_dets: int = DETECTIONS
+) -> Any:
+    """A ``COCOeval`` that has evaluated and accumulated.
+
+    Args:
+        truth_file: in COCO's format.
+        results: the detections.
+        backend: see :func:`coco_modules`.
+        max_dets: so many detections of an image and class count, the best ones.
+
+    Raises:
+        MissingPackageError: the backend is not installed.
+    """
     coco_class, eval_class = coco_modules(backend)
     with contextlib.redirect_stdout(io.StringIO()):
         truth = coco_class(truth_file)
-        evaluation = eval_class(truth, truth.loadRes(results), "bbox")
+        # loadRes changes the entries that it is given.
+        evaluation = eval_class(truth, truth.loadRes([dict(r) for r in results]), "bbox")
+        evaluation.params.maxDets = [*_FEWER_DETECTIONS, max_dets]
         evaluation.evaluate()
         evaluation.accumulate()
-        evaluation.summarize()
+    return evaluation
+
+
+def coco_metrics(evaluation: Any, matches: Sequence[Matches]) -> dict[str, Any]:
+    """COCO's metrics, overall and by class, precision-recall curves, and the best thresholds.
+
+    Args:
+        evaluation: by :func:`run_coco`.
+        matches: of the same.
+    """
+    truth = evaluation.cocoGt
     precision = np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1]  # (T, R, K)
     by_size = np.asarray(evaluation.eval["precision"])[..., -1]  # (T, R, K, sizes)
+    recall = np.asarray(evaluation.eval["recall"])  # (T, K, sizes, limits)
     names = [c["name"] for c in truth.loadCats(list(evaluation.params.catIds))]
     numbers = [len(truth.getAnnIds(catIds=[c])) for c in evaluation.params.catIds]
+    by_class: dict[Any, list[Matches]] = {c: [] for c in evaluation.params.catIds}
+    for match in matches:
+        by_class[match.class_id].append(match)
     classes = []
     for k, (name, number) in enumerate(zip(names, numbers)):
         row = {"class": name, "objects": number}
@@ -206,17 +265,36 @@ def coco_metrics(truth_file: str, results: list[dict], backend: str) -> dict[str
         )
         for size, key in enumerate(("APs", "APm", "APl"), start=1):
             row[key] = _mean(by_size[:, :, k, size])
+        row["best_threshold"] = best_threshold(by_class[evaluation.params.catIds[k]])
         classes.append(row)
     curves = {}
     for label, part in (("IoU 0.50", precision[:1]), ("IoU 0.75", precision[5:6])):
         curves[label] = _curve(part)
     curves["mean over IoU 0.50 to 0.95"] = _curve(precision)
-    stats = [None if s < 0 else 100 * float(s) for s in evaluation.stats]
+    sizes = range(1, by_size.shape[-1])
+    limits = list(evaluation.params.maxDets)
+    overall = [
+        *map(_mean, (precision, precision[0], precision[5])),
+        *(_mean(by_size[..., size]) for size in sizes),
+        *(_mean(recall[..., 0, i]) for i in range(len(limits))),
+        *(_mean(recall[..., size, -1]) for size in sizes),
+    ]
+    recalls = [*(f"AR{limit}" for limit in limits), "ARs", "ARm", "ARl"]
     return {
-        "overall": dict(zip((*METRICS, *RECALLS), stats)),
+        "overall": dict(zip((*METRICS, *recalls), overall)),
         "classes": classes,
         "precision_recall": {k: v for k, v in curves.items() if v is not None},
+        "best_threshold": best_threshold(matches),
     }
+
+
+def best_threshold(matches: Sequence[Matches]) -> dict[str, float] | None:
+    """The score threshold with the highest F1 at IoU 0.5, and precision and recall there."""
+    curve = sweep_thresholds(matches)
+    if curve.best is None:
+        return None
+    names = ("score", "precision", "recall", "f1")
+    return dict(zip(names, (float(values[curve.best]) for values in curve)))
 
 
 def _mean(values: np.ndarray) -> float | None:
@@ -245,8 +323,7 @@ class Comparison:
         self.image_ids = [image["id"] for image in document["images"]]
         self.truth: dict[Any, list[dict]] = {i: [] for i in self.image_ids}
         for annotation in document.get("annotations", []):
-            if not annotation.get("ignore", 0):
-                self.truth[annotation["image_id"]].append(annotation)
+            self.truth[annotation["image_id"]].append(annotation)
         self.results: dict[Any, list[dict]] = {i: [] for i in self.image_ids}
         for result in results:
             if result["image_id"] not in self.results or result["category_id"] not in self.index:
@@ -263,18 +340,41 @@ class Comparison:
         classes = [self.index[e["category_id"]] for e in entries]
         return boxes, torch.tensor(classes, dtype=torch.long)
 
-    def judge(self) -> Iterator[tuple[Any, Judged]]:
-        """Every image, judged."""
-        for image_id in tqdm(self.image_ids, "errors", unit=" images", disable=None):
-            boxes, classes = self.tensors(self.results[image_id])
-            scores = torch.tensor([r["score"] for r in self.results[image_id]])
-            truth_boxes, truth_classes = self.tensors(self.truth[image_id])
-            crowd = [bool(a.get("iscrowd", 0)) for a in self.truth[image_id]]
-            crowd = torch.tensor(crowd, dtype=torch.bool)
-            yield (
-                image_id,
-                judge_image(boxes, scores, classes, truth_boxes, truth_classes, crowd),
-            )
+    def document(self) -> dict[str, Any]:
+        """The objects as a plain COCO document whose ids count from 1."""
+        images = {image_id: number for number, image_id in enumerate(self.image_ids, start=1)}
+        annotations = []
+        for image_id, entries in self.truth.items():
+            for entry in entries:
+                box = [float(x) for x in entry["bbox"]]
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": images[image_id],
+                        "category_id": self.index[entry["category_id"]] + 1,
+                        "bbox": box,
+                        "area": float(entry.get("area", box[2] * box[3])),
+                        "iscrowd": int(entry.get("iscrowd", 0)),
+                    }
+                )
+        return {
+            "images": [{"id": number} for number in images.values()],
+            "annotations": annotations,
+            "categories": [{"id": i, "name": n} for i, n in enumerate(self.names, start=1)],
+        }
+
+    def document_results(self) -> list[dict[str, Any]]:
+        """The detections with the ids of :meth:`document`."""
+        return [
+            {
+                "image_id": number,
+                "category_id": self.index[result["category_id"]] + 1,
+                "bbox": result["bbox"],
+                "score": result["score"],
+            }
+            for number, image_id in enumerate(self.image_ids, start=1)
+            for result in self.results[image_id]
+        ]
 
     def instances(self, image_id: Any, shape: Sequence[int]) -> Instances:
         """Detections of one image for drawing."""

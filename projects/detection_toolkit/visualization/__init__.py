@@ -1,5 +1,6 @@
 """Pictures: detections, what the stages do, label assignment, curves, reports."""
 
+from .animation import AnimationFrame, animate_stages, save_animation
 from .assignment import LabelDecision, LabelSource, draw_assignment, explain_labels
 from .convergence import plot_convergence
 from .curves import plot_ap_curves, plot_loss_curves, read_metrics
@@ -28,11 +29,13 @@ from .viewers import LABEL_SIZE, STAGE_VIEWERS, StageViewer
 __all__ = [
     "DEFAULT_SCORE_THRESHOLD",
     "LABEL_SIZE",
+    "AnimationFrame",
     "STAGE_VIEWERS",
     "LabelDecision",
     "LabelSource",
     "StageTrace",
     "StageViewer",
+    "animate_stages",
     "choose_queries",
     "contact_sheet",
     "distinct_names",
@@ -50,6 +53,7 @@ __all__ = [
     "plot_loss_curves",
     "read_metrics",
     "resize_trace",
+    "save_animation",
     "save_figure",
     "save_picture",
     "select_confident",

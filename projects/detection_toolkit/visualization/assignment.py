@@ -6,7 +6,7 @@ Letters: S stages, N queries, M objects.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from detectron2.data import Metadata
@@ -18,7 +18,9 @@ from torch import Tensor
 from ..errors import UserError
 from ..structures import Assignment, GroundTruth, box_iou
 from ..training import LabelAssigner
-from .paper import TEXT_WIDTH, draw_box, new_figure, prepare_picture
+from .fonts import use_fonts
+from .labels import BoxLabel, place_labels
+from .paper import TEXT_WIDTH, draw_box, fix_layout, new_figure, prepare_picture
 from .pictures import _class_name as class_name
 
 __all__ = ["LabelDecision", "LabelSource", "draw_assignment", "explain_labels"]
@@ -108,6 +110,8 @@ def draw_assignment(
 ) -> Figure:
     """Matches of every stage, labels by a label assigner, and a table of reasons.
 
+    The queries of the table are labelled in the pictures, where there is room.
+
     Args:
         image: (H, W, 3) RGB as the detector sees it.
         boxes: (S, N, 4) of all stages, ``xyxy`` in pixels of ``image``.
@@ -126,7 +130,6 @@ def draw_assignment(
         raise UserError("the image has no objects: there is nothing to assign")
     num_stages = len(boxes)
     colors = [colormaps["tab10"](m % 10) for m in range(num_objects)]
-    names = [_letter(m) for m in range(num_objects)]
     queries, left_out = _choose_rows(decisions, max_rows)
 
     aspect = min(max(image.shape[0] / image.shape[1], 0.4), 1.5)
@@ -135,15 +138,21 @@ def draw_assignment(
     figure = new_figure(2 * row + 0.1 + table)
     parts = figure.subfigures(3, 1, height_ratios=[row + 0.08, row, table])
 
+    rows: list[tuple[Any, list[BoxLabel], bool]] = []  # axes, labels, also letters of objects
     axes = parts[0].subplots(1, num_stages, squeeze=False)[0]
     axes[0].set_ylabel("one-to-one match", fontsize=7)
     for t, axis in enumerate(axes):
         matched = (assignment.object_index[t, 0] >= 0).nonzero()[:, 0].tolist()
         prepare_picture(axis, image, f"stage {t + 1}: {len(matched)} matches")
-        _draw_truth(axis, truth, names, colors, image.shape, named=False)
+        _draw_truth(axis, truth, colors)
+        labels = []
         for query in matched:
             m = int(assignment.object_index[t, 0, query])
-            _draw_query(axis, boxes[t, query], colors[m], f"q{query}→{_letter(m)}", image.shape)
+            draw_box(axis, boxes[t, query].tolist(), colors[m], width=1.3)
+            if query in queries:
+                text = f"q{query}→{_letter(m)}"
+                labels.append(_query_label(boxes[t, query], text, "white", colors[m]))
+        rows.append((axis, labels, False))
 
     axes = parts[1].subplots(1, num_stages, squeeze=False)[0]
     axes[0].set_ylabel(f"{assigner.name.replace('_', '-')} labels", fontsize=7)
@@ -152,18 +161,22 @@ def draw_assignment(
         counts = {change: sum(d.change == change for d in here) for change in _SIGNS}
         title = f"{counts['kept']} kept, {counts['added']} added, {counts['removed']} removed"
         prepare_picture(axis, image, title, pale=True)
-        _draw_truth(axis, truth, names, colors, image.shape, named=True)
+        _draw_truth(axis, truth, colors)
+        labels = []
         for decision in here:
             if decision.change == "kept":
                 continue
             box = boxes[t, decision.query]
-            text = f"{_SIGNS[decision.change]}q{decision.query}"
             style = "-" if decision.change == "added" else (0, (1, 1))
             color = _CHANGE_COLORS[decision.change]
-            _draw_query(axis, box, color, text, image.shape, ls=style, white=True)
+            draw_box(axis, box.tolist(), color, width=1.3, ls=style)
+            if decision.query in queries:
+                text = f"{_SIGNS[decision.change]}q{decision.query}"
+                labels.append(_query_label(box, text, color, "white"))
+        rows.append((axis, labels, True))
 
     axis = parts[2].subplots()
-    _draw_table(axis, decisions, queries, num_stages, names, colors, metadata)
+    _draw_table(axis, decisions, queries, num_stages, colors, metadata)
     note = f" ({left_out} more queries have labels)" if left_out else ""
     if assigner.iou_threshold is not None:
         note += f"; a label needs IoU ≥ {assigner.iou_threshold:g}"
@@ -172,6 +185,16 @@ def draw_assignment(
         fontsize=6.3,
         pad=3,
     )
+    use_fonts(figure)
+    fix_layout(figure)
+    followed = {d.own_object for d in decisions if d.query in queries}
+    followed |= {s.object_index for d in decisions if d.query in queries for s in d.sources}
+    for axis, labels, with_letters in rows:
+        taken = []
+        if with_letters:
+            letters = place_labels(axis, _letters(truth, followed), size=_TEXT, centred=True)
+            taken = [letter.get_window_extent() for letter in letters if letter is not None]
+        place_labels(axis, labels, size=_TEXT, taken=taken)
     return figure
 
 
@@ -187,42 +210,27 @@ def _choose_rows(decisions: Sequence[LabelDecision], max_rows: int) -> tuple[lis
     return sorted(order[:max_rows]), max(0, len(order) - max_rows)
 
 
-def _draw_truth(axis, truth, names, colors, shape, *, named: bool) -> None:
-    for m, (name, color) in enumerate(zip(names, colors)):
+def _draw_truth(axis, truth, colors) -> None:
+    for m, color in enumerate(colors):
         box = truth.boxes[0, m].tolist()
         draw_box(axis, box, "white", width=1.0)
         draw_box(axis, box, color, width=1.0, ls=(0, (3, 2)))
-        if named:
-            axis.text(
-                min(max((box[0] + box[2]) / 2, 0.15 * shape[1]), 0.85 * shape[1]),
-                (box[1] + box[3]) / 2,
-                name,
-                fontsize=_TEXT,
-                ha="center",
-                va="center",
-                bbox=dict(boxstyle="square,pad=0.12", lw=0, fc="white", alpha=0.8),
-                clip_on=True,
-            )
 
 
-def _draw_query(axis, box, color, text, shape, *, ls="-", white=False) -> None:
-    draw_box(axis, box.tolist(), color, width=1.3, ls=ls)
-    height, width = shape[:2]
-    x0, y0, x1, _ = box.tolist()
-    axis.text(
-        min(max(x0, 0), 0.8 * width),
-        max(min(y0, height), 0.07 * height),
-        text,
-        fontsize=_TEXT,
-        ha="left",
-        va="bottom",
-        color=color if white else "white",
-        bbox=dict(boxstyle="square,pad=0.12", lw=0, fc="white" if white else color, alpha=0.85),
-        clip_on=True,
-    )
+def _letters(truth: GroundTruth, objects: set[int]) -> list[BoxLabel]:
+    background = dict(boxstyle="square,pad=0.12", lw=0, fc="white", alpha=0.8)
+    return [
+        BoxLabel(truth.boxes[0, m].tolist(), _letter(m), {"bbox": background})
+        for m in sorted(objects - {-1})
+    ]
 
 
-def _draw_table(axis, decisions, queries, num_stages, names, colors, metadata) -> None:
+def _query_label(box: Tensor, text: str, color, background) -> BoxLabel:
+    style = dict(boxstyle="square,pad=0.12", lw=0, fc=background, alpha=0.85)
+    return BoxLabel(box.tolist(), text, {"color": color, "bbox": style})
+
+
+def _draw_table(axis, decisions, queries, num_stages, colors, metadata) -> None:
     axis.set_xlim(0, num_stages)
     axis.set_ylim(max(1, len(queries)), 0)
     cells: dict[tuple[int, int], list[LabelDecision]] = {}

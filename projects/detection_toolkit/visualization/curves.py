@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..errors import UserError
 
-__all__ = ["plot_ap_curves", "plot_loss_curves", "read_metrics"]
+__all__ = ["fit_percent_axis", "plot_ap_curves", "plot_loss_curves", "read_metrics"]
 
 logger = logging.getLogger(__name__)
 
@@ -168,9 +169,23 @@ def plot_ap_curves(
         )
     axis.set_title(title)
     axis.set_ylabel("AP (%)")
-    axis.set_ylim(0, 100)
+    fit_percent_axis(axis)
     axis.legend(frameon=False, loc="best")
     return _save(figure, output)
+
+
+def fit_percent_axis(axis: Axes) -> None:
+    """Limits of the y axis around what is drawn, at most 0 to 100, and not below 5 points apart."""
+    drawn = [np.asarray(line.get_ydata(), dtype=float) for line in axis.get_lines()]
+    values = np.concatenate([v[np.isfinite(v)] for v in drawn]) if drawn else np.zeros(0)
+    if not len(values):
+        axis.set_ylim(0, 100)
+        return
+    middle, half = (values.min() + values.max()) / 2, max(2.5, 0.56 * np.ptp(values))
+    low, high = max(0.0, middle - half), min(100.0, middle + half)
+    # Whole steps: those of an axis from 61.3 to 88.7 are hard to read.
+    step = 5 if high - low > 10 else 1
+    axis.set_ylim(max(0, step * np.floor(low / step)), min(100, step * np.ceil(high / step)))
 
 
 def _figure(panels: int):

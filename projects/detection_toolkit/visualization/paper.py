@@ -18,6 +18,7 @@ __all__ = [
     "TEXT_WIDTH",
     "draw_box",
     "figure_stems",
+    "fix_layout",
     "new_figure",
     "prepare_picture",
     "save_figure",
@@ -36,6 +37,12 @@ def new_figure(height: float) -> Figure:
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.03)
     FigureCanvasAgg(figure)
     return figure
+
+
+def fix_layout(figure: Figure) -> None:
+    """Find the layout and keep it, for what is then placed where there is room."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
 
 
 def prepare_picture(axis, image: np.ndarray, title: str = "", *, pale: bool = False) -> None:
@@ -83,9 +90,7 @@ def save_figure(figure: Figure, stem: str | Path) -> list[str]:
         OSError: they cannot be written.
     """
     stem = Path(stem)
-    # The layout is found once, not again for each format.
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
+    fix_layout(figure)  # once, not again for each format
     drawn = {}
     for suffix, options in ((".png", {}), (".pdf", {"metadata": {"CreationDate": None}})):
         buffer = io.BytesIO()

@@ -20,6 +20,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..data.images import read_image
 from ..errors import UserError
+from .fonts import DEFAULT_FONT, drawable
+from .labels import BoxLabel, place_labels
 
 __all__ = [
     "DEFAULT_SCORE_THRESHOLD",
@@ -57,6 +59,8 @@ def draw_detections(
 ) -> np.ndarray:
     """Draw boxes, class names and scores.
 
+    Where labels would cover one another, only the best detections have one.
+
     Args:
         image: (H, W, 3) RGB.
         instances: with ``pred_boxes``, ``pred_classes`` and ``scores``, in pixels of the image.
@@ -78,7 +82,8 @@ def draw_detections(
         for c, s in zip(classes, instances.scores.tolist())
     ]
     boxes = instances.pred_boxes
-    return _draw(image, boxes, classes, labels, metadata, scale, font_size)
+    order = instances.scores.argsort(descending=True).tolist()
+    return _draw(image, boxes, classes, labels, metadata, scale, order, font_size)
 
 
 def draw_ground_truth(
@@ -106,7 +111,8 @@ def draw_ground_truth(
         for c, a in zip(classes, annotations)
     ]
     boxes = Boxes(np.asarray(boxes, dtype="float32").reshape(-1, 4))
-    return _draw(image, boxes, classes, labels, metadata, scale)
+    order = boxes.area().argsort().tolist()  # where room is short, the small ones need it most
+    return _draw(image, boxes, classes, labels, metadata, scale, order)
 
 
 def side_by_side(pictures: Sequence[np.ndarray], titles: Sequence[str] | None = None) -> np.ndarray:
@@ -198,50 +204,46 @@ def _draw(
     labels: Sequence[str],
     metadata: Metadata | None,
     scale: float | None,
+    order: Sequence[int],
     font_size: float | None = None,
 ) -> np.ndarray:
+    """
+    Args:
+        order: of the labels, the most important first.
+    """
     if scale is None:
         scale = max(1.0, _LEGIBLE_SIDE / max(image.shape[:2]))
     visualizer = Visualizer(image, metadata, scale=scale)
     corners = boxes.tensor.tolist()
-    order = sorted(range(len(corners)), key=lambda i: -float(boxes.area()[i]))  # small on top
-    for i in order:
+    areas = boxes.area().tolist()
+    for i in sorted(range(len(corners)), key=lambda i: -areas[i]):  # small ones on top
         # Detectron2's default is half transparent: lost on a busy background.
         visualizer.draw_box(corners[i], alpha=1.0, edge_color=_class_color(metadata, classes[i]))
     if font_size is None:
         font_size = max(9.0, scale * (image.shape[0] * image.shape[1]) ** 0.5 / 90)
-    points = font_size / scale
-    for i in order:
-        x, y, alignment = _label_place(corners[i], labels[i], image.shape, points)
-        color = [0.4 + 0.6 * channel for channel in _class_color(metadata, classes[i])]
-        visualizer.draw_text(
-            labels[i], (x, y), font_size=points, color=color, horizontal_alignment=alignment
-        )
+    background = {"facecolor": "black", "alpha": 0.8, "pad": 1.5, "edgecolor": "none"}
+    place_labels(
+        visualizer.output.ax,
+        [
+            BoxLabel(
+                corners[i],
+                labels[i],
+                {
+                    "color": [0.4 + 0.6 * x for x in _class_color(metadata, classes[i])],
+                    "bbox": background,
+                    "zorder": 10,
+                },
+            )
+            for i in order
+        ],
+        size=font_size,
+    )
     return visualizer.output.get_image()
-
-
-def _label_place(
-    box: Sequence[float], label: str, shape: Sequence[int], points: float
-) -> tuple[float, float, str]:
-    """Where a label's top goes, and its side: below the box, or above, or in it; in the picture."""
-    height, width = shape[:2]
-    pixels = points * 100 / 72  # Detectron2 draws at matplotlib's 100 dots an inch
-    text_height, text_width = 1.35 * pixels, 0.64 * pixels * len(label)
-    x0, y0, x1, y1 = box
-    if y1 + text_height <= height:
-        y = y1
-    elif y0 >= text_height:
-        y = y0 - text_height
-    else:
-        y = max(y0, 0)
-    if x0 + text_width <= width:
-        return max(x0, 0), y, "left"
-    return min(max(x1, text_width), width), y, "right"
 
 
 def _class_name(metadata: Metadata | None, index: int) -> str:
     names = metadata.get("thing_classes", None) if metadata is not None else None
-    return names[index] if names is not None and index < len(names) else str(index)
+    return drawable(str(names[index])) if names is not None and index < len(names) else str(index)
 
 
 def _class_color(metadata: Metadata | None, index: int) -> tuple[float, float, float]:
@@ -258,4 +260,4 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     # matplotlib's own font: there on every machine, and it covers more than ASCII.
     from matplotlib import font_manager
 
-    return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)
+    return ImageFont.truetype(font_manager.findfont(DEFAULT_FONT), size)

@@ -16,9 +16,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from .curves import plot_ap_curves, plot_loss_curves
+from .curves import fit_percent_axis, plot_ap_curves, plot_loss_curves
+from .fonts import drawable, use_fonts
 
 __all__ = [
+    "LABEL_ASSIGNERS",
+    "Part",
     "chart_calibration",
     "chart_classes",
     "chart_confusion",
@@ -27,39 +30,58 @@ __all__ = [
     "chart_precision_recall",
     "chart_score_changes",
     "chart_stages",
+    "chart_thresholds",
     "embed_picture",
+    "format_facts",
     "format_table",
     "render_page",
     "training_charts",
 ]
 
+Part = tuple[str, Any]
+"""Of a page: its kind and its content; see :func:`render_page`."""
+
+LABEL_ASSIGNERS = {"own_match": "each stage's own match", "cross_stage": "cross-stage matcher"}
+"""Names of label assigners, as a reader knows them."""
+
 _STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:1060px;margin:2em auto;padding:0 1em;color:#222}
-h1{font-size:1.6em}h2{margin-top:2em;border-bottom:1px solid #ccc}figure{margin:1em 0}
-img{max-width:100%}figcaption,.note{color:#555;font-size:.9em}
-table{border-collapse:collapse;margin:1em 0;font-variant-numeric:tabular-nums}
-td,th{border-bottom:1px solid #ddd;padding:.25em .8em;text-align:right}
-td:first-child,th:first-child{text-align:left}.pair{display:flex;flex-wrap:wrap;gap:1em}
-.pair>*{flex:1 1 30em}
+body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#222}
+h1{font-size:1.6em;margin-bottom:.4em}h2{margin-top:2em;border-bottom:1px solid #ccc}
+h3{font-size:1.05em;margin:.6em 0 .2em}figure{margin:.6em 0}img{max-width:100%}
+.note{color:#555;font-size:.9em}.words{font-size:1.05em;max-width:62em}
+table{border-collapse:collapse;margin:1em 0;width:100%;font-variant-numeric:tabular-nums}
+td,th{border-bottom:1px solid #ddd;padding:.25em .6em;text-align:right}
+td:first-child,th:first-child{text-align:left}
+dl{display:grid;grid-template-columns:max-content 1fr;gap:.15em 1.2em;margin:.6em 0}
+dt{color:#555}dd{margin:0;overflow-wrap:anywhere}
+.row{display:flex;flex-wrap:wrap;gap:0 2em;align-items:flex-start}
+.row>div{flex:1 1 26em;min-width:0}
+.row img{width:100%}
 """
 
 
-def training_charts(metrics_file: Path, prefix: str) -> list[str]:
+def training_charts(metrics_file: Path, prefix: str) -> dict[str, str]:
     """Loss and AP curves of a metrics.json as images to embed; those that it has numbers for.
 
     Args:
         metrics_file: see :func:`~detection_toolkit.visualization.read_metrics`.
         prefix: of the data set's metrics there.
+
+    Returns:
+        "loss" and "AP", or what there is of them.
     """
-    charts = []
+    charts = {}
     with TemporaryDirectory() as folder:
         target = Path(folder, "curves.svg")
-        for draw in (plot_loss_curves, lambda m, o: plot_ap_curves(m, o, prefix=prefix)):
+        for name, draw in (
+            ("loss", plot_loss_curves),
+            ("AP", lambda m, o: plot_ap_curves(m, o, prefix=prefix)),
+        ):
             try:
                 draw(metrics_file, target)
             except ValueError:  # nothing of the kind was logged
                 continue
-            charts.append(_embed(target.read_bytes(), "svg+xml"))
+            charts[name] = _embed(target.read_bytes(), "svg+xml")
     return charts
 
 
@@ -76,7 +98,8 @@ def chart_stages(stages: Sequence[Mapping[str, Any]], after_nms: Mapping[str, An
     if after_nms.get("AP") is not None:
         label = f"AP {after_nms['AP']:.1f} after NMS"
         axis.plot(numbers[-1:], [after_nms["AP"]], "kx", label=label)
-    axis.set(xlabel="after stage", ylabel="AP (%)", ylim=(0, 100))
+    axis.set(xlabel="after stage", ylabel="AP (%)")
+    fit_percent_axis(axis)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend(frameon=False, title="last stage", fontsize=9)
     return _svg(figure)
@@ -87,8 +110,9 @@ def chart_classes(names: Sequence[str], values: Sequence[float | None], limit: i
     pairs = sorted((v, n) for n, v in zip(names, values) if v is not None)
     if len(pairs) > limit:
         pairs = pairs[: limit // 2] + pairs[-limit // 2 :]
-    figure, axis = _figure(6.4, 0.8 + 0.24 * len(pairs))
-    axis.barh([n for _, n in pairs], [v for v, _ in pairs], color="tab:blue")
+    figure, axis = _figure(5.6, max(2.6, 0.8 + 0.24 * len(pairs)))
+    axis.barh(range(len(pairs)), [v for v, _ in pairs], color="tab:blue")
+    axis.set_yticks(range(len(pairs)), [drawable(n) for _, n in pairs])
     for y, (value, _) in enumerate(pairs):
         axis.text(value, y, f" {value:.1f}", va="center", fontsize=8)
     axis.set(xlabel="AP (%)", xlim=(0, 108))
@@ -98,11 +122,33 @@ def chart_classes(names: Sequence[str], values: Sequence[float | None], limit: i
 
 def chart_precision_recall(recall: np.ndarray, curves: Mapping[str, np.ndarray]) -> str:
     """Precision over recall, mean over classes; {label: (101,)}."""
-    figure, axis = _figure(4.8, 3.8)
+    figure, axis = _figure(5.6, 3.8)
     for label, precision in curves.items():
         axis.plot(recall, precision, label=label, lw=1.6)
     axis.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
     axis.legend(frameon=False, fontsize=9)
+    return _svg(figure)
+
+
+def chart_thresholds(
+    curve: Mapping[str, Sequence[float | None]], best: Mapping[str, float] | None
+) -> str:
+    """Precision, recall and F1 of all classes together over the score threshold.
+
+    Args:
+        curve: "threshold", "precision", "recall", "f1".
+        best: "score" and "f1" where F1 is highest; None where there is none.
+    """
+    figure, axis = _figure(5.6, 3.8)
+    for name, color in (("precision", "tab:green"), ("recall", "tab:orange"), ("f1", "tab:blue")):
+        values = [np.nan if v is None else v for v in curve[name]]
+        label = "F1" if name == "f1" else name
+        axis.plot(curve["threshold"], values, color=color, lw=1.6, label=label)
+    if best is not None:
+        label = f"best: {best['score']:.2f}, F1 {best['f1']:.2f}"
+        axis.axvline(best["score"], color="0.35", lw=1, ls="--", label=label)
+    axis.set(xlabel="score threshold", xlim=(0, 1), ylim=(0, 1.02))
+    axis.legend(frameon=False, fontsize=9, loc="lower left")
     return _svg(figure)
 
 
@@ -120,6 +166,7 @@ def chart_confusion(matrix: np.ndarray, names: Sequence[str]) -> str:
                 color = "white" if share[y, x] > 0.6 else "black"
                 axis.text(x, y, value, ha="center", va="center", fontsize=7.5, color=color)
     small = 8.5 if size <= 25 else 5
+    names = [drawable(name) for name in names]
     axis.set_xticks(range(size), [*names, "not detected"], rotation=60, ha="right", fontsize=small)
     axis.set_yticks(range(size), [*names, "nothing there"], fontsize=small)
     axis.set(xlabel="detected as", ylabel="object")
@@ -129,7 +176,7 @@ def chart_confusion(matrix: np.ndarray, names: Sequence[str]) -> str:
 
 def chart_error_gains(gains: Mapping[str, float], counts: Mapping[str, int]) -> str:
     """What fixing each kind of error would bring, and the share of each kind."""
-    figure = Figure(figsize=(9, 3.2), dpi=100, layout="constrained")
+    figure = Figure(figsize=(11, 3.2), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     names = list(gains)
@@ -170,12 +217,11 @@ def chart_score_changes(changes: Sequence[Mapping[str, Any]]) -> str:
 
 def chart_label_changes(changes: Mapping[str, Mapping[str, Any]]) -> str:
     """Queries whose class target changes from a stage to the next, with both label assigners."""
-    words = {"own_match": "each stage's own match", "cross_stage": "cross-stage matcher"}
     figure, axis = _figure(6.4, 3.4)
     for index, (name, entry) in enumerate(changes.items()):
         values = [np.nan if v is None else 100 * v for v in entry["share_of_labelled_by_step"]]
         steps = np.arange(1, len(values) + 1)
-        axis.bar(steps + 0.36 * (index - 0.5), values, 0.34, label=words.get(name, name))
+        axis.bar(steps + 0.36 * (index - 0.5), values, 0.34, label=LABEL_ASSIGNERS.get(name, name))
         axis.set_xticks(steps, [f"{t} → {t + 1}" for t in steps])
     axis.set(xlabel="from stage to stage", ylabel="changed labels (%)")
     axis.legend(frameon=False, fontsize=9)
@@ -184,7 +230,7 @@ def chart_label_changes(changes: Mapping[str, Mapping[str, Any]]) -> str:
 
 def chart_calibration(bins: Sequence[Mapping[str, float]]) -> str:
     """Share of true positives over the score, for each tenth of the score."""
-    figure, axis = _figure(4.8, 3.8)
+    figure, axis = _figure(5.6, 3.8)
     axis.plot([0, 1], [0, 1], color="0.6", lw=1, ls="--", label="calibrated")
     scores, shares = [b["score"] for b in bins], [b["share"] for b in bins]
     sizes = [12 + 18 * np.log10(b["number"]) for b in bins]
@@ -215,13 +261,20 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return f"<table><tr>{head}</tr>{body}</table>"
 
 
-def render_page(title: str, sections: Sequence[tuple[str, Sequence[tuple[str, str]]]]) -> str:
+def format_facts(facts: Mapping[str, str]) -> str:
+    """Names and what they stand for, in HTML."""
+    items = (f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in facts.items())
+    return f"<dl>{''.join(items)}</dl>"
+
+
+def render_page(title: str, sections: Sequence[tuple[str, Sequence[Part]]]) -> str:
     """The page.
 
     Args:
         title: of the page.
-        sections: (heading, parts), each part (kind, content): "html" as it is, "text" escaped,
-            "image" an address as the functions above return it.
+        sections: (heading, parts), each part (kind, content): "html" as it is; "text", "words" and
+            "heading" escaped; "image" an address as the functions above return it; "row" a list of
+            lists of parts, which stand side by side where there is room.
     """
     out = [
         "<!DOCTYPE html><html lang='en'><head><meta charset='utf-8'>",
@@ -231,15 +284,23 @@ def render_page(title: str, sections: Sequence[tuple[str, Sequence[tuple[str, st
     ]
     for heading, parts in sections:
         out.append(f"<h2>{html.escape(heading)}</h2>")
-        for kind, content in parts:
-            if kind == "image":
-                out.append(f"<figure><img alt='{html.escape(heading)}' src='{content}'></figure>")
-            elif kind == "text":
-                out.append(f"<p class='note'>{html.escape(content)}</p>")
-            else:
-                out.append(content)
+        out += [_render(part, heading) for part in parts]
     out.append("</body></html>")
     return "\n".join(out)
+
+
+def _render(part: Part, title: str) -> str:
+    kind, content = part
+    if kind == "image":
+        return f"<figure><img alt='{html.escape(title)}' src='{content}'></figure>"
+    if kind == "heading":
+        return f"<h3>{html.escape(content)}</h3>"
+    if kind in ("text", "words"):
+        return f"<p class='{'note' if kind == 'text' else kind}'>{html.escape(content)}</p>"
+    if kind == "row":
+        cells = ("\n".join(_render(inner, title) for inner in cell) for cell in content)
+        return f"<div class='row'>{''.join(f'<div>{cell}</div>' for cell in cells)}</div>"
+    return content
 
 
 def _figure(width: float, height: float):
@@ -253,6 +314,7 @@ def _figure(width: float, height: float):
 
 
 def _svg(figure: Figure) -> str:
+    use_fonts(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     return _embed(buffer.getvalue(), "svg+xml")

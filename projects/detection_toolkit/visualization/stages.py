@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from detectron2.data import Metadata
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
@@ -17,7 +18,9 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from ..errors import UserError
-from .paper import TEXT_WIDTH, draw_box, new_figure, prepare_picture
+from .fonts import use_fonts
+from .labels import BoxLabel, place_labels
+from .paper import TEXT_WIDTH, draw_box, fix_layout, new_figure, prepare_picture
 from .pictures import DEFAULT_SCORE_THRESHOLD
 from .pictures import _class_color as class_color
 from .pictures import _class_name as class_name
@@ -67,7 +70,8 @@ def draw_stages(
 ) -> Figure:
     """Detections, sampling points, trajectories and scores of all stages, and what methods add.
 
-    The (up to six) best queries have one colour each in all panels; other detections are white.
+    The (up to six) best queries have one colour each in all panels, and labels; other detections
+    are white.
 
     Args:
         image: (H, W, 3) RGB, the picture that the traces are of.
@@ -94,7 +98,7 @@ def draw_stages(
     figure = new_figure(sum(heights) + 0.05)
     parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
 
-    _detections_row(parts[0], image, traces, metadata, colors, threshold)
+    labels = _detections_row(parts[0], image, traces, metadata, colors, threshold)
     for part, query in zip(parts[1:], sampled):
         _points_row(
             part,
@@ -112,9 +116,10 @@ def draw_stages(
     axes = parts[-1].subplots(1, len(widths), width_ratios=widths)
     _trajectories(axes[0], image, traces, colors)
     _refinement(axes[1], image, traces, best, colors[best])
-    _scores(axes[2], traces, metadata, colors, classes)
+    labels += _scores(axes[2], traces, metadata, colors, classes)
     for axis, (name, viewer) in zip(axes[3:], viewers.items()):
         viewer.draw(axis, [trace.records[name] for trace in traces])
+    _place_in_figure(figure, labels)
     return figure
 
 
@@ -154,7 +159,7 @@ def draw_query_stages(
     axes = parts[-1].subplots(1, 3, width_ratios=[1.2, 1, 1.6])
     _trajectories(axes[0], image, traces, {query: color})
     _refinement(axes[1], image, traces, query, color)
-    _scores(axes[2], traces, metadata, {query: color}, classes)
+    _place_in_figure(figure, _scores(axes[2], traces, metadata, {query: color}, classes))
     return figure
 
 
@@ -213,7 +218,9 @@ def draw_followed_query(
     )
     label = int(trace.scores[query].argmax())
     text = f"query {query}: {class_name(metadata, label)} {float(trace.scores[query, label]):.2f}"
-    _label(axis, trace.boxes[query], text, _QUERY_COLORS[0], image.shape, size=9.5 * unit, zorder=6)
+    style = {**_label_style(_QUERY_COLORS[0]), "zorder": 6}
+    canvas.draw()  # the layout is final then
+    place_labels(axis, [BoxLabel(trace.boxes[query].tolist(), text, style)], size=9.5 * unit)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[:height, :width, :3].copy()
 
@@ -228,8 +235,12 @@ def stage_colors(count: int) -> list:
     return [colormaps["viridis"](0.95 - 0.9 * t / max(1, count - 1)) for t in range(count)]
 
 
-def _detections_row(part, image, traces, metadata, colors, threshold) -> None:
+def _detections_row(
+    part, image, traces, metadata, colors, threshold
+) -> list[tuple[Axes, BoxLabel]]:
+    """Draw the boxes; returns the labels of the followed ones, the best ones last."""
     axes = part.subplots(1, len(traces), squeeze=False)[0]
+    labels = []
     for number, (axis, trace) in enumerate(zip(axes, traces), start=1):
         found = trace.detections
         found = found[found.scores >= threshold]
@@ -240,32 +251,30 @@ def _detections_row(part, image, traces, metadata, colors, threshold) -> None:
             key=lambda i: (int(found.query_index[i]) in colors, float(found.scores[i])),
         )
         for i in order:
-            query = int(found.query_index[i])
-            color = colors.get(query, "white")
+            color = colors.get(int(found.query_index[i]), "white")
             box = found.pred_boxes.tensor[i].tolist()
             draw_box(axis, box, color, width=1.1, outline="black")
-            label = f"{class_name(metadata, int(found.pred_classes[i]))} {found.scores[i]:.2f}"
-            _label(axis, box, label, color, image.shape)
+            if color != "white":
+                name = class_name(metadata, int(found.pred_classes[i]))
+                label = f"{name} {found.scores[i]:.2f}"
+                labels.append((axis, BoxLabel(box, label, _label_style(color))))
     axes[0].set_ylabel("detections", fontsize=7)
+    return labels
 
 
-def _label(axis, box, text, color, shape, *, size: float = LABEL_SIZE, zorder: float = 3) -> None:
-    height, width = shape[:2]
-    box = [float(v) for v in box]
-    above = box[1] > 0.09 * height
-    right = box[0] > 0.6 * width
-    axis.text(
-        min(box[2], width) if right else max(box[0], 0),
-        box[1] if above else min(box[3], height),
-        text,
-        fontsize=size,
-        color="black",
-        zorder=zorder,
-        ha="right" if right else "left",
-        va="bottom" if above or box[3] > 0.93 * height else "top",
-        bbox=dict(_BOX, fc=color, alpha=0.85),
-        clip_on=True,
-    )
+def _place_in_figure(figure: Figure, labels: Sequence[tuple[Axes, BoxLabel]]) -> None:
+    """Write labels into several axes, the last ones of each first; the layout is final then."""
+    use_fonts(figure)
+    fix_layout(figure)
+    for axis in dict.fromkeys(axis for axis, _ in labels):
+        here = [label for other, label in reversed(labels) if other is axis]
+        legend = axis.get_legend()
+        taken = [] if legend is None else [legend.get_window_extent()]
+        place_labels(axis, here, size=LABEL_SIZE, taken=taken)
+
+
+def _label_style(color) -> dict:
+    return {"color": "black", "zorder": 3, "bbox": dict(_BOX, fc=color, alpha=0.85)}
 
 
 def _points_row(part, image, traces, query, *, color, name, aspect, strides) -> None:
@@ -369,7 +378,9 @@ def _refinement(axis, image, traces, query, color) -> None:
     )
 
 
-def _scores(axis, traces, metadata, colors, classes) -> None:
+def _scores(axis, traces, metadata, colors, classes) -> list[tuple[Axes, BoxLabel]]:
+    """Draw the scores; returns the names of other classes that lead somewhere."""
+    labels = []
     stages = range(1, len(traces) + 1)
     for query, color in colors.items():
         scores = [float(t.scores[query, classes[query]]) for t in traces]
@@ -381,13 +392,8 @@ def _scores(axis, traces, metadata, colors, classes) -> None:
             if leading != classes[query]:
                 value = float(trace.scores[query, leading])
                 axis.plot(stage, value, "x", color=color, ms=4)
-                axis.annotate(
-                    class_name(metadata, leading),
-                    (stage, value),
-                    xytext=(2.5, 2.5),
-                    textcoords="offset points",
-                    fontsize=LABEL_SIZE,
-                )
+                name = class_name(metadata, leading)
+                labels.append((axis, BoxLabel((stage, value, stage, value), name)))
     axis.set_title("score by stage (× another class leads)", fontsize=7, pad=2.5)
     axis.set_ylim(0, 1.03)
     axis.set_xlabel("stage", fontsize=LABEL_SIZE + 0.6, labelpad=1)
@@ -398,6 +404,7 @@ def _scores(axis, traces, metadata, colors, classes) -> None:
     axis.legend(
         fontsize=LABEL_SIZE,
         loc="best",
+        ncols=1 + (len(colors) > 3),
         framealpha=0.6,
         edgecolor="none",
         title="query",
@@ -405,6 +412,7 @@ def _scores(axis, traces, metadata, colors, classes) -> None:
         borderpad=0.1,
         labelspacing=0.2,
     )
+    return labels
 
 
 def _count(number: int, noun: str) -> str:

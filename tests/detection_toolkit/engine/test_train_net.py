@@ -4,8 +4,10 @@ import importlib.util
 import json
 import logging
 import runpy
+import shlex
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from detection_toolkit.data import UnreadableImageError
 from detection_toolkit.engine import user_errors
 from detection_toolkit.engine.arguments import parse_arguments
 from detection_toolkit.engine.errors import is_user_error
+from detection_toolkit.evaluation.results import read_facts
 from detection_toolkit.modeling import QueryDetector
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -74,9 +77,20 @@ def test_train_resume_and_evaluate(run, tmp_path):
     assert "effective batch: 2 images" in (output / "log.txt").read_text()
     assert "resumed: 2 of 3 iterations are done" in (output / "log.txt").read_text()
 
-    run("--eval-only", *overrides, f"train.init_checkpoint='{output / 'model_final.pth'}'")
     (metrics,) = output.glob("inference/*/metrics.json")
-    assert "AP" in json.loads(metrics.read_text())["results"]["bbox"]
+    of_run = json.loads(metrics.read_text())
+    assert of_run["checkpoint"] == "iteration 3 of the run"
+    weights = f"train.init_checkpoint='{output / 'model_final.pth'}'"
+    run("--eval-only", *overrides, weights)
+    evaluated = json.loads(metrics.read_text())
+    assert "AP" in evaluated["results"]["bbox"]
+    assert evaluated["checkpoint"] == str(output / "model_final.pth")
+    assert datetime.fromisoformat(evaluated["date"]) >= datetime.fromisoformat(of_run["date"])
+    # What a report says about the run: what the last training was begun with.
+    facts = read_facts(output, metrics.parent)
+    assert facts["config"] == shlex.join([CONFIG, *overrides, "train.max_iter=3"])
+    run("--eval-only", "--resume", *overrides)
+    assert json.loads(metrics.read_text())["checkpoint"] == str(output / "model_final.pth")
 
 
 def test_evaluation_uses_averaged_weights_where_they_are_enabled(run, tmp_path):

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 
+import numpy as np
 import pytest
 import torch
 import visualize_assignment
@@ -13,7 +15,12 @@ from small_runs import SMALL_MODEL
 
 from detection_toolkit.structures import Assignment, GroundTruth
 from detection_toolkit.training import StagewiseMatcher
-from detection_toolkit.visualization import distinct_names, explain_labels, figure_stems
+from detection_toolkit.visualization import (
+    distinct_names,
+    draw_assignment,
+    explain_labels,
+    figure_stems,
+)
 from stageinteractor import CrossStageMatcher
 
 
@@ -73,6 +80,41 @@ def test_a_label_comes_from_the_next_stage_and_goes_where_the_box_is_off():
     assert [(s.stage, s.object_index) for s in added.sources] == [(1, 0)]
     assert added.sources[0].iou == pytest.approx(9 / 11)
     assert (kept.change, kept.stage, kept.query) == ("kept", 1, 1)
+
+
+def test_in_a_crowd_the_queries_of_the_table_are_labelled_and_no_label_covers_another():
+    generator = torch.Generator().manual_seed(0)
+    stages, queries, objects = 3, 40, 30
+    corner = torch.rand(objects, 2, generator=generator) * 120
+    truth_boxes = torch.cat([corner, corner + 25], 1)
+    truth = GroundTruth.collate([truth_boxes], [torch.zeros(objects).long()], [(150, 150)])
+    index = torch.stack([torch.randperm(queries, generator=generator) for _ in range(stages)])
+    assignment = Assignment(torch.where(index < objects, index, -1)[:, None])
+    boxes = truth_boxes[torch.randint(objects, (stages, 1, queries), generator=generator)]
+    matcher = CrossStageMatcher()
+    decisions = explain_labels(assignment, boxes, truth, matcher)
+    figure = draw_assignment(
+        np.zeros((150, 150, 3), np.uint8),
+        boxes[:, 0],
+        assignment,
+        truth,
+        decisions,
+        assigner=matcher,
+        max_rows=8,
+    )
+    *pictures, table = figure.get_axes()
+    in_table = {label.get_text() for label in table.get_yticklabels()}
+    assert len(in_table) == 8
+    for axis in pictures:
+        extents = [text.get_window_extent() for text in axis.texts]
+        assert not any(
+            min(a.x1, b.x1) > max(a.x0, b.x0) and min(a.y1, b.y1) > max(a.y0, b.y0)
+            for i, a in enumerate(extents)
+            for b in extents[:i]
+        )
+        named = {q for text in axis.texts for q in re.findall(r"q\d+", text.get_text())}
+        assert named <= in_table
+    assert sum(len(axis.texts) for axis in pictures) > 20
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,8 @@ import pytest
 import torch
 import visualize_stages
 from detectron2.config import instantiate
+from detectron2.structures import Instances
+from matplotlib.colors import to_hex
 from PIL import Image
 from small_runs import SMALL_MODEL, make_batch, make_detector
 from tolerances import tolerance
@@ -14,11 +16,13 @@ from tolerances import tolerance
 from detection_toolkit.config import apply_overrides, get_config
 from detection_toolkit.modeling import SamplingModule
 from detection_toolkit.visualization import (
+    animate_stages,
     choose_queries,
     draw_followed_query,
     draw_query_stages,
     draw_stages,
     resize_trace,
+    save_animation,
     trace_stages,
 )
 
@@ -155,6 +159,25 @@ def test_points_are_found_wherever_a_stage_samples(detector, inputs, traces):
     assert axes[0] == axes[1] + 1
 
 
+def test_only_the_followed_queries_are_labelled_and_no_label_covers_another(traces):
+    """As with hundreds of queries: here everything that the stages predict is drawn."""
+    crowded = [t._replace(detections=Instances.cat([t.detections] * 5)) for t in traces]
+    figure = draw_stages(np.zeros((128, 96, 3), np.uint8), crowded, threshold=0.0)
+    labelled = 0
+    for axis in figure.get_axes()[: len(traces)]:
+        extents = [text.get_window_extent() for text in axis.texts]
+        assert 1 <= len(extents) <= 6 * 5
+        colors = {to_hex(text.get_bbox_patch().get_facecolor()) for text in axis.texts}
+        assert "#ffffff" not in colors
+        labelled += len(extents)
+        assert not any(
+            min(a.x1, b.x1) > max(a.x0, b.x0) and min(a.y1, b.y1) > max(a.y0, b.y0)
+            for i, a in enumerate(extents)
+            for b in extents[:i]
+        )
+    assert labelled < sum(len(t.detections) for t in crowded)
+
+
 def test_a_detector_without_stages_is_refused():
     with pytest.raises(ValueError, match="no cascade of stages"):
         trace_stages(torch.nn.Identity(), {})
@@ -190,6 +213,38 @@ def test_a_figure_is_written_as_png_and_pdf(picture, weights, tmp_path, capsys):
     with Image.open(tmp_path / "out" / "a b_stages.png") as drawn:
         assert drawn.width == 1584 and len(drawn.convert("RGB").getcolors(1 << 24)) > 500
     assert "a b_stages.png" in capsys.readouterr().out
+
+
+def test_an_animation_is_written_beside_the_figure(picture, weights, tmp_path, capsys):
+    arguments = ["--input", picture, "--output", str(tmp_path), "--animation", "--opts"]
+    assert visualize_stages.main([*arguments, weights, DEVICE, *SMALL_MODEL]) == 0
+    with Image.open(tmp_path / "a b_stages.webp") as animation:
+        assert animation.format == "WEBP" and animation.n_frames > 3
+        assert animation.info["loop"] == 0
+    assert "a b_stages.webp" in capsys.readouterr().out
+
+
+def test_the_boxes_of_an_animation_begin_and_end_where_the_stages_say(traces, tmp_path):
+    image = np.zeros((128, 96, 3), np.uint8)
+    frames = animate_stages(image, traces, threshold=0.0, num_queries=1)
+    longest = max(frame.milliseconds for frame in frames)
+    assert frames[-1].milliseconds == longest > frames[1].milliseconds
+    assert sum(frame.milliseconds > 1000 for frame in frames) == 1 + len(traces)
+    picture = frames[-1].picture
+    assert picture.shape[0] > 480 and picture.shape[1] == 360  # 3.75 times as large
+    (query,) = choose_queries(traces, 1, threshold=0.0)
+    for frame, boxes in (
+        (frames[0].picture, traces[0].boxes_before),
+        (frames[-1].picture, traces[-1].boxes),
+    ):
+        x0, y0, x1, y1 = (boxes[query] * 3.75).round().int().tolist()
+        x, y = (x0 + x1) // 2, (y0 + y1) // 2
+        for column, row in ((x0, y), (x1, y), (x, y0), (x, y1)):
+            if 5 < column < 355 and 5 < row < 475:
+                assert frame[row - 4 : row + 5, column - 4 : column + 5].max() > 100, (column, row)
+    path = save_animation(frames, tmp_path / "new" / "a.gif")
+    with Image.open(path) as animation:
+        assert animation.format == "GIF" and animation.n_frames > 3
 
 
 def test_no_detection_and_no_picture_leave_nothing_behind(picture, weights, tmp_path, capsys):
