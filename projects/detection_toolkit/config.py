@@ -8,12 +8,13 @@ import importlib
 import inspect
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from detectron2.config import LazyConfig
+from detectron2.config import CfgNode, LazyConfig
 from detectron2.utils.registry import locate
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import OverrideType
@@ -31,6 +32,7 @@ __all__ = [
     "find_config_file",
     "get_config",
     "register_moved_names",
+    "require_lazy_config",
 ]
 
 _MOVED_NAMES: dict[str, str | Callable[[DictConfig], None]] = {}
@@ -80,8 +82,9 @@ def find_config_file(path: str) -> str:
 def get_config(path: str) -> DictConfig:
     """Load a config file, which may register data sets; it may be loaded again.
 
-    It may also be the ``config.yaml`` of a run. That of an older one may name things where they no
-    longer are; the names of today take their place.
+    A config of one's own may import modules that lie beside it: its folder is added to the end of
+    ``sys.path``. It may also be the ``config.yaml`` of a run. That of an older one may name things
+    where they no longer are; the names of today take their place.
 
     Args:
         path: see :func:`find_config_file`.
@@ -91,11 +94,41 @@ def get_config(path: str) -> DictConfig:
         UserError: it registers another data set under a name that is taken.
     """
     file = find_config_file(path)
+    if Path(file).suffix == ".py":
+        _let_import_from(Path(file).resolve().parent)
     with repeatable_registrations():
         cfg = LazyConfig.load(file)
     if Path(file).suffix in (".yaml", ".yml"):
         _follow_moves(cfg)
     return cfg
+
+
+def _let_import_from(folder: Path) -> None:
+    """For good: loader processes and ``config.yaml`` name these modules later."""
+    is_packaged = any(packaged in (folder, *folder.parents) for packaged in _config_folders())
+    # At the end, where it hides no package that is installed.
+    if not is_packaged and str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+
+def require_lazy_config(cfg: object, name: str) -> None:
+    """Tell what to do instead, where Detectron2's other kind of config is given.
+
+    Args:
+        cfg: what a class was called with.
+        name: of the class.
+
+    Raises:
+        UserError: it is a ``CfgNode``.
+    """
+    if isinstance(cfg, CfgNode):
+        raise UserError(
+            f"{name} has no CfgNode (the YAML configs of Detectron2, get_cfg()): its config is a "
+            "LazyConfig. cfg = detection_toolkit.config.get_config(FILE) loads one, "
+            "detectron2.config.instantiate(cfg.model) builds the model in the place of "
+            "build_model(cfg), and detection_toolkit.engine.Predictor.from_config(FILE, WEIGHTS) "
+            "takes the place of DefaultPredictor(cfg); docs/extending.md has an example"
+        )
 
 
 def config_text(cfg: DictConfig) -> str:

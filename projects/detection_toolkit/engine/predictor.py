@@ -17,7 +17,7 @@ from detectron2.structures import Instances
 from omegaconf import DictConfig
 
 from ..checkpoint.checkpointer import Checkpointer
-from ..config import apply_overrides, get_config
+from ..config import apply_overrides, get_config, require_lazy_config
 from ..data import dataset_names
 from ..data.images import check_picture
 from ..data.mapper import augment
@@ -105,6 +105,7 @@ class Predictor:
                 give the model all of its weights.
             FileNotFoundError: the weights do not exist.
         """
+        require_lazy_config(cfg, type(self).__name__)
         self.cfg = copy.deepcopy(cfg)
         self.metadata, nameless = _follow_test_set(self.cfg)
         mapper = self.cfg.dataloader.test.mapper

@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from ..checkpoint.checkpointer import Checkpointer, ResumeError
+from ..config import require_lazy_config
 from ..data import dataset_names, loader_process_errors
 from ..errors import NonFinitePredictionError, UserError
 from ..evaluation import check_stage_evaluation, configured_label_assigners
@@ -77,6 +78,7 @@ class Trainer(DefaultTrainer):
         Args:
             cfg: with the nodes model, dataloader, optimizer, lr_multiplier and train.
         """
+        require_lazy_config(cfg, type(self).__name__)
         # Not DefaultTrainer's own constructor: it reads a CfgNode.
         TrainerBase.__init__(self)
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):

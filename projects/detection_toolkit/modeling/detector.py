@@ -12,6 +12,7 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
+from ..config import require_lazy_config
 from ..errors import NonFinitePredictionError, UserError
 from ..structures import GroundTruth, HeadOutput, Predictions, StageOutput
 from .execution import Execution
@@ -33,6 +34,16 @@ class QueryDetector(nn.Module):
         matched_accuracy: (S,) of the last forward pass in training, see
             :class:`~detection_toolkit.training.criterion.CriterionResult`; None before.
     """
+
+    def __new__(cls, *args: Any, **_: Any) -> QueryDetector:
+        """
+        Raises:
+            UserError: Detectron2's ``build_model`` or ``DefaultPredictor`` calls it, with a
+                ``CfgNode``, which a subclass' own constructor would refuse less helpfully.
+        """
+        if args:
+            require_lazy_config(args[0], cls.__name__)
+        return super().__new__(cls)
 
     def __init__(
         self,

@@ -1,0 +1,207 @@
+"""The scripts of examples/ run as they are, and are what docs/extending.md shows."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import runpy
+import subprocess
+import sys
+import types
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from coco_files import write_dataset
+from detectron2.config import get_cfg
+from detectron2.engine import DefaultPredictor
+from detectron2.modeling import build_model
+from small_runs import run_overrides
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from detection_toolkit.config import get_config
+from detection_toolkit.data import SHAPES, generate_shapes
+from detection_toolkit.engine import Predictor, Trainer
+from detection_toolkit.errors import UserError
+from detection_toolkit.structures import GroundTruth
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples"
+PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs a script of examples/ as ``python`` would, with a model and a run of seconds."""
+
+    def run_script(name: str, *overrides: str) -> Path:
+        common = [text.replace("'", "") for text in run_overrides(tmp_path)]
+        monkeypatch.setattr(sys, "argv", [name, *common, *overrides])
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return tmp_path / "output"
+
+    return run_script
+
+
+@pytest.fixture(scope="module")
+def parts():
+    """examples/my_parts.py as a module."""
+    return types.SimpleNamespace(**runpy.run_path(str(EXAMPLES / "my_parts.py")))
+
+
+def logged(output: Path, name: str) -> list[float]:
+    lines = map(json.loads, (output / "metrics.json").read_text().splitlines())
+    return [line[name] for line in lines if name in line]
+
+
+def test_every_script_is_on_the_page():
+    for path in EXAMPLES.glob("*.py"):
+        assert f"(../examples/{path.name})" in PAGE, path.name
+
+
+def test_code_on_the_page_is_that_of_the_scripts():
+    code = "\n".join(path.read_text(encoding="utf-8") for path in EXAMPLES.glob("*.py"))
+    blocks = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)
+    assert len(blocks) > 7
+    for block in blocks:
+        for part in block.split("\n\n"):
+            assert part.strip("\n") in code, part
+
+
+def test_hook(run):
+    change = logged(run("hook.py"), "weight_change")
+    assert len(change) >= 4 and 0 < change[0] < change[-1]
+
+
+def test_writer(run):
+    output = run("writer.py")
+    with (output / "losses.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["iteration"]) for row in rows] == [0, 1, 2, 3]
+    losses = [float(row["total_loss"]) for row in rows]
+    # metrics.json has medians of what was written before; the first one is of one value.
+    assert losses[0] == pytest.approx(logged(output, "total_loss")[0])
+    assert len(set(losses)) == 4 and min(losses) > 0
+
+
+def test_weights_and_biases_gets_what_tensorboard_gets(run, monkeypatch):
+    calls = {}
+
+    def init(**arguments):
+        # What wandb patches from here on must not have been used yet.
+        calls.update(arguments, events=list(Path(arguments["dir"]).glob("events.*")))
+
+    fake = types.SimpleNamespace(init=init, finish=lambda: calls.update(finished=True))
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    output = run("weights_and_biases.py")
+    assert calls["sync_tensorboard"] and calls["finished"] and calls["events"] == []
+    assert calls["dir"] == str(output) and calls["config"]["train"]["max_iter"] == 4
+    events = EventAccumulator(str(output)).Reload()
+    assert {"total_loss", "lr", "bbox/AP"} <= set(events.Tags()["scalars"])
+
+
+def test_detectron2s_loop(run):
+    more = ("dataloader.evaluator.dataset_name=annotations", "model.num_classes=3")
+    output = run("detectron2_loop.py", *more)
+    assert len(set(logged(output, "total_loss"))) >= 4
+    assert (output / "model_final.pth").is_file()
+    assert "bbox/AP" in (output / "metrics.json").read_text()
+
+
+def test_default_predictor(tmp_path, monkeypatch, capsys):
+    generate_shapes(replace(SHAPES["shapes_val"], num_images=1), tmp_path / "one", title="one")
+    picture = next((tmp_path / "one" / "images").iterdir())
+    monkeypatch.setattr(sys, "argv", ["default_predictor.py", str(picture), "train.device=cpu"])
+    runpy.run_path(str(EXAMPLES / "default_predictor.py"), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    pattern = re.compile(r"(circle|square|triangle|star|cross|ring) [01]\.\d\d")
+    assert lines and all(map(pattern.fullmatch, lines))
+
+
+def yaml_config():
+    cfg = get_cfg()
+    cfg.MODEL.META_ARCHITECTURE = "StageInteractor"
+    cfg.MODEL.DEVICE = "cpu"
+    return cfg
+
+
+@pytest.mark.parametrize("use", [build_model, DefaultPredictor, Predictor, Trainer])
+def test_a_cfgnode_is_refused_with_what_to_do_instead(use):
+    with pytest.raises(UserError, match=r"LazyConfig.*get_config.*Predictor\.from_config"):
+        use(yaml_config())
+
+
+def test_the_page_quotes_the_refusal():
+    with pytest.raises(UserError) as caught:
+        build_model(yaml_config())
+    assert str(caught.value).split(" (")[0] in " ".join(PAGE.split())
+
+
+def test_the_config_trains_with_all_parts_and_its_run_is_evaluated(tmp_path):
+    """Both in processes of their own, from another folder: what one finds is no other's luck."""
+    overrides = [x for x in run_overrides(tmp_path) if "bottom_up" not in x]
+
+    def call(*arguments: str, path: str = "") -> subprocess.CompletedProcess[str]:
+        search = os.pathsep.join(filter(None, [str(ROOT / "projects"), path]))
+        return subprocess.run(
+            [sys.executable, str(ROOT / "train_net.py"), *arguments],
+            env={**os.environ, "PYTHONPATH": search, "CUDA_VISIBLE_DEVICES": ""},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+
+    done = call("--config-file", str(EXAMPLES / "my_config.py"), *overrides)
+    assert done.returncode == 0, done.stderr
+    output = tmp_path / "output"
+    saved = (output / "config.yaml").read_text()
+    for name in "NoisyMapper RandomGrey CountDetections PatchBackbone OverlapMatcher".split():
+        assert f"_target_: my_parts.{name}" in saved
+    assert len(logged(output, "detections/per_image")) == 1
+    again = call("--config-file", str(output / "config.yaml"), "--eval-only", path=str(EXAMPLES))
+    assert again.returncode == 0, again.stderr
+
+
+def test_a_module_beside_a_config_hides_no_installed_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "yacs.py").write_text("raise AssertionError('the wrong module')\n")
+    (tmp_path / "beside_the_config.py").write_text("NUMBER = 3\n")
+    (tmp_path / "own.py").write_text(
+        "import yacs\nfrom beside_the_config import NUMBER\nown = dict(number=NUMBER)\n"
+    )
+    assert get_config(str(tmp_path / "own.py")).own.number == 3
+    get_config(str(tmp_path / "own.py"))
+    assert sys.path.count(str(tmp_path)) == 1
+
+
+def test_packaged_configs_add_nothing_to_the_search_path(monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    before = list(sys.path)
+    get_config("stageinteractor/shapes_tiny.py")
+    assert sys.path == before
+
+
+def test_noise_is_for_training_only(parts, tmp_path):
+    image = next(Path(write_dataset(tmp_path)[1]).iterdir())
+    sample = {"file_name": str(image), "height": 64, "width": 96, "annotations": []}
+    plain, noisy, test = (
+        parts.NoisyMapper(is_train, augmentations=[], noise=noise)(dict(sample))["image"]
+        for is_train, noise in ((True, 0.0), (True, 4.0), (False, 4.0))
+    )
+    assert torch.equal(plain, test) and not torch.equal(plain, noisy)
+    assert noisy.dtype == torch.uint8
+
+
+def test_the_overlap_matcher_ignores_padding_and_far_boxes(parts):
+    truth = GroundTruth.collate(
+        [torch.tensor([[0.0, 0, 10, 10], [20, 20, 30, 30]]), torch.zeros(0, 4)],
+        [torch.tensor([0, 1]), torch.zeros(0, dtype=torch.long)],
+        [(40, 40), (40, 40)],
+    )
+    boxes = torch.tensor([[0.0, 0, 10, 9], [0, 0, 9, 10], [20, 20, 30, 31], [0, 0, 40, 40]])
+    boxes = boxes.expand(1, 2, -1, -1)
+    assignment = parts.OverlapMatcher()(torch.zeros(1, 2, 4, 3), boxes, truth)
+    assert assignment.object_index.tolist() == [[[0, 0, 1, -1], [-1, -1, -1, -1]]]
