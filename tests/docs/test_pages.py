@@ -13,7 +13,8 @@ import pytest
 from detection_toolkit.config import apply_overrides, find_config_file, get_config
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
+TOP_PAGES = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")]
+PAGES = sorted([*(ROOT / "docs").glob("*.md"), *TOP_PAGES])
 # A page that holds a command line of its own is listed by how it is called.
 ENTRY_POINTS = sorted(
     path
