@@ -15,7 +15,7 @@ from ..visualization import plot_convergence
 from .plan import Plan
 from .run import RECORD, read_record, write_json
 from .statistics import summarise
-from .tables import insert, render, render_costs
+from .tables import insert, render, render_costs, render_for_page
 
 __all__ = ["RESULTS", "STORED", "check_results", "report", "write_results"]
 
@@ -133,7 +133,7 @@ def report(output: Path, plan: Plan, into: Path | None = None) -> None:
     print(f"\n{text}\n\n{output / RESULTS}\n{output / TABLES}\n{picture}")
     if into is not None:
         image = into.parent / "images" / f"ablation_{plan.name}.png"
-        insert(into, plan.name, f"{text}\n\n![Convergence](images/{image.name})")
+        insert(into, plan.name, render_for_page(results, f"images/{image.name}"))
         image.parent.mkdir(exist_ok=True)
         shutil.copyfile(picture, image)
         stored = into.parent / STORED / f"{plan.name}.json"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from tabulate import tabulate
 
 from ..errors import UserError
 
-__all__ = ["insert", "render", "render_costs"]
+__all__ = ["insert", "render", "render_costs", "render_for_page"]
 
 NOTHING = "–"
 # Column -> measure, digits, factor.
@@ -30,7 +32,7 @@ BETWEEN_STAGES: Mapping[str, tuple[str, int, float]] = {
     "labels changed %, cross-stage": ("label_changes_cross_stage", 1, 100),
 }
 COST: Mapping[str, tuple[str, int, float]] = {
-    "seconds a step by the clock": ("seconds_per_step", 3, 1),
+    "seconds per step (wall clock)": ("seconds_per_step", 3, 1),
     "processor minutes": ("cpu_minutes", 2, 1),
     "minutes": ("minutes", 2, 1),
     "peak memory of the process, MB": ("peak_memory_mb", 0, 1),
@@ -40,39 +42,62 @@ MOST_CLASSES = 12  # with a column each
 
 def render(results: Mapping[str, Any]) -> str:
     """All tables of a results file, with commands, seeds, versions and machines."""
-    variants = results["summary"]["variants"]
-    finished = [cell for cell in results["cells"] if _is_finished(cell)]
-    parts = [
-        _measures(variants, COLUMNS, with_seeds=True),
-        *_titled("AP of each seed:", _seeds(finished, list(variants))),
-        *_titled(
-            "Differences of AP, seed by seed, with the interval of 95 % of bootstrap means:",
-            _differences(results["summary"]["differences_of_AP"]),
-        ),
-        *_titled("AP of each class:", _classes(variants)),
-        *_test_split(results),
-        *_titled("AP after each stage:", _stages(variants)),
-        *_titled("Between the stages:", _measures(variants, BETWEEN_STAGES)),
-        *_titled(
-            "What the runs took (times without those of interrupted ones):",
-            _measures(variants, COST),
-        ),
-        *_costs(results.get("costs", {})),
-        _provenance(results),
-    ]
-    return "\n\n".join(parts)
+    (_, main), *others = _sections(results)
+    return "\n\n".join([main, *(f"{title}:\n\n{body}" for title, body in others)])
+
+
+def render_for_page(results: Mapping[str, Any], picture: str) -> str:
+    """The same for a page of the docs: chart and main table, and everything else folded.
+
+    Args:
+        results: see :func:`render`.
+        picture: address of the chart, relative to the page.
+    """
+    (_, main), *others = _sections(results)
+    # GitHub folds by HTML alone; Python-Markdown reads what is in it where "markdown" says so.
+    folded = (
+        f'<details markdown="1">\n<summary>{_html(title)}</summary>\n\n{body}\n\n</details>'
+        for title, body in others
+    )
+    return "\n\n".join([f"![AP over the iterations]({picture})", main, *folded])
 
 
 def render_costs(results: Mapping[str, Any]) -> str:
     """What a training step of each variant costs."""
-    return "\n\n".join(_costs(results["costs"]))
+    return "\n\n".join(f"{title}:\n\n{body}" for title, body in _costs(results["costs"]))
 
 
-def _titled(title: str, table: str) -> list[str]:
-    return [title, table] if table else []
+def _sections(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Title and text of each part that is not empty; first the main table."""
+    variants = results["summary"]["variants"]
+    finished = [cell for cell in results["cells"] if _is_finished(cell)]
+    parts = [
+        ("AP", _measures(variants, COLUMNS, with_seeds=True)),
+        ("AP of each seed", _seeds(finished, list(variants))),
+        (
+            "Differences of AP, seed by seed, with the interval of 95 % of bootstrap means",
+            _differences(results["summary"]["differences_of_AP"]),
+        ),
+        ("AP of each class", _classes(variants)),
+        *_test_split(results),
+        ("AP after each stage", _stages(variants)),
+        ("Between the stages", _measures(variants, BETWEEN_STAGES)),
+        (
+            "Time and memory of the runs (without the times of interrupted ones)",
+            _measures(variants, COST),
+        ),
+        *_costs(results.get("costs", {})),
+        ("Machine, versions, command", _provenance(results)),
+    ]
+    return [parts[0], *(part for part in parts[1:] if part[1])]
 
 
-def _test_split(results: Mapping[str, Any]) -> list[str]:
+def _html(title: str) -> str:
+    """A title of Markdown with code in it."""
+    return re.sub("`([^`]*)`", r"<code>\1</code>", html.escape(title, quote=False))
+
+
+def _test_split(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     summary = results["summary"]
     tested = [c for c in results["cells"] if _is_finished(c) and "test" in c]
     if not tested:
@@ -80,16 +105,14 @@ def _test_split(results: Mapping[str, Any]) -> list[str]:
     names = {cell["test"]["dataset"] for cell in tested}
     if names & {cell["dataset"] for cell in tested}:
         overrides = "`, `".join(results["plan"].get("test", ()))
-        title = f"The same weights, evaluated with `{overrides}` (`--test`):"
+        title = f"The same weights, evaluated with `{overrides}` (`--test`)"
     else:
-        title = (
-            f"On `{'`, `'.join(sorted(names))}`, looked at once for each cell, after its training:"
-        )
-    return [
-        title,
+        title = f"AP on `{'`, `'.join(sorted(names))}`, evaluated once per cell after its training"
+    tables = [
         _measures(summary["variants"], {"AP": ("test_AP", 2, 1), "AP50": ("test_AP50", 2, 1)}),
         _differences(summary["differences_of_test_AP"]),
     ]
+    return [(title, "\n\n".join(filter(None, tables)))]
 
 
 def insert(page: Path, name: str, text: str) -> None:
@@ -165,7 +188,7 @@ def _classes(variants: Mapping[str, Any]) -> str:
     return _table(rows, ["", *names])
 
 
-def _costs(costs: Mapping[str, Any]) -> list[str]:
+def _costs(costs: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Of a training step, beside each figure a multiple of the first variant's."""
     if not costs:
         return []
@@ -192,13 +215,13 @@ def _costs(costs: Mapping[str, Any]) -> list[str]:
     where = f"{first['device']}, threads: {first['threads']}; {code}"
     if first.get("random_images"):
         where = "{} random images of {} x {}, ".format(*first["random_images"]) + where
-    return [
-        "A training step, measured apart from the runs (`--costs`): "
-        f"{'seconds by the clock' if on_gpu else 'seconds of the processor'}, the median of "
-        f"{first['steps']} steps, and the most memory that PyTorch allocates in one; both also as "
-        f"multiples of those of `{name}` ({where}):",
-        _table(rows, ["", "seconds", f"× {name}", "MB", f"× {name}"]),
-    ]
+    note = (
+        f"{'Wall-clock' if on_gpu else 'Processor'} seconds (median of {first['steps']} steps) and "
+        f"the most memory that PyTorch allocates in a step, also as multiples of those of `{name}` "
+        f"({where})."
+    )
+    table = _table(rows, ["", "seconds", f"× {name}", "MB", f"× {name}"])
+    return [("Costs of a training step, measured separately (`--costs`)", f"{note}\n\n{table}")]
 
 
 def _stages(variants: Mapping[str, Any]) -> str:
@@ -218,14 +241,14 @@ def _provenance(results: Mapping[str, Any]) -> str:
         first = finished[0]
         for title, values in [
             ("machine", {_machine(cell["machine"]) for cell in finished}),
-            ("threads of a cell", {str(cell["threads"]) for cell in finished}),
+            ("threads per cell", {str(cell["threads"]) for cell in finished}),
             ("versions", {_versions(cell["versions"]) for cell in finished}),
             ("commit", {str(cell["commit"]) for cell in finished}),
             ("date", {cell["date"] for cell in finished}),
             ("weights evaluated", {cell["weights"] for cell in finished}),
         ]:
             lines.append(f"- {title}: {'; '.join(sorted(values))}")
-        lines += ["- the first cell alone:", "", f"      {first['command']}"]
+        lines += ["- command of the first cell:", "", f"      {first['command']}"]
     resumed = [cell for cell in finished if cell["starts"] > 1]
     if resumed:
         names = ", ".join(f"{cell['variant']} seed {cell['seed']}" for cell in resumed)

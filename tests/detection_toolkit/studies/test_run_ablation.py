@@ -24,7 +24,7 @@ from detection_toolkit.studies.environment import ROOT
 from detection_toolkit.studies.plan import Plan, load_plan
 from detection_toolkit.studies.results import check_results
 from detection_toolkit.studies.steps import call_in_process
-from detection_toolkit.studies.tables import render
+from detection_toolkit.studies.tables import render_for_page
 
 CONFIG = "stageinteractor/shapes_hard.py"
 VARIANTS = {"default": (), "more": ("train.log_period=1",)}
@@ -324,7 +324,7 @@ def test_costs_of_the_variants_stand_beside_the_cells(fake_training, tmp_path, m
     results = json.loads((output / "results.json").read_text())
     assert results["costs"]["more"]["memory_mb"] == 300 and results["costs"]["more"]["versions"]
     tables = (output / "tables.md").read_text()
-    assert "the median of 5 steps" in tables and "seconds of the processor" in tables
+    assert "(median of 5 steps)" in tables and "seconds of the processor" in tables
     assert "| more    |     1.500 |        3.00 |  300 |        3.00 |" in tables
     assert call(output, seeds=[1, 2]) == 0  # stay there
     assert json.loads((output / "results.json").read_text())["costs"] == results["costs"]
@@ -373,7 +373,7 @@ def test_noise_in_place_of_the_data_costs_time_and_memory_too(tmp_path, capsys):
     variants = {"one": ("model.decoder.num_stages=1",), "four": ()}
     assert call(tmp_path / "out", *options, variants=variants, opts=opts) == 0
     printed = capsys.readouterr().out
-    assert "the median of 1 steps" in printed and "1 random images of 64 x 96, cpu" in printed
+    assert "(median of 1 steps)" in printed and "1 random images of 64 x 96, cpu" in printed
     costs = json.loads((tmp_path / "out" / "results.json").read_text())["costs"]
     assert 0 < costs["one"]["seconds"] < costs["four"]["seconds"]
     assert 0 < costs["one"]["memory_mb"] < costs["four"]["memory_mb"]
@@ -412,9 +412,13 @@ def test_tables_find_their_place_in_a_page(fake_training, tmp_path):
     page.write_text("# Title\n\n<!-- begin shapes_hard -->\nold\n<!-- end shapes_hard -->\n\nend\n")
     assert call(output, "--into", str(page), seeds=[1]) == 0
     text = page.read_text()
-    assert text.startswith("# Title\n\n<!-- begin shapes_hard -->\n\n|")
+    # The chart, the main table, and the others folded.
+    chart = "![AP over the iterations](images/ablation_shapes_hard.png)"
+    assert text.startswith(f"# Title\n\n<!-- begin shapes_hard -->\n\n{chart}\n\n|")
+    folded = text[text.index("<details") :]
+    assert folded.count('<details markdown="1">\n<summary>') == folded.count("</details>") > 3
+    assert "\n|" not in re.sub("<details.*?</details>", "", folded, flags=re.DOTALL)
     assert text.endswith("<!-- end shapes_hard -->\n\nend\n") and "old" not in text
-    assert "![Convergence](images/ablation_shapes_hard.png)" in text
     assert (page.parent / "images" / "ablation_shapes_hard.png").is_file()
     stored = (page.parent / "ablations" / "shapes_hard.json").read_text()
     assert stored == (output / "results.json").read_text()
@@ -441,7 +445,7 @@ def test_the_test_split_is_looked_at_once_and_last(fake_training, tmp_path):
     with pytest.raises(SystemExit, match="2 cells are not finished .neither, seed 1."):
         main([*plan, "--test"])
     assert main(plan) == 0
-    assert "looked at once" not in (output / "tables.md").read_text()
+    assert "evaluated once" not in (output / "tables.md").read_text()
     assert main([*plan, "--test"]) == 0
     results = json.loads((output / "results.json").read_text())
     cell = results["cells"][-1]
@@ -454,7 +458,7 @@ def test_the_test_split_is_looked_at_once_and_last(fake_training, tmp_path):
     assert "train.seed" not in cell["test"]["command"]
     assert results["summary"]["differences_of_test_AP"][0]["values"] == [4.0, 4.0]
     tables = (output / "tables.md").read_text()
-    assert "On `test_split`, looked at once" in tables and "AP after each stage" not in tables
+    assert "AP on `test_split`, evaluated once" in tables and "AP after each stage" not in tables
     times = [f.stat().st_mtime_ns for f in sorted(output.glob("*/*/test/output.txt"))]
     assert main([*plan, "--test"]) == 0
     assert [f.stat().st_mtime_ns for f in sorted(output.glob("*/*/test/output.txt"))] == times
@@ -677,7 +681,7 @@ def test_stored_results_are_those_of_their_plan_and_of_the_page(path):
     for record in results["cells"]:
         run.check_same_cell(ours[record["variant"], record["seed"]], record, place=path)
     page = (path.parents[1] / "results.md").read_text()
-    assert render(results) in page
+    assert render_for_page(results, f"images/ablation_{path.stem}.png") in page
     assert not re.search(r"[\"=']/[a-z]", path.read_text())  # no folder of a machine
 
 
