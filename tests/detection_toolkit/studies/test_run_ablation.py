@@ -324,7 +324,7 @@ def test_costs_of_the_variants_stand_beside_the_cells(fake_training, tmp_path, m
     results = json.loads((output / "results.json").read_text())
     assert results["costs"]["more"]["memory_mb"] == 300 and results["costs"]["more"]["versions"]
     tables = (output / "tables.md").read_text()
-    assert "(median of 5 steps)" in tables and "seconds of the processor" in tables
+    assert "(median of 5 steps)" in tables and "Processor seconds" in tables
     assert "| more    |     1.500 |        3.00 |  300 |        3.00 |" in tables
     assert call(output, seeds=[1, 2]) == 0  # stay there
     assert json.loads((output / "results.json").read_text())["costs"] == results["costs"]
