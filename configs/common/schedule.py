@@ -1,4 +1,4 @@
-"""Learning rate schedules for 16 images a step.
+"""Learning rate schedules for 16 images per step.
 
 COCO has 117,266 training images with objects, so an epoch has 7,330 iterations.
 """

@@ -1,6 +1,6 @@
 """Deformable DETR, ResNet-50, 300 queries, 50 epochs: 44.5 AP in MMDetection's report.
 
-32 images a step: 118,287 images, those without objects among them, are 3,697 iterations an epoch.
+32 images per step: 118,287 images (with those without objects) are 3,697 iterations per epoch.
 """
 
 from detectron2.config import LazyCall as L

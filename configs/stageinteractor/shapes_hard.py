@@ -1,7 +1,7 @@
 """The tiny model on the hard shapes, crowded, overlapping and small, from scratch on one CPU core.
 
 The base of the ablation in docs/results.md, which says how the number of iterations was chosen.
-8 images a step, of 2,000.
+8 images per step, of 2,000.
 """
 
 from ..common.schedule import cosine_schedule

@@ -9,6 +9,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from small_runs import make_batch, make_detector
 
 from detection_toolkit.config import apply_overrides, find_config_file, get_config
 
@@ -111,8 +112,9 @@ def test_keys_in_the_text_of_pages_are_keys_of_the_config():
     cfg = get_config("stageinteractor/stageinteractor_r50_100q_1x.py")
     pattern = r"`((?:model|train|dataloader|optimizer|lr_multiplier)\.[\w.]+(?:=[^`\s]+)?)"
     checked = 0
-    for name in ("coco.md", "configs.md", "faq.md", "own_data.md"):
-        for text in re.findall(pattern, (ROOT / "docs" / name).read_text(encoding="utf-8")):
+    pages = [ROOT / "docs" / f"{name}.md" for name in ("coco", "configs", "faq", "own_data")]
+    for page in [*pages, ROOT / "README.md"]:
+        for text in re.findall(pattern, page.read_text(encoding="utf-8")):
             key, _, value = text.partition("=")
             if "*" in key or key.endswith("."):
                 continue
@@ -168,3 +170,23 @@ def test_the_example_of_a_released_config_is_the_config():
 def test_the_readme_leads_to_the_notebook_and_the_site():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert "](notebooks/tutorial.ipynb)" in text and "`make docs`" in text
+
+
+def test_the_example_of_other_decoders_computes_the_losses_of_the_stages():
+    (code,) = [b for b in blocks(ROOT / "docs" / "sqr.md", "python") if "recollect(" in b]
+    detector = make_detector()
+    batch = [{**x, "image": x["image"].double()} for x in make_batch([2, 1])]
+    images = detector.preprocess_image(batch)
+    maps = detector.extract_features(images)
+    truth = detector.prepare_ground_truth(batch, images.image_sizes)
+    names = {
+        "decoder": detector.decoder,
+        "plain_criterion": detector.criterion,
+        "maps": maps,
+        "queries": detector.initial_queries(maps),
+        "truth": truth.to(maps.levels[0].dtype),
+    }
+    exec(code, names)
+    plain = detector.criterion(detector.predict(images), names["truth"]).as_dict()
+    assert names["losses"].keys() == plain.keys()
+    assert all(loss.isfinite() for loss in names["losses"].values())
