@@ -1,0 +1,62 @@
+"""README's way from a clone to detections on one's own images, as far as it needs no network."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from coco_files import write_dataset
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SECTION = README.split("## From `git clone`")[1]
+(BLOCK, *_) = re.findall(r"```bash\n(.*?)```", SECTION, flags=re.DOTALL)
+COMMANDS = BLOCK.replace("\\\n", " ").splitlines()
+
+
+def test_it_takes_five_commands():
+    assert len(COMMANDS) == 5
+    assert COMMANDS[0].startswith("git clone ") and "setup_env.py" in COMMANDS[1]
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """What the commands use of a clone, with small data in my/."""
+    for name in ("tools", "demo", "checkpoints"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "train_net.py").symlink_to(ROOT / "train_net.py")
+    json_file, images = write_dataset(tmp_path / "my", num_images=9)
+    for name in ("train", "val"):
+        shutil.copyfile(json_file, tmp_path / "my" / f"{name}.json")
+    assert Path(images) == tmp_path / "my" / "images"
+    return tmp_path
+
+
+def test_the_last_three_end_with_pictures(checkout):
+    for command in COMMANDS[2:]:
+        words = [sys.executable, *shlex.split(command)[1:]]
+        if "train_net.py" in words:
+            words.append("train.eval_period=0")  # of ten evaluations the last is enough here
+        done = subprocess.run(
+            words,
+            cwd=checkout,
+            env={
+                **os.environ,
+                "PYTHONPATH": str(ROOT / "projects"),
+                "OMP_NUM_THREADS": "1",
+                "CUDA_VISIBLE_DEVICES": "",
+            },
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        if "check_dataset" in command:
+            assert "Ready to train" in done.stdout
+    drawn = sorted(path.name for path in (checkout / "drawn").iterdir())
+    assert drawn == sorted(path.name for path in (checkout / "my" / "images").iterdir())
