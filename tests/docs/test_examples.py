@@ -161,7 +161,11 @@ def test_the_config_trains_with_all_parts_and_its_run_is_evaluated(tmp_path):
     for name in "NoisyMapper RandomGrey CountDetections PatchBackbone OverlapMatcher".split():
         assert f"_target_: my_parts.{name}" in saved
     assert len(logged(output, "detections/per_image")) == 1
-    again = call("--config-file", str(output / "config.yaml"), "--eval-only", path=str(EXAMPLES))
+    evaluation = ("--config-file", str(output / "config.yaml"), "--eval-only")
+    lost = call(*evaluation)
+    assert lost.returncode == 1 and "Traceback" not in lost.stderr
+    assert "no module my_parts: put the folder that has it into PYTHONPATH" in lost.stderr
+    again = call(*evaluation, path=str(EXAMPLES))
     assert again.returncode == 0, again.stderr
 
 

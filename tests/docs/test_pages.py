@@ -190,3 +190,17 @@ def test_the_example_of_other_decoders_computes_the_losses_of_the_stages():
     plain = detector.criterion(detector.predict(images), names["truth"]).as_dict()
     assert names["losses"].keys() == plain.keys()
     assert all(loss.isfinite() for loss in names["losses"].values())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_use_the_words_of_the_field(page):
+    """Those that readers stumbled on: a run, to fix, per step, a package or module."""
+    text = page.read_text(encoding="utf-8").lower()
+    for pattern, instead in {
+        r"\btrainings\b": "runs",
+        r"\bmend(s|ed|ing)?\b": "fix",
+        r"\brooms?\b": "package",
+        r"\b(images|seconds|samples|batches|objects|queries) an? (step|image|class)\b": "per",
+    }.items():
+        found = re.search(pattern, text)
+        assert found is None, f"{page.name} has {found[0]!r}: write {instead!r}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import sys
 from collections.abc import Iterator
 
@@ -33,6 +34,12 @@ def user_errors() -> Iterator[None]:
             sys.exit(
                 f"error{process}: the connection to another process is lost. It has ended, and its "
                 "own message, before or after this one, says why"
+            )
+        missing = _module_that_a_config_lacks(error)
+        if missing:
+            sys.exit(
+                f"error{process}: the config names {missing[0]}, and Python finds no module "
+                f"{missing[1]}: put the folder that has it into PYTHONPATH, or install its package"
             )
         if not is_user_error(error):
             raise
@@ -68,6 +75,17 @@ def _has_lost_another(error: BaseException) -> bool:
     )
     # Gloo raises a plain RuntimeError that names its source file.
     return isinstance(error, kinds) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+def _module_that_a_config_lacks(error: BaseException) -> tuple[str, str] | None:
+    """A ``_target_`` and its module, where that is not installed; as Hydra tells it."""
+    if not isinstance(error, ImportError):
+        return None
+    pattern = r"Error loading '([\w.]+)':\s*ModuleNotFoundError\(\"No module named '([\w.]+)'\"\)"
+    match = re.match(pattern, str(error))
+    if match is None or match[1].split(".")[0] != match[2].split(".")[0]:
+        return None  # the module is there, and what it imports is not
+    return match[1], match[2]
 
 
 def _message(error: BaseException) -> str:

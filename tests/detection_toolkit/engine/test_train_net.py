@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import logging
+import pydoc
 import runpy
 import shlex
 import subprocess
@@ -13,7 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 from coco_files import write_dataset
-from detectron2.config import LazyConfig
+from detectron2.config import LazyConfig, instantiate
+from omegaconf import DictConfig
 from small_runs import run_overrides
 
 from detection_toolkit.config import apply_overrides, get_config
@@ -295,6 +297,18 @@ def test_what_a_loader_process_raises_is_shortened():
     )
     with pytest.raises(SystemExit, match=r"^error: x\.png cannot be decoded$"), user_errors():
         raise UnreadableImageError(text)
+
+
+def test_a_target_without_its_module_is_a_users_mistake_and_a_broken_module_is_none(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "broken_parts.py").write_text("import no_such_module_at_all\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(SystemExit, match="names lost_parts.Mapper, .* no module lost_parts: "):
+        with user_errors():
+            instantiate(DictConfig({"_target_": "lost_parts.Mapper"}))
+    with pytest.raises(pydoc.ErrorDuringImport, match="no_such_module"), user_errors():
+        instantiate(DictConfig({"_target_": "broken_parts.Mapper"}))
 
 
 @pytest.fixture
