@@ -216,7 +216,7 @@ class _MapGradients:
             rows, factors: (L, n, k) which rows of the tables were summed, and how weighted.
         """
         for buffer, row, factor in zip(_split(self.whole(), self._shapes), rows, factors):
-            buffer = buffer.view(-1, gradient.shape[-1])
+            buffer, row = buffer.view(-1, gradient.shape[-1]), row.long()
             for corner in range(row.shape[1]):
                 buffer.index_add_(0, row[:, corner], gradient * factor[:, corner, None])
 
@@ -242,28 +242,36 @@ def corner_rows(shapes: Sequence[torch.Size], x: Tensor, y: Tensor) -> tuple[Ten
         which are zero outside of the map.
     """
     # The points are innermost throughout: short inner dimensions are slow on every device.
-    heights, widths = (_whole_numbers([s[i] for s in shapes], x.device) for i in (1, 2))
+    index = _index_type(shapes)
+    heights, widths = (
+        constants([s[i] for s in shapes], dtype=index, device=x.device) for i in (1, 2)
+    )
     column, column_weight = _neighbours(x.flatten(1) - 0.5, widths)
     row, row_weight = _neighbours(y.flatten(1) - 0.5, heights)
     groups = x.shape[3]
-    cell = row[:, :, None] * (widths * groups)[:, None, None, None] + column[:, None] * groups
-    first = _first_rows(shapes, x).flatten(1)
+    row = row * (widths * groups)[:, None, None] + _first_rows(shapes, x).flatten(1)[:, None]
+    rows = row[:, :, None] + (column * groups)[:, None]
     weights = row_weight[:, :, None] * column_weight[:, None]
-    return cell.flatten(1, 2) + first[:, None], weights.flatten(1, 2)
+    return rows.flatten(1, 2), weights.flatten(1, 2)
+
+
+def _index_type(shapes: Sequence[torch.Size]) -> torch.dtype:
+    """Four bytes per number, where they do and sizes are known; they are kept for backward."""
+    if torch.compiler.is_compiling() or any(type(n) is not int for s in shapes for n in s):
+        return torch.long
+    return torch.int if max(map(math.prod, shapes)) < 2**31 else torch.long
 
 
 def _first_rows(shapes: Sequence[torch.Size], x: Tensor) -> Tensor:
     """(L, R B, N, G, P) row of the tables at cell 0 of each point's image and group."""
     batch, groups = shapes[0][0], x.shape[3]
-    rows_per_image = _whole_numbers([s[1] * s[2] * groups for s in shapes], x.device)
-    image = torch.arange(batch, device=x.device).repeat_interleave(x.shape[1] // batch)
+    dtype, device = _index_type(shapes), x.device
+    rows_per_image = constants([s[1] * s[2] * groups for s in shapes], dtype=dtype, device=device)
+    image = torch.arange(batch, dtype=dtype, device=device)
+    image = image.repeat_interleave(x.shape[1] // batch)
     first = image[:, None] * rows_per_image[:, None, None]  # (L, R B, 1)
-    first = first + torch.arange(groups, device=x.device)  # (L, R B, G)
+    first = first + torch.arange(groups, dtype=dtype, device=device)  # (L, R B, G)
     return first[:, :, None, :, None].expand(x.shape)
-
-
-def _whole_numbers(numbers: Sequence[int], device: torch.device) -> Tensor:
-    return constants(numbers, dtype=torch.long, device=device)
 
 
 def has_triton(device: torch.device) -> bool:
@@ -290,7 +298,8 @@ def _neighbours(place: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
         sizes: (L,) cells of the axis.
 
     Returns:
-        index (L, 2, n) within the axis, and weight (L, 2, n), zero where the cell is outside.
+        index (L, 2, n) within the axis, of the type of the sizes, and weight (L, 2, n), zero
+        where the cell is outside.
     """
     low = place.detach().floor()
     fraction = place - low
@@ -299,7 +308,7 @@ def _neighbours(place: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
     cells = torch.stack([low, low + 1], dim=1)
     inside = torch.minimum(cells.clamp(min=0), (sizes - 1).to(place.dtype)[:, None, None])
     weights = torch.stack([1 - fraction, fraction], dim=1) * (cells == inside)
-    return inside.long(), weights
+    return inside.to(sizes.dtype), weights
 
 
 class _CollectGradients(torch.autograd.Function):
