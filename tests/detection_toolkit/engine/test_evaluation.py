@@ -162,7 +162,7 @@ def test_a_damaged_record_of_the_best_value_is_said(tmp_path, caplog, text):
 def diverging(monkeypatch):
     """Evaluations so many of which see boxes that are NaN; those that follow are sound."""
     left = {"evaluations": 1}
-    predict, evaluate = QueryDetector.predict, evaluation_module.inference_on_dataset
+    predict, evaluate = QueryDetector.predict, evaluation_module.run_evaluator
 
     def spoilt(self, images):
         predictions = predict(self, images)
@@ -178,7 +178,7 @@ def diverging(monkeypatch):
             left["evaluations"] -= 1
 
     monkeypatch.setattr(QueryDetector, "predict", spoilt)
-    monkeypatch.setattr(evaluation_module, "inference_on_dataset", counted)
+    monkeypatch.setattr(evaluation_module, "run_evaluator", counted)
     return left
 
 
