@@ -66,9 +66,9 @@ def find_config_file(path: str) -> str:
     Raises:
         FileNotFoundError: neither exists; names configs that are spelled alike.
     """
-    if Path(path).is_file():
-        return str(path)
-    name = Path(path)
+    name = Path(path).expanduser()
+    if name.is_file():
+        return str(name)
     if name.parts[:1] == ("configs",):
         name = Path(*name.parts[1:])
     for folder in _config_folders():
@@ -84,7 +84,8 @@ def get_config(path: str) -> DictConfig:
 
     A config of one's own may import modules that lie beside it: its folder is added to the end of
     ``sys.path``. It may also be the ``config.yaml`` of a run. That of an older one may name things
-    where they no longer are; the names of today take their place.
+    where they no longer are; the names of today take their place. ``~/`` at the beginning of a text
+    is the home folder.
 
     Args:
         path: see :func:`find_config_file`.
@@ -100,6 +101,7 @@ def get_config(path: str) -> DictConfig:
         cfg = LazyConfig.load(file)
     if Path(file).suffix in (".yaml", ".yml"):
         _follow_moves(cfg)
+    _expand_homes(cfg)
     return cfg
 
 
@@ -150,6 +152,18 @@ def register_moved_names(names: Mapping[str, str | Callable[[DictConfig], None]]
             a function that rewrites the node with this ``_target_``, in place.
     """
     _MOVED_NAMES.update(names)
+
+
+def _expand_homes(node: DictConfig | ListConfig) -> None:
+    """Put the home folder in the place of ``~/`` in the texts of a config, in place."""
+    if node._is_none() or node._is_missing() or node._is_interpolation():
+        return
+    items = node._content.items() if isinstance(node, DictConfig) else enumerate(node._content)
+    for key, child in list(items):
+        if isinstance(child, (DictConfig, ListConfig)):
+            _expand_homes(child)
+        elif isinstance(text := child._value(), str) and text.startswith("~/"):
+            node[key] = os.path.expanduser(text)
 
 
 def _follow_moves(node: DictConfig | ListConfig) -> None:

@@ -161,6 +161,28 @@ def test_a_tilde_is_the_home_folder(cfg, monkeypatch):
     assert cfg.train.output_dir == "runs/~1"
 
 
+@pytest.mark.parametrize("suffix", [".py", ".yaml"])
+def test_the_home_folder_is_known_in_a_config_file_as_well(tmp_path, monkeypatch, suffix):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    lines = {
+        ".py": [
+            "train = dict(output_dir='~/runs', init_checkpoint='~/a.pth', name='a~/b', none=None)",
+            "data = dict(files=['~/x.json', '${..train.name}'], root='${train.output_dir}')",
+        ],
+        ".yaml": [
+            "train: {output_dir: ~/runs, init_checkpoint: ~/a.pth, name: a~/b, none: null}",
+            "data: {files: [~/x.json, '${..train.name}'], root: '${train.output_dir}'}",
+        ],
+    }
+    path = tmp_path / f"mine{suffix}"
+    path.write_text("\n".join(lines[suffix]))
+    cfg = get_config(str(path))
+    assert cfg.train.output_dir == cfg.data.root == str(tmp_path / "runs")
+    assert cfg.train.init_checkpoint == str(tmp_path / "a.pth")
+    assert cfg.data.files[0] == str(tmp_path / "x.json")
+    assert cfg.train.name == "a~/b" and cfg.train.none is None
+
+
 def test_what_is_no_text_is_read_as_before(cfg):
     apply_overrides(
         cfg,

@@ -182,12 +182,10 @@ def follow_recipe(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
             _set(cfg, {key: period})
             said.append(f"{what} every {period}")
     logger.info(
-        "recipe for %d images with up to %d objects: %s. What you set yourself stays, and any of "
-        "these keys may be set: %s",
+        "recipe for %d images with up to %d objects: %s. A key that you set yourself wins",
         data.num_images,
         data.most_objects,
-        ", ".join(said) or "all is given",
-        ", ".join((f"{_TEST}.short_edge_length", _QUERIES, _STEPS, *_PERIODS)),
+        ", ".join(said) or "all is set",
     )
 
 
