@@ -2,7 +2,8 @@
 
 Name the data on the command line, as README shows. The numbers here suit a few hundred images;
 size of the images, queries, steps and periods follow the training set, unless you set them, here or
-on the command line. With train.init_checkpoint=checkpoints/shapes_tiny.pth the run begins from the shapes.
+on the command line. With train.init_checkpoint=checkpoints/shapes_tiny.pth the run begins from the
+shapes.
 """
 
 from detectron2.config import LazyCall as L

@@ -4,6 +4,7 @@ import codecs
 import gc
 import json
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -303,6 +304,22 @@ def test_a_registered_set_is_evaluated_as_written_where_boxes_only_reach_out(tmp
     assert get_detection_dataset("mine") == records  # asked once more
 
 
+def test_boxes_stay_as_written_for_evaluation_where_something_else_is_repaired(tmp_path):
+    document = make_document()
+    document["annotations"][0].update(bbox=[60, 10, 40, 20], area=-1)
+    document["annotations"][1].update(bbox=[70, 10, 40, 20], area=800)
+    paths = write_dataset(tmp_path, document)
+    _, records = by_name(paths)
+    boxes = [a["bbox"] for record in records for a in record["annotations"]]
+    assert [60, 10, 96, 30] in boxes and [70, 10, 96, 30] in boxes
+    evaluated = json.loads(Path(MetadataCatalog.get("mine").json_file).read_text())
+    assert evaluated["annotations"][:2] == [
+        {**document["annotations"][0], "area": 800.0},
+        document["annotations"][1],
+    ]
+    assert get_detection_dataset("mine") == records  # asked once more
+
+
 # File names of another system.
 
 
@@ -388,5 +405,5 @@ def test_a_loader_of_ones_own_is_cleaned_and_evaluated_on_the_repaired_json(tmp_
     (record,) = get_detection_dataset("own")
     assert record["annotations"][0]["bbox"] == [80, 5, 96, 14]
     evaluated = json.loads(open(MetadataCatalog.get("own").json_file).read())
-    assert evaluated["annotations"][0]["bbox"] == [80, 5, 16, 9]
-    assert evaluated["annotations"][0]["area"] == 16 * 9
+    assert evaluated["annotations"][0]["bbox"] == [80, 5, 30, 9]  # as written
+    assert evaluated["annotations"][0]["area"] == 30 * 9
