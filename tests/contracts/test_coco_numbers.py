@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -78,6 +79,18 @@ def areas_below_zero(document):
         annotation["area"] *= -1
 
 
+def evaluate(document, folder, *, by_name, encoding="utf-8"):
+    """COCO's metrics of the answers of :class:`Near`, by one of the two ways to name a data set."""
+    cfg = make_config(folder, document=document)
+    dataset = cfg.dataloader.test.dataset
+    Path(dataset.json_file).write_text(json.dumps(document), encoding=encoding)
+    if by_name:
+        register_coco_instances("by_name", {}, dataset.json_file, dataset.image_root)
+        dataset.update(names="by_name", json_file=None, image_root=None)
+    prepare_config(cfg, training=False)
+    return Trainer.test(cfg, Near(document))["bbox"]
+
+
 @pytest.mark.parametrize(
     "change, by_name",
     [
@@ -94,16 +107,68 @@ def test_they_are_those_of_the_document(tmp_path, change, by_name):
     document = make_document(6)
     if change is not None:
         change(document)
-    cfg = make_config(tmp_path, document=document)
-    if by_name:
-        dataset = cfg.dataloader.test.dataset
-        register_coco_instances("by_name", {}, dataset.json_file, dataset.image_root)
-        dataset.update(names="by_name", json_file=None, image_root=None)
-    prepare_config(cfg, training=False)
-    found = Trainer.test(cfg, Near(document))["bbox"]
+    found = evaluate(document, tmp_path, by_name=by_name)
     for annotation in document["annotations"]:  # the one thing that has no other meaning
         annotation["area"] = abs(annotation["area"])
     expected = metrics_of(document, tmp_path)
     assert 10 < expected["AP"] < 90
     for name, value in expected.items():
         assert found[name] == pytest.approx(value if value >= 0 else float("nan"), nan_ok=True)
+
+
+def ids_from_zero(document):
+    for annotation in document["annotations"]:
+        annotation["id"] -= 1
+
+
+def whole_floats(document):
+    for annotation in document["annotations"]:
+        annotation["id"] = float(annotation["id"])
+
+
+def texts(document):
+    for annotation in document["annotations"]:
+        annotation["id"] = f"object {annotation['id']}"
+
+
+def no_areas(document):
+    for annotation in document["annotations"]:
+        del annotation["area"]
+
+
+def negative_areas(document):
+    for annotation in document["annotations"]:
+        annotation["area"] *= -1
+
+
+def no_crowds(document):
+    for annotation in document["annotations"]:
+        del annotation["iscrowd"]
+
+
+def no_info(document):
+    del document["info"]
+
+
+def nothing(document):
+    pass
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+@pytest.mark.parametrize(
+    "change, encoding",
+    [
+        *((f, "utf-8") for f in (ids_from_zero, whole_floats, texts, no_areas, negative_areas)),
+        *((f, "utf-8") for f in (no_crowds, no_info)),
+        *((nothing, e) for e in ("utf-8-sig", "utf-16", "utf-16-le", "utf-32")),
+    ],
+)
+def test_what_other_programs_write_has_the_numbers_of_the_sound_document(
+    tmp_path, change, encoding, by_name
+):
+    document = make_document(6)
+    expected = evaluate(document, tmp_path / "sound", by_name=False)
+    assert 10 < expected["AP"] < 90
+    change(document)
+    found = evaluate(document, tmp_path / "other", by_name=by_name, encoding=encoding)
+    assert found == pytest.approx(expected, nan_ok=True)

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from detection_toolkit.config import (
     find_config_file,
     get_config,
 )
+from detection_toolkit.errors import UserError
 from detection_toolkit.training import StagewiseMatcher
 
 CONFIG = "stageinteractor/shapes_tiny.py"
@@ -159,6 +161,22 @@ def test_a_tilde_is_the_home_folder(cfg, monkeypatch):
     assert cfg.train.init_checkpoint == "/home/me/a.pth"
     apply_overrides(cfg, ["train.output_dir=runs/~1"])
     assert cfg.train.output_dir == "runs/~1"
+    apply_overrides(cfg, ["train.output_dir=~"])
+    assert cfg.train.output_dir == os.path.expanduser("~")
+
+
+def test_references_that_lead_nowhere_are_one_line():
+    cfg = get_config("stageinteractor/shapes_tiny.py")
+    with pytest.raises(UserError, match="refers to what is not there: .*oc.env:NAME"):
+        apply_overrides(cfg, ["train.output_dir=${HOME}/x"])
+    apply_overrides(cfg, ["train.output_dir=${train.there}/x", "+train.there=a"])
+    assert cfg.train.output_dir == "a/x"
+
+
+def test_a_number_with_a_comma_is_one_line():
+    cfg = get_config("stageinteractor/shapes_tiny.py")
+    with pytest.raises(UserError, match=r"names several values.*optimizer.lr=\[a,b\]"):
+        apply_overrides(cfg, ["optimizer.lr=0,0001"])
 
 
 @pytest.mark.parametrize("suffix", [".py", ".yaml"])

@@ -2,6 +2,8 @@
 
 import json
 
+import cv2
+import numpy as np
 import pytest
 from coco_files import make_document, write_dataset, write_image
 from fault_runs import load_tool
@@ -186,6 +188,27 @@ def test_two_splits_are_compared(tmp_path, capsys):
     assert (classes.kind, classes.severity) == ("classes", "harm")
     assert (shared.kind, shared.severity, shared.images) == ("shared_images", "note", (3,))
     assert shared.examples == ("3.png is 3.png of the training set",)
+
+
+def test_copies_of_other_formats_and_sizes_are_found_among_splits(tmp_path):
+    document = make_document(num_images=4)
+    paths = write_dataset(tmp_path / "train", document)
+    for image in document["images"]:
+        image["file_name"] = image["file_name"].replace("png", "jpg")
+    test_paths = write_dataset(tmp_path / "test", document)
+    folders = tmp_path / "train" / "images", tmp_path / "test" / "images"
+    rng = np.random.default_rng(0)
+    for number in range(1, 5):  # photographs are smoother than noise
+        smooth = cv2.resize(rng.integers(0, 255, (4, 6, 3), dtype=np.uint8), (96, 64))
+        cv2.imwrite(str(folders[0] / f"{number}.png"), smooth)
+        other = cv2.resize(rng.integers(0, 255, (4, 6, 3), dtype=np.uint8), (96, 64))
+        copy = {1: smooth, 2: cv2.resize(smooth, (48, 32)), 3: other, 4: other // 64}[number]
+        cv2.imwrite(str(folders[1] / f"{number}.jpg"), copy, [cv2.IMWRITE_JPEG_QUALITY, 80])
+    cv2.imwrite(str(folders[0] / "4.png"), smooth // 64 * 0)  # two dark ones are not the same
+    reports = inspect_dataset(*paths), inspect_dataset(*test_paths)
+    (shared,) = compare_splits(*reports)
+    assert (shared.kind, shared.images) == ("shared_images", (1, 2))
+    assert shared.examples[0] == "1.jpg looks as 1.png of the training set"
 
 
 def test_splits_that_share_nothing_are_ready(tmp_path, capsys):

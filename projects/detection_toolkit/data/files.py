@@ -200,6 +200,8 @@ def _wrong_folder(root: str, name: str) -> str:
         f"{os.path.join(root, name)}. "
     )
     folder = os.path.abspath(root)
+    if (other := _other_case(folder, name)) is not None:
+        return text + f"There is {other}: upper and lower case must be the same"
     above = os.path.dirname(folder)
     places = [folder, above, os.path.dirname(above), *_folders_in(folder), *_folders_in(above)]
     parts = PurePosixPath(name).parts
@@ -214,6 +216,16 @@ def _wrong_folder(root: str, name: str) -> str:
                 f"out of the file names, and set image_root={place}"
             )
     return text + "Set image_root to the folder that the file names are relative to"
+
+
+def _other_case(folder: str, name: str) -> str | None:
+    """The name of a file that differs in upper and lower case alone."""
+    place, name = os.path.split(os.path.join(folder, name))
+    try:
+        names = sorted(os.listdir(place))
+    except (OSError, ValueError):
+        return None
+    return next((n for n in names if n.casefold() == name.casefold()), None)
 
 
 def _folders_in(folder: str) -> list[str]:

@@ -30,8 +30,8 @@ def judge_registered(name: str) -> bool:
 
     Where the JSON has to be repaired, evaluation reads the repaired copy instead, and so does
     training where Detectron2's own function loads it. Boxes that reach out of their image are as
-    written there, so that COCO's numbers are, and are clipped for training alone. Where its images may lie is not judged
-    here: see :func:`check_paths`.
+    written there, so that COCO's numbers are, and are clipped for training alone. Where its images
+    may lie is not judged here: see :func:`check_paths`.
 
     Returns:
         whether the boxes of its dataset dicts are sound with that. Else see :func:`clean_dicts`.

@@ -234,6 +234,9 @@ class RunSettings:
         for name in ("max_skipped_steps", "reference_world_size"):
             value = getattr(self, name)
             _check(value >= 0, f"train.{name} must be >= 0", value)
+        _check(
+            bool(self.output_dir.strip()), "train.output_dir must name a folder", self.output_dir
+        )
         epochs = self.max_epochs
         _check(epochs is None or epochs > 0, "train.max_epochs must be > 0", epochs)
         are_names = all(isinstance(name, str) for name in self.freeze)

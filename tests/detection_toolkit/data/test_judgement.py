@@ -340,6 +340,40 @@ def test_windows_names_are_read(tmp_path, caplog):
         register_coco_json(paths[0], str(tmp_path / "images"))
 
 
+def test_upper_and_lower_case_are_told_apart_and_named(tmp_path):
+    document = make_document()
+    json_file, root = write_dataset(tmp_path, document)
+    for image in document["images"]:
+        image["file_name"] = image["file_name"].upper()
+    Path(json_file).write_text(json.dumps(document))
+    with pytest.raises(FileNotFoundError, match="There is 1.png: upper and lower case must be"):
+        register_coco_json(json_file, root)
+
+
+def test_ids_of_another_kind_are_named(tmp_path):
+    document = make_document()
+    for annotation in document["annotations"]:
+        annotation["image_id"] = str(annotation["image_id"])
+    refused(tmp_path / "images", document, "image_id '1', which is not in 'images': there it is 1")
+
+
+def test_categories_of_another_kind_are_named(tmp_path):
+    document = make_document()
+    for annotation in document["annotations"]:
+        annotation["category_id"] = str(annotation["category_id"])
+    refused(tmp_path, document, "category_id '7', which is not in 'categories': there it is 7")
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "shift-jis"])
+def test_other_encodings_than_unicode_are_named_with_the_cure(tmp_path, encoding):
+    json_file, root = write_dataset(tmp_path)
+    name = "étoile" if encoding == "cp1252" else "円形"
+    text = json.dumps({**make_document(), "info": name}, ensure_ascii=False)
+    Path(json_file).write_bytes(text.encode(encoding))
+    with pytest.raises(ValueError, match="it is no text in Unicode .*as UTF-8"):
+        register_coco_json(json_file, root)
+
+
 def test_a_backslash_may_be_a_letter(tmp_path):
     document = make_document()
     document["images"][0]["file_name"] = r"a\1.png"
