@@ -11,7 +11,7 @@ from picture_cases import part_of, rotated
 from PIL import Image
 
 from detection_toolkit.data.inspection import compare_splits, inspect_dataset
-from detection_toolkit.visualization.datasets import TILE, worst_images
+from detection_toolkit.visualization.datasets import TILE, draw_samples, worst_images
 
 tool = load_tool("check_dataset")
 
@@ -188,6 +188,47 @@ def test_two_splits_are_compared(tmp_path, capsys):
     assert (classes.kind, classes.severity) == ("classes", "harm")
     assert (shared.kind, shared.severity, shared.images) == ("shared_images", "note", (3,))
     assert shared.examples == ("3.png is 3.png of the training set",)
+
+
+@pytest.mark.parametrize("num_images, columns", [(1, 1), (16, 4), (40, 4)])
+def test_sixteen_images_of_each_split_are_drawn_with_their_boxes(tmp_path, num_images, columns):
+    paths = write_dataset(tmp_path, num_images=num_images)
+    output = tmp_path / "report"
+    assert tool.main([*paths, "--test", paths[0], "--output", str(output)]) == 0
+    for name in ("samples.png", "test_samples.png"):
+        assert round(Image.open(output / name).width / TILE) == columns
+    report = inspect_dataset(*paths)
+    drawn = draw_samples(report)
+    for image in report.images.values():
+        image["annotations"] = []
+    bare = draw_samples(report)
+    assert drawn.shape == bare.shape
+    changed = (drawn != bare).any(2)
+    shown = min(num_images, 16)
+    rows = -(-shown // columns)
+    tiles = [t for row in np.array_split(changed, rows) for t in np.array_split(row, columns, 1)]
+    assert all(tile.any() for tile in tiles[:shown])
+
+
+def test_images_are_drawn_also_where_no_annotation_is_sound(tmp_path):
+    document = make_document(num_images=3)
+    for annotation in document["annotations"]:
+        annotation["bbox"] = None
+    paths = write_dataset(tmp_path, document)
+    output = tmp_path / "report"
+    assert tool.main([*paths, "--output", str(output)]) == 1
+    assert (output / "samples.png").is_file()
+
+
+def test_a_table_of_one_class_is_a_note(tmp_path, capsys):
+    document = make_document()
+    document["categories"] = document["categories"][:1]
+    for annotation in document["annotations"]:
+        annotation["category_id"] = document["categories"][0]["id"]
+    paths = write_dataset(tmp_path, document)
+    assert tool.main([*paths, "--output", str(tmp_path / "report")]) == 0
+    shown = capsys.readouterr().out
+    assert "tables of a single category" in shown and shown.endswith("Ready to train.\n")
 
 
 def test_copies_of_other_formats_and_sizes_are_found_among_splits(tmp_path):

@@ -125,6 +125,7 @@ def best_checkpoint(folder, mode="max"):
         ("max", [1.0, 3.0, 2.0], (3.0, 1)),
         ("min", [2.0, 1.0, 3.0], (1.0, 1)),
         ("max", [float("nan"), -1.0, float("nan"), float("inf")], (-1.0, 1)),
+        ("min", [float("nan"), 2.0, float("-inf"), 1.0], (1.0, 3)),
         ("max", [1.0, 1.0], (1.0, 0)),
     ],
 )
