@@ -101,7 +101,7 @@ def test_two_processes_evaluate_as_one_does(two_processes, name, tmp_path):
     assert by_stage["stages"] == by_stage_alone["stages"]
     assert results["bbox"] == pytest.approx(alone["bbox"], abs=1e-9, nan_ok=True)
     losses, losses_alone = results["validation"], alone["validation"]
-    limits = tolerance(torch.float32, scale=losses_alone["total_loss"], operations=1000)
+    limits = tolerance(torch.float32, scale=losses_alone["total"], operations=1000)
     assert losses == pytest.approx(losses_alone, abs=limits["atol"])
 
 

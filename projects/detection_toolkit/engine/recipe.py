@@ -141,7 +141,7 @@ class SizeRecipe:
     @staticmethod
     def period(max_iter: int) -> int:
         """From one evaluation or checkpoint to the next."""
-        return max(20, max_iter // 5)
+        return max(100, max_iter // 5)
 
 
 def follow_recipe(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:

@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 
 # Its name among the results.
 VALIDATION = "validation"
-_NAMES = ("loss_cls", "loss_bbox", "loss_giou")
+# Without "loss", which Detectron2 would have on every later line of the console.
+_NAMES = ("cls", "bbox", "giou")
 
 
 class LossEvaluator(DatasetEvaluator):
@@ -103,9 +104,8 @@ class LossEvaluator(DatasetEvaluator):
     def evaluate(self) -> dict[str, dict[str, float]]:
         """
         Returns:
-            {"validation": {"total_loss", "loss_cls", "loss_bbox", "loss_giou", "stage0/cls", ...}},
-            under the names that training logs; empty but in the main process, and where the losses
-            are not those of all images.
+            {"validation": {"total", "cls", "bbox", "giou", "stage0/cls", ...}}; empty but in the
+            main process, and where the losses are not those of all images.
         """
         own = None if self._sums is None else self._sums.cpu()
         gathered = comm.gather((own, self._problem))
@@ -117,11 +117,11 @@ class LossEvaluator(DatasetEvaluator):
             logger.warning("there is no validation loss: %s", (*problems, "no image")[0])
             return {}
         losses = self._criterion.losses_of_sums(torch.stack(sums).sum(0))  # (S, 3)
-        values = {"total_loss": float(losses.sum())}
+        values = {"total": float(losses.sum())}
         values |= dict(zip(_NAMES, losses.sum(0).tolist()))
         for stage, of_stage in enumerate(losses.tolist()):
             for name, value in zip(_NAMES, of_stage):
-                values[f"stage{stage}/{name.removeprefix('loss_')}"] = value
+                values[f"stage{stage}/{name}"] = value
         return {VALIDATION: values}
 
 

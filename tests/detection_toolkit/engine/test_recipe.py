@@ -114,12 +114,12 @@ def test_what_the_command_line_sets_stays(files):
 
 
 def test_periods_follow_the_length_that_is_given(files):
-    own = ["train.max_iter=300", *files]
+    own = ["train.max_iter=700", *files]
     cfg = prepare_config(apply_overrides(get_config(CUSTOM[0]), own), own)
     assert (cfg.train.max_iter, cfg.train.eval_period, cfg.train.checkpointer.period) == (
-        300,
-        60,
-        60,
+        700,
+        140,
+        140,
     )
 
 

@@ -20,7 +20,7 @@ from detection_toolkit.engine import Trainer, prepare_config
 from detection_toolkit.evaluation import build_loss_evaluator, run_evaluator
 from detection_toolkit.modeling import QueryDetector
 
-NAMES = ("loss_cls", "loss_bbox", "loss_giou")
+NAMES = ("cls", "bbox", "giou")
 PERIODIC = ["train.max_iter=4", "train.eval_period=2", "train.ema.enabled=true"]
 
 
@@ -87,9 +87,9 @@ def test_they_are_the_losses_of_one_batch_of_all_images(tmp_path, document, batc
         kind, stage = key.removeprefix("loss_").split("_stage")
         assert found[f"stage{stage}/{kind}"] == pytest.approx(float(value), abs=limits["atol"])
     for kind in NAMES:
-        stages = [v for k, v in found.items() if k.endswith(kind.replace("loss_", "/"))]
+        stages = [v for k, v in found.items() if k.endswith(f"/{kind}")]
         assert len(stages) == 3 and found[kind] == pytest.approx(sum(stages))
-    assert found["total_loss"] == pytest.approx(sum(found[kind] for kind in NAMES))
+    assert found["total"] == pytest.approx(sum(found[kind] for kind in NAMES))
 
 
 @pytest.mark.parametrize(
@@ -113,24 +113,25 @@ def test_a_run_writes_them_beside_ap_for_each_of_its_weights(tmp_path):
     trainer = Trainer(cfg)
     trainer.train()
     lines = (tmp_path / "output" / "metrics.json").read_text().splitlines()
-    evaluated = [x for x in map(json.loads, lines) if "validation/total_loss" in x]
+    evaluated = [x for x in map(json.loads, lines) if "validation/total" in x]
     assert [x["iteration"] for x in evaluated] == [1, 4]  # the last one comes after the last step
     for scalars in evaluated:
         for prefix in ("", "plain/", "averaged/"):
             parts = [scalars[f"{prefix}validation/{kind}"] for kind in NAMES]
-            assert scalars[f"{prefix}validation/total_loss"] == pytest.approx(sum(parts))
+            assert scalars[f"{prefix}validation/total"] == pytest.approx(sum(parts))
             assert f"{prefix}validation/stage2/giou" in scalars
+    assert not [key for key in evaluated[0] if "validation" in key and "loss" in key]
     assert list((tmp_path / "output").glob("events.out.tfevents*"))
     (file,) = (tmp_path / "output").glob("inference/*/metrics.json")
-    assert json.loads(file.read_text())["results"]["validation"]["total_loss"] > 0
+    assert json.loads(file.read_text())["results"]["validation"]["total"] > 0
 
 
 def test_the_best_checkpoint_may_go_by_them(tmp_path):
-    best = ["train.best_checkpointer.metric=validation/total_loss"]
+    best = ["train.best_checkpointer.metric=validation/total"]
     cfg = make_config(tmp_path, *PERIODIC, *best, "train.best_checkpointer.mode=min")
     Trainer(prepare_config(cfg)).train()
     record = json.loads((tmp_path / "output" / "model_best.json").read_text())
-    assert record["metric"] == "validation/total_loss" and math.isfinite(record["value"])
+    assert record["metric"] == "validation/total" and math.isfinite(record["value"])
 
 
 def test_a_run_with_them_has_the_weights_of_a_run_without(tmp_path):
