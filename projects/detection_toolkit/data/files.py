@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -200,8 +201,10 @@ def _wrong_folder(root: str, name: str) -> str:
         f"{os.path.join(root, name)}. "
     )
     folder = os.path.abspath(root)
-    if (other := _other_case(folder, name)) is not None:
-        return text + f"There is {other}: upper and lower case must be the same"
+    if (other := _other_spelling(folder, name)) is not None:
+        return text + (
+            f"There is {shown_name(other)}: case, accents and spaces must be those of the file"
+        )
     above = os.path.dirname(folder)
     places = [folder, above, os.path.dirname(above), *_folders_in(folder), *_folders_in(above)]
     parts = PurePosixPath(name).parts
@@ -218,14 +221,18 @@ def _wrong_folder(root: str, name: str) -> str:
     return text + "Set image_root to the folder that the file names are relative to"
 
 
-def _other_case(folder: str, name: str) -> str | None:
-    """The name of a file that differs in upper and lower case alone."""
+def _other_spelling(folder: str, name: str) -> str | None:
+    """The name of a file that differs in upper and lower case, code of accents, or spaces alone."""
     place, name = os.path.split(os.path.join(folder, name))
     try:
         names = sorted(os.listdir(place))
     except (OSError, ValueError):
         return None
-    return next((n for n in names if n.casefold() == name.casefold()), None)
+    return next((n for n in names if _plain(n) == _plain(name)), None)
+
+
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold().strip()
 
 
 def _folders_in(folder: str) -> list[str]:

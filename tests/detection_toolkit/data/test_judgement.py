@@ -340,13 +340,14 @@ def test_windows_names_are_read(tmp_path, caplog):
         register_coco_json(paths[0], str(tmp_path / "images"))
 
 
-def test_upper_and_lower_case_are_told_apart_and_named(tmp_path):
-    document = make_document()
-    json_file, root = write_dataset(tmp_path, document)
-    for image in document["images"]:
-        image["file_name"] = image["file_name"].upper()
+@pytest.mark.parametrize("name", ["BÉ.PNG", "be\u0301.png", "bé.png "])
+def test_a_file_whose_name_is_spelled_in_another_way_is_named(tmp_path, name):
+    json_file, root = write_dataset(tmp_path, num_images=1)
+    (tmp_path / "images" / "1.png").rename(tmp_path / "images" / "bé.png")
+    document = make_document(1)
+    document["images"][0]["file_name"] = name
     Path(json_file).write_text(json.dumps(document))
-    with pytest.raises(FileNotFoundError, match="There is 1.png: upper and lower case must be"):
+    with pytest.raises(FileNotFoundError, match="There is bé.png: case, accents and spaces must"):
         register_coco_json(json_file, root)
 
 
