@@ -11,7 +11,14 @@ from typing import Any
 from .findings import FindingCollector
 from .images import shown_name
 
-__all__ = ["check_file_name", "check_path", "find_escapes", "judge_file_names", "missing_files"]
+__all__ = [
+    "check_file_name",
+    "check_path",
+    "find_escapes",
+    "judge_file_names",
+    "missing_files",
+    "other_spelling",
+]
 
 
 def check_file_name(file_name: str, *, allow_outside: bool = False) -> str | None:
@@ -201,7 +208,7 @@ def _wrong_folder(root: str, name: str) -> str:
         f"{os.path.join(root, name)}. "
     )
     folder = os.path.abspath(root)
-    if (other := _other_spelling(folder, name)) is not None:
+    if (other := other_spelling(os.path.join(folder, name))) is not None:
         return text + (
             f"There is {shown_name(other)}: case, accents and spaces must be those of the file"
         )
@@ -221,11 +228,11 @@ def _wrong_folder(root: str, name: str) -> str:
     return text + "Set image_root to the folder that the file names are relative to"
 
 
-def _other_spelling(folder: str, name: str) -> str | None:
+def other_spelling(path: str) -> str | None:
     """The name of a file that differs in upper and lower case, code of accents, or spaces alone."""
-    place, name = os.path.split(os.path.join(folder, name))
+    folder, name = os.path.split(path)
     try:
-        names = sorted(os.listdir(place))
+        names = sorted(os.listdir(folder or os.curdir))
     except (OSError, ValueError):
         return None
     return next((n for n in names if _plain(n) == _plain(name)), None)
