@@ -194,7 +194,7 @@ def test_the_home_folder_is_known_in_a_config_file_as_well(tmp_path, monkeypatch
     }
     path = tmp_path / f"mine{suffix}"
     path.write_text("\n".join(lines[suffix]))
-    cfg = get_config(str(path))
+    cfg = get_config(f"~/{path.name}")
     assert cfg.train.output_dir == cfg.data.root == str(tmp_path / "runs")
     assert cfg.train.init_checkpoint == str(tmp_path / "a.pth")
     assert cfg.data.files[0] == str(tmp_path / "x.json")
