@@ -31,7 +31,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("output_dir", type=Path, help="train.output_dir of the run")
     parser.add_argument("--dataset", help="test set, where inference/ has several")
     parser.add_argument(
+        "--confidence-threshold",
         "--score-threshold",
+        dest="score_threshold",
         type=float,
         default=DEFAULT_SCORE_THRESHOLD,
         help="of the detections that errors, confusion and images are about (default: %(default)s)",

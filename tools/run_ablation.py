@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from detection_toolkit.engine import user_errors
+from detection_toolkit.engine.arguments import add_overrides_argument, parse_arguments
 from detection_toolkit.studies.costs import STEPS, measure_variants
 from detection_toolkit.studies.environment import ROOT, facts
 from detection_toolkit.studies.plan import choose_plan
@@ -100,15 +101,30 @@ def get_parser() -> argparse.ArgumentParser:
         help="also put the tables between the page's marks <!-- begin PLAN --> and "
         "<!-- end PLAN -->, and beside it the picture into images/, the results into ablations/",
     )
-    # Without --opts they would be the last variant's.
-    option(
-        "--opts",
-        default=[],
-        nargs=argparse.REMAINDER,
-        metavar="KEY=VALUE",
-        help="further changes to the base config",
-    )
+    add_overrides_argument(parser, "changes to the base config, which do not follow a --variant")
     return parser
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line: what follows a ``--variant``, up to the next option, is its own."""
+    parser = get_parser()
+    variants: list[list[str]] = []
+    others: list[str] = []
+    own: list[str] = others
+    for text in sys.argv[1:] if argv is None else argv:
+        name = text.removeprefix("--variant=")
+        if text == "--variant" or name != text:
+            own = [name] if name != text else []
+            variants.append(own)
+            continue
+        if text.startswith("-"):
+            own = others
+        own.append(text)
+    if not all(variants):
+        parser.error("argument --variant: expected a name")
+    args = parse_arguments(parser, others)
+    args.variant = variants
+    return args
 
 
 def study(args: argparse.Namespace) -> int:
@@ -158,7 +174,7 @@ def study(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
-    args = get_parser().parse_args(argv)
+    args = parse_args(argv)
     with user_errors():
         return study(args)
 

@@ -5,6 +5,7 @@ from ..stageinteractor.stageinteractor_tiny_custom import (  # noqa: F401
     dataloader,
     lr_multiplier,
     optimizer,
+    recipe,
     train,
 )
 

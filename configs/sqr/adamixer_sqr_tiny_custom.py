@@ -4,7 +4,14 @@ from detectron2.config import LazyCall as L
 
 from sqr import QueryRecollection, selective_schedule
 
-from ..adamixer.adamixer_tiny_custom import dataloader, lr_multiplier, model, optimizer, train  # noqa: F401
+from ..adamixer.adamixer_tiny_custom import (  # noqa: F401
+    dataloader,
+    lr_multiplier,
+    model,
+    optimizer,
+    recipe,
+    train,
+)
 
 model.decoder.route = L(QueryRecollection)(
     schedule=L(selective_schedule)(num_stages="${...num_stages}"),

@@ -9,6 +9,7 @@ from ..stageinteractor.stageinteractor_tiny_custom import (  # noqa: F401
     lr_multiplier,
     model,
     optimizer,
+    recipe,
     train,
 )
 

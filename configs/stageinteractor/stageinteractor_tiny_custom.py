@@ -1,11 +1,15 @@
-"""The tiny model on a data set of your own, on two CPU cores: images at 240 pixels, 60 queries.
+"""The tiny model on a data set of your own, on two CPU cores.
 
-Name the data on the command line, as README shows; the numbers suit a few hundred images. With
-train.init_checkpoint=checkpoints/shapes_tiny.pth the run begins from the shapes.
+Name the data on the command line, as README shows. The numbers here suit a few hundred images;
+size of the images, queries, steps and periods follow the training set, unless you set them, here or
+on the command line. With train.init_checkpoint=checkpoints/shapes_tiny.pth the run begins from the
+shapes.
 """
 
 from detectron2.config import LazyCall as L
 from detectron2.data.transforms import RandomFlip, ResizeShortestEdge
+
+from detection_toolkit.engine.recipe import SizeRecipe
 
 from ..common.data.coco import dataloader
 from ..common.label_assigners import compared as _compared
@@ -41,3 +45,6 @@ train.checkpointer.period = 500
 train.checkpointer.max_to_keep = 2
 train.ema.enabled = True
 train.ema.decay = 0.998
+
+# These values, where nothing else is set, are replaced by what suits the training set.
+recipe = L(SizeRecipe)(image_size=240, num_queries=60, max_iter=2500)

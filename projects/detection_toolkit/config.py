@@ -20,6 +20,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import OverrideType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from .errors import UnknownNameError, UserError
 from .registrations import repeatable_registrations
@@ -66,9 +67,9 @@ def find_config_file(path: str) -> str:
     Raises:
         FileNotFoundError: neither exists; names configs that are spelled alike.
     """
-    if Path(path).is_file():
-        return str(path)
-    name = Path(path)
+    name = Path(path).expanduser()
+    if name.is_file():
+        return str(name)
     if name.parts[:1] == ("configs",):
         name = Path(*name.parts[1:])
     for folder in _config_folders():
@@ -84,7 +85,8 @@ def get_config(path: str) -> DictConfig:
 
     A config of one's own may import modules that lie beside it: its folder is added to the end of
     ``sys.path``. It may also be the ``config.yaml`` of a run. That of an older one may name things
-    where they no longer are; the names of today take their place.
+    where they no longer are; the names of today take their place. ``~/`` at the beginning of a text
+    is the home folder.
 
     Args:
         path: see :func:`find_config_file`.
@@ -100,6 +102,7 @@ def get_config(path: str) -> DictConfig:
         cfg = LazyConfig.load(file)
     if Path(file).suffix in (".yaml", ".yml"):
         _follow_moves(cfg)
+    _expand_homes(cfg)
     return cfg
 
 
@@ -150,6 +153,22 @@ def register_moved_names(names: Mapping[str, str | Callable[[DictConfig], None]]
             a function that rewrites the node with this ``_target_``, in place.
     """
     _MOVED_NAMES.update(names)
+
+
+def _expand_homes(node: DictConfig | ListConfig) -> None:
+    """Put the home folder in the place of ``~/`` in the texts of a config, in place."""
+    if node._is_none() or node._is_missing() or node._is_interpolation():
+        return
+    items = node._content.items() if isinstance(node, DictConfig) else enumerate(node._content)
+    for key, child in list(items):
+        if isinstance(child, (DictConfig, ListConfig)):
+            _expand_homes(child)
+        elif isinstance(text := child._value(), str) and _with_home(text) != text:
+            node[key] = _with_home(text)
+
+
+def _with_home(text: str) -> str:
+    return os.path.expanduser(text) if text == "~" or text.startswith("~/") else text
 
 
 def _follow_moves(node: DictConfig | ListConfig) -> None:
@@ -203,6 +222,7 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
         KeyError: there is no such key; names the nearest ones.
     """
     parser = OverridesParser.create()
+    references: list[tuple[str, str]] = []
     for text in overrides:
         if text.startswith("-"):
             raise UserError(f"{text!r}: options stand before the first key=value")
@@ -212,8 +232,8 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
                 "for example train.max_iter=100"
             )
         key, value, adds = _as_text(cfg, text) or _parse(parser, text)
-        if isinstance(value, str) and value.startswith("~/"):
-            value = os.path.expanduser(value)
+        if isinstance(value, str):
+            value = _with_home(value)
         if not adds:
             _check_override(cfg, key, value)
         try:
@@ -221,6 +241,16 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
             OmegaConf.update(cfg, key, value, merge=not replaces, force_add=True)
         except Exception as error:
             raise UserError(f"the override {text!r} cannot be applied: {error}") from error
+        if isinstance(value, str) and "${" in value:
+            references.append((key, text))
+    for key, text in references:  # another override may have set what is referred to
+        try:
+            OmegaConf.select(cfg, key, throw_on_missing=True)
+        except OmegaConfBaseException as error:
+            raise UserError(
+                f"the override {text!r} refers to what is not there: ${{a.b}} is the entry a.b of "
+                "the config, and ${oc.env:NAME} the environment's NAME"
+            ) from error
     return cfg
 
 
@@ -241,7 +271,7 @@ def _takes_text(cfg: DictConfig, key: str) -> bool:
     except UnknownNameError:
         return False
     if isinstance(node, Node) and node._is_interpolation():
-        node = node._dereference_node()
+        node = node._maybe_dereference_node()
     if isinstance(node, (DictConfig, ListConfig)) and not node._is_none():
         return False
     value = node._value() if isinstance(node, Node) else None
@@ -277,6 +307,11 @@ def _parse(parser: OverridesParser, text: str) -> tuple[str, Any, bool]:
         return key.lstrip("+"), value, key.startswith("+")
     if override.type not in (OverrideType.CHANGE, OverrideType.ADD):
         raise UserError(f"only key=value and +key=value are supported, not {text!r}")
+    if override.is_sweep_override():
+        raise UserError(
+            f"the override {text!r} names several values: a number has a point, and a list is "
+            f"{key}=[a,b]"
+        )
     return override.key_or_group, override.value(), override.type is OverrideType.ADD
 
 

@@ -143,6 +143,13 @@ class RecollectionCriterion(nn.Module):
         self.criterion.label_assigner = PathLabelAssigner(criterion.label_assigner, schedule)
 
     @property
+    def of_stages(self) -> Criterion:
+        """The plain detector's, for a plain cascade."""
+        criterion = copy.deepcopy(self.criterion)
+        criterion.label_assigner = self.label_assigner
+        return criterion
+
+    @property
     def matcher(self) -> nn.Module:
         """The plain detector's, for one stage or many."""
         return self.criterion.matcher

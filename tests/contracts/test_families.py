@@ -224,3 +224,25 @@ def test_a_criterion_of_stages_leaves_its_inputs_alone(family):
     detector.criterion(predictions, truth)
     for (logits, boxes), stage in zip(before, predictions.stages):
         assert torch.equal(logits, stage.logits) and torch.equal(boxes, stage.boxes)
+
+
+def test_losses_added_up_over_images_are_those_of_the_batch(family):
+    """What the validation loss is made of."""
+    detector = make(family, route=False)
+    batch = make_batch([3, 0, 2])
+    images = detector.preprocess_image(batch)
+    stages = detector.predict(images).stages
+    truth = detector.prepare_ground_truth(batch, images.image_sizes)
+    criterion = detector.criterion.of_stages
+    expected = criterion(Predictions(stages), truth)
+    sums = 0
+    for b, count in enumerate(truth.num_objects):
+        own = slice(b, b + 1)
+        of_image = [s._replace(logits=s.logits[own], boxes=s.boxes[own]) for s in stages]
+        objects = GroundTruth(truth.boxes[own], truth.labels[own], (count,), truth.image_sizes[own])
+        sums = sums + criterion.loss_sums(of_image, objects)
+    found = criterion.losses_of_sums(sums)
+    assert not found.requires_grad and found.shape == (len(stages), 3)
+    for column, values in zip(found.unbind(1), (expected.loss_cls, *expected[1:3])):
+        limits = tolerance(torch.float64, scale=float(values.detach().max()), operations=1000)
+        torch.testing.assert_close(column, values.detach(), **limits)

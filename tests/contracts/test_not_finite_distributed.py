@@ -6,8 +6,8 @@ import torch.multiprocessing as mp
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from detection_toolkit.engine.evaluation import _evaluate_last_stage
 from detection_toolkit.errors import NonFinitePredictionError
+from detection_toolkit.evaluation import run_evaluator
 
 
 class Diverged(torch.nn.Module):
@@ -43,10 +43,10 @@ def evaluate(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     sound = Diverged(raises=False)
-    results = [_evaluate_last_stage(sound, [[0], [1, 2]], Gathers())]
+    results = [run_evaluator(sound, [[0], [1, 2]], Gathers())]
     model = Diverged(raises=rank == 1).train()
     try:
-        _evaluate_last_stage(model, [[0], [1], [2]], Gathers())
+        run_evaluator(model, [[0], [1], [2]], Gathers())
     except NonFinitePredictionError as error:
         results.append((str(error), model.training))
     comm.synchronize()  # nobody is left waiting, and nobody is one step ahead

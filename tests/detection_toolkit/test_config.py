@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from detection_toolkit.config import (
     find_config_file,
     get_config,
 )
+from detection_toolkit.errors import UserError
 from detection_toolkit.training import StagewiseMatcher
 
 CONFIG = "stageinteractor/shapes_tiny.py"
@@ -159,6 +161,44 @@ def test_a_tilde_is_the_home_folder(cfg, monkeypatch):
     assert cfg.train.init_checkpoint == "/home/me/a.pth"
     apply_overrides(cfg, ["train.output_dir=runs/~1"])
     assert cfg.train.output_dir == "runs/~1"
+    apply_overrides(cfg, ["train.output_dir=~"])
+    assert cfg.train.output_dir == os.path.expanduser("~")
+
+
+def test_references_that_lead_nowhere_are_one_line():
+    cfg = get_config("stageinteractor/shapes_tiny.py")
+    with pytest.raises(UserError, match="refers to what is not there: .*oc.env:NAME"):
+        apply_overrides(cfg, ["train.output_dir=${HOME}/x"])
+    apply_overrides(cfg, ["train.output_dir=${train.there}/x", "+train.there=a"])
+    assert cfg.train.output_dir == "a/x"
+
+
+def test_a_number_with_a_comma_is_one_line():
+    cfg = get_config("stageinteractor/shapes_tiny.py")
+    with pytest.raises(UserError, match=r"names several values.*optimizer.lr=\[a,b\]"):
+        apply_overrides(cfg, ["optimizer.lr=0,0001"])
+
+
+@pytest.mark.parametrize("suffix", [".py", ".yaml"])
+def test_the_home_folder_is_known_in_a_config_file_as_well(tmp_path, monkeypatch, suffix):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    lines = {
+        ".py": [
+            "train = dict(output_dir='~/runs', init_checkpoint='~/a.pth', name='a~/b', none=None)",
+            "data = dict(files=['~/x.json', '${..train.name}'], root='${train.output_dir}')",
+        ],
+        ".yaml": [
+            "train: {output_dir: ~/runs, init_checkpoint: ~/a.pth, name: a~/b, none: null}",
+            "data: {files: [~/x.json, '${..train.name}'], root: '${train.output_dir}'}",
+        ],
+    }
+    path = tmp_path / f"mine{suffix}"
+    path.write_text("\n".join(lines[suffix]))
+    cfg = get_config(f"~/{path.name}")
+    assert cfg.train.output_dir == cfg.data.root == str(tmp_path / "runs")
+    assert cfg.train.init_checkpoint == str(tmp_path / "a.pth")
+    assert cfg.data.files[0] == str(tmp_path / "x.json")
+    assert cfg.train.name == "a~/b" and cfg.train.none is None
 
 
 def test_what_is_no_text_is_read_as_before(cfg):

@@ -2,6 +2,8 @@
 
 import json
 
+import cv2
+import numpy as np
 import pytest
 from coco_files import make_document, write_dataset, write_image
 from fault_runs import load_tool
@@ -9,7 +11,7 @@ from picture_cases import part_of, rotated
 from PIL import Image
 
 from detection_toolkit.data.inspection import compare_splits, inspect_dataset
-from detection_toolkit.visualization.datasets import TILE, worst_images
+from detection_toolkit.visualization.datasets import TILE, draw_samples, worst_images
 
 tool = load_tool("check_dataset")
 
@@ -186,6 +188,68 @@ def test_two_splits_are_compared(tmp_path, capsys):
     assert (classes.kind, classes.severity) == ("classes", "harm")
     assert (shared.kind, shared.severity, shared.images) == ("shared_images", "note", (3,))
     assert shared.examples == ("3.png is 3.png of the training set",)
+
+
+@pytest.mark.parametrize("num_images, columns", [(1, 1), (16, 4), (40, 4)])
+def test_sixteen_images_of_each_split_are_drawn_with_their_boxes(tmp_path, num_images, columns):
+    paths = write_dataset(tmp_path, num_images=num_images)
+    output = tmp_path / "report"
+    assert tool.main([*paths, "--test", paths[0], "--output", str(output)]) == 0
+    for name in ("samples.png", "test_samples.png"):
+        assert round(Image.open(output / name).width / TILE) == columns
+    report = inspect_dataset(*paths)
+    drawn = draw_samples(report)
+    for image in report.images.values():
+        image["annotations"] = []
+    bare = draw_samples(report)
+    assert drawn.shape == bare.shape
+    changed = (drawn != bare).any(2)
+    shown = min(num_images, 16)
+    rows = -(-shown // columns)
+    tiles = [t for row in np.array_split(changed, rows) for t in np.array_split(row, columns, 1)]
+    assert all(tile.any() for tile in tiles[:shown])
+
+
+def test_images_are_drawn_also_where_no_annotation_is_sound(tmp_path):
+    document = make_document(num_images=3)
+    for annotation in document["annotations"]:
+        annotation["bbox"] = None
+    paths = write_dataset(tmp_path, document)
+    output = tmp_path / "report"
+    assert tool.main([*paths, "--output", str(output)]) == 1
+    assert (output / "samples.png").is_file()
+
+
+def test_a_table_of_one_class_is_a_note(tmp_path, capsys):
+    document = make_document()
+    document["categories"] = document["categories"][:1]
+    for annotation in document["annotations"]:
+        annotation["category_id"] = document["categories"][0]["id"]
+    paths = write_dataset(tmp_path, document)
+    assert tool.main([*paths, "--output", str(tmp_path / "report")]) == 0
+    shown = capsys.readouterr().out
+    assert "tables of a single category" in shown and shown.endswith("Ready to train.\n")
+
+
+def test_copies_of_other_formats_and_sizes_are_found_among_splits(tmp_path):
+    document = make_document(num_images=4)
+    paths = write_dataset(tmp_path / "train", document)
+    for image in document["images"]:
+        image["file_name"] = image["file_name"].replace("png", "jpg")
+    test_paths = write_dataset(tmp_path / "test", document)
+    folders = tmp_path / "train" / "images", tmp_path / "test" / "images"
+    rng = np.random.default_rng(0)
+    for number in range(1, 5):  # photographs are smoother than noise
+        smooth = cv2.resize(rng.integers(0, 255, (4, 6, 3), dtype=np.uint8), (96, 64))
+        cv2.imwrite(str(folders[0] / f"{number}.png"), smooth)
+        other = cv2.resize(rng.integers(0, 255, (4, 6, 3), dtype=np.uint8), (96, 64))
+        copy = {1: smooth, 2: cv2.resize(smooth, (48, 32)), 3: other, 4: other // 64}[number]
+        cv2.imwrite(str(folders[1] / f"{number}.jpg"), copy, [cv2.IMWRITE_JPEG_QUALITY, 80])
+    cv2.imwrite(str(folders[0] / "4.png"), smooth // 64 * 0)  # two dark ones are not the same
+    reports = inspect_dataset(*paths), inspect_dataset(*test_paths)
+    (shared,) = compare_splits(*reports)
+    assert (shared.kind, shared.images) == ("shared_images", (1, 2))
+    assert shared.examples[0] == "1.jpg looks as 1.png of the training set"
 
 
 def test_splits_that_share_nothing_are_ready(tmp_path, capsys):

@@ -14,7 +14,7 @@ from torch.utils.data import Sampler
 
 from ..errors import UserError
 from .evaluation_loader import EvaluationLoader
-from .files import missing_files
+from .files import missing_files, other_spelling
 from .images import shown_name, shown_size
 from .mapper import SkipUnreadable
 from .stream import GroupedStream, SeededDataset, TrainLoader
@@ -130,9 +130,11 @@ def _check_files(
     if skip_missing and len(missing) < len(dataset):
         logger.warning("%s and will be skipped, the first one is %s", found, missing[0])
         return
+    other = other_spelling(missing[0])
     raise FileNotFoundError(
-        f"{found}, the first one is {missing[0]}: put them there, or take them out of the "
-        "annotations"
+        f"{found}, the first one is {missing[0]}"
+        + (f" (there is {shown_name(other)})" if other is not None else "")
+        + ": put them there, or take them out of the annotations"
         + (
             ", or set dataloader.train.skip_unreadable=true"
             if part == "train" and not skip_missing

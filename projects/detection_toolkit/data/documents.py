@@ -51,6 +51,10 @@ def read_document(path: Path) -> TextDocument:
     encoding = json.detect_encoding(data)
     try:
         content = json.loads(data)
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} cannot be read as JSON: it is no text in Unicode ({error}). Save it as UTF-8"
+        ) from error
     except (ValueError, RecursionError) as error:  # also of the encoding
         raise UserError(f"{path} cannot be read as JSON: {error}") from error
     return TextDocument(content, encoding)

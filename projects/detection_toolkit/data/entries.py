@@ -163,6 +163,8 @@ class EntryJudge:
         ]:
             if isinstance(annotation[key], (list, dict)) or annotation[key] not in known:
                 text = f"{what} {key} {short(annotation[key])}, which is not in {where!r}"
+                if (other := _as_other_kind(annotation[key])) is not None and other in known:
+                    text += f": there it is {short(other)}"
                 self.found.add(kind, text)
                 return False
         box = annotation["bbox"]
@@ -201,6 +203,13 @@ class EntryJudge:
     def _same_kind(self, what: str, ids: Any) -> None:
         if len({isinstance(number, str) for number in ids}) > 1:
             self._format(f"some {what} ids are numbers and others are texts")
+
+
+def _as_other_kind(number: Any) -> int | str | None:
+    """1 for "1", and "1" for 1; None for what is neither."""
+    if isinstance(number, str):
+        return int(number) if number.isascii() and number.isdigit() and len(number) < 19 else None
+    return str(number) if type(number) is int else None
 
 
 def _is_text(text: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -10,7 +11,14 @@ from typing import Any
 from .findings import FindingCollector
 from .images import shown_name
 
-__all__ = ["check_file_name", "check_path", "find_escapes", "judge_file_names", "missing_files"]
+__all__ = [
+    "check_file_name",
+    "check_path",
+    "find_escapes",
+    "judge_file_names",
+    "missing_files",
+    "other_spelling",
+]
 
 
 def check_file_name(file_name: str, *, allow_outside: bool = False) -> str | None:
@@ -200,6 +208,10 @@ def _wrong_folder(root: str, name: str) -> str:
         f"{os.path.join(root, name)}. "
     )
     folder = os.path.abspath(root)
+    if (other := other_spelling(os.path.join(folder, name))) is not None:
+        return text + (
+            f"There is {shown_name(other)}: case, accents and spaces must be those of the file"
+        )
     above = os.path.dirname(folder)
     places = [folder, above, os.path.dirname(above), *_folders_in(folder), *_folders_in(above)]
     parts = PurePosixPath(name).parts
@@ -214,6 +226,20 @@ def _wrong_folder(root: str, name: str) -> str:
                 f"out of the file names, and set image_root={place}"
             )
     return text + "Set image_root to the folder that the file names are relative to"
+
+
+def other_spelling(path: str) -> str | None:
+    """The name of a file that differs in upper and lower case, code of accents, or spaces alone."""
+    folder, name = os.path.split(path)
+    try:
+        names = sorted(os.listdir(folder or os.curdir))
+    except (OSError, ValueError):
+        return None
+    return next((n for n in names if _plain(n) == _plain(name)), None)
+
+
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold().strip()
 
 
 def _folders_in(folder: str) -> list[str]:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
+import numpy as np
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
@@ -21,6 +23,11 @@ from .images import EXIF_ORIENTATION, MAX_PIXELS, UnreadableImageError, read_ima
 from .judgement import Judgement, judge_file
 
 __all__ = ["DatasetReport", "compare_splits", "inspect_dataset"]
+
+# Mean difference of the grey values of thumbnails, 0..255, below which images look the same; and
+# the least that the values of one must vary for it to be told from others.
+_SAME_THUMBNAIL, _LEAST_CONTRAST = 1.0, 8.0
+_MOST_PAIRS = 20_000_000
 
 
 @dataclass
@@ -38,6 +45,8 @@ class DatasetReport:
     file may be used, "path"."""
     digests: dict[Any, str] = field(default_factory=dict)
     """Of the content of image files, by the ids of the images."""
+    thumbnails: dict[Any, np.ndarray] = field(default_factory=dict)
+    """(256,) grey values of the images at 16 x 16 pixels, by their ids."""
 
     @property
     def num_images(self) -> int:
@@ -105,7 +114,8 @@ def inspect_dataset(
 def compare_splits(train: DatasetReport, test: DatasetReport) -> list[Finding]:
     """What is wrong between two splits: categories that differ, images that both have.
 
-    Images are the same where their files are, byte for byte.
+    Images are the same where their files are, byte for byte, or where they differ by no more than
+    compression or size explain.
     """
     found = FindingCollector()
     try:
@@ -120,7 +130,38 @@ def compare_splits(train: DatasetReport, test: DatasetReport) -> list[Finding]:
                 for images, i in [(test.images, number), (train.images, trained[digest])]
             ]
             found.add("shared_images", f"{names[0]} is {names[1]} of the training set", number)
+    for number, other in _find_alike(test, train).items():
+        if test.digests.get(number) not in trained:
+            names = [
+                shown_name(images[i]["file_name"])
+                for images, i in [(test.images, number), (train.images, other)]
+            ]
+            found.add(
+                "shared_images", f"{names[0]} looks as {names[1]} of the training set", number
+            )
     return found.findings()
+
+
+def _find_alike(test: DatasetReport, train: DatasetReport) -> dict[Any, Any]:
+    """Ids of test images -> that of a training image which looks the same.
+
+    Not of images without contents, nor of data sets so large that it would take minutes.
+    """
+    parts = [
+        {i: t for i, t in report.thumbnails.items() if t.std() >= _LEAST_CONTRAST}
+        for report in (test, train)
+    ]
+    if not all(parts) or len(parts[0]) * len(parts[1]) > _MOST_PAIRS:
+        return {}
+    trained = np.stack([*parts[1].values()]).astype(np.float32)
+    ids = list(parts[1])
+    alike = {}
+    for number, thumbnail in parts[0].items():
+        distances = np.abs(trained - thumbnail).mean(1)
+        nearest = int(distances.argmin())
+        if distances[nearest] < _SAME_THUMBNAIL:
+            alike[number] = ids[nearest]
+    return alike
 
 
 def _report_of(judgement: Judgement, root: Path) -> DatasetReport:
@@ -149,6 +190,7 @@ class _File(NamedTuple):
 
     image_id: Any
     digest: str | None
+    thumbnail: np.ndarray | None
     problem: tuple[str, str] | None
     """Kind and text of a finding."""
 
@@ -165,7 +207,8 @@ def _look_at_files(
 
     def look(item: tuple[Any, dict[str, Any]]) -> _File:
         image_id, image = item
-        return _File(image_id, _digest(image["path"]), _look_at_file(image, max_pixels))
+        problem, thumbnail = _look_at_file(image, max_pixels)
+        return _File(image_id, _digest(image["path"]), thumbnail, problem)
 
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
         for file in progress(pool.map(look, images), len(images)):
@@ -173,6 +216,8 @@ def _look_at_files(
                 found.add(*file.problem, file.image_id)
             if file.digest:
                 report.digests[file.image_id] = file.digest
+            if file.thumbnail is not None:
+                report.thumbnails[file.image_id] = file.thumbnail
 
 
 def _digest(path: str) -> str | None:
@@ -183,23 +228,29 @@ def _digest(path: str) -> str | None:
         return None
 
 
-def _look_at_file(image: dict[str, Any], max_pixels: int) -> tuple[str, str] | None:
+def _look_at_file(
+    image: dict[str, Any], max_pixels: int
+) -> tuple[tuple[str, str] | None, np.ndarray | None]:
+    """Kind and text of a finding, and a thumbnail."""
     path = image["path"]
     if not os.path.isfile(path):
-        return "missing", shown_name(path)
+        return ("missing", shown_name(path)), None
     try:
-        height, width = read_image(path, max_pixels=max_pixels).shape[:2]
+        picture = read_image(path, max_pixels=max_pixels)
     except UnreadableImageError as error:
-        return "unreadable", str(error)
+        return ("unreadable", str(error)), None
+    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+    thumbnail = cv2.resize(grey, (16, 16), interpolation=cv2.INTER_AREA).reshape(-1)
+    height, width = picture.shape[:2]
     stated = (image["height"], image["width"])
     orientation = _orientation(path)
     text = f"{shown_name(path)} is {width}x{height}, the JSON says {stated[1]}x{stated[0]}"
     if stated != (height, width):
         is_turned = orientation in (5, 6, 7, 8) and stated == (width, height)
-        return ("exif_size" if is_turned else "size"), text
+        return (("exif_size" if is_turned else "size"), text), thumbnail
     if orientation not in (None, 1):
-        return "exif", shown_name(path)
-    return None
+        return ("exif", shown_name(path)), thumbnail
+    return None, thumbnail
 
 
 def _orientation(path: str) -> int | None:

@@ -66,6 +66,7 @@ def judge_file(
     *,
     allow_outside: bool = False,
     num_queries: int | None = None,
+    clip: bool = True,
 ) -> Judgement:
     """:func:`judge` of a JSON file.
 
@@ -80,6 +81,7 @@ def judge_file(
             encoding=document.encoding,
             allow_outside=allow_outside,
             num_queries=num_queries,
+            clip=clip,
         )
 
 
@@ -90,6 +92,7 @@ def judge(
     encoding: str = "utf-8",
     allow_outside: bool = False,
     num_queries: int | None = None,
+    clip: bool = True,
 ) -> Judgement:
     """Judge a parsed document; it is not changed.
 
@@ -100,6 +103,7 @@ def judge(
         encoding: of the file.
         allow_outside: names may lead out of the folder.
         num_queries: of the detector, for images with more objects; None: no limit.
+        clip: the repaired document has boxes that reach out of their image end at its border.
     """
     found = FindingCollector()
     if not isinstance(document, dict):
@@ -128,7 +132,7 @@ def judge(
         changed["images"] = images
 
     given = entries.annotations(before["annotations"], by_id, classes)
-    annotations = _judge_boxes(found, given, by_id)
+    annotations = _judge_boxes(found, given, by_id, clip=clip)
     annotations = whole_ids(found, "annotations", annotations, ["id", "image_id", "category_id"])
     annotations = repair_ids(found, annotations)
     if annotations is not given:
@@ -183,6 +187,8 @@ def _judge_boxes(
     found: FindingCollector,
     annotations: list[dict[str, Any]],
     images: Mapping[Any, Mapping[str, Any]],
+    *,
+    clip: bool,
 ) -> list[dict[str, Any]]:
     """The annotations with sound boxes; the same list where nothing is repaired."""
     flat: list[float] = []
@@ -215,7 +221,7 @@ def _judge_boxes(
     _note(found, "tiny", annotations, is_tiny)
     _note(found, "giant", annotations, is_giant)
     _note(found, "repeated", annotations, is_used & _repeats(annotations))
-    return repair_annotations(found, annotations, boxes, faults)
+    return repair_annotations(found, annotations, boxes, faults, clip=clip)
 
 
 def _repeats(annotations: Sequence[Mapping[str, Any]]) -> np.ndarray:

@@ -29,10 +29,9 @@ def judge_registered(name: str) -> bool:
     """What :func:`register_coco_json` does for a JSON, for a registered COCO data set; once.
 
     Where the JSON has to be repaired, evaluation reads the repaired copy instead, and so does
-    training where Detectron2's own function loads it. Boxes that reach out of their image are no
-    reason by themselves: where nothing else is wrong they are clipped for training alone, so that
-    COCO's numbers are those of the document as written. Where its images may lie is not judged
-    here: see :func:`check_paths`.
+    training where Detectron2's own function loads it. Boxes that reach out of their image are as
+    written there, so that COCO's numbers are, and are clipped for training alone. Where its images
+    may lie is not judged here: see :func:`check_paths`.
 
     Returns:
         whether the boxes of its dataset dicts are sound with that. Else see :func:`clean_dicts`.
@@ -58,7 +57,9 @@ def judge_registered(name: str) -> bool:
     if metadata.get("sound_boxes") is not None:
         return metadata.sound_boxes
     is_local = root is not None and "://" not in root
-    judgement = judge_file(Path(json_file), root if is_local else None, allow_outside=True)
+    judgement = judge_file(
+        Path(json_file), root if is_local else None, allow_outside=True, clip=False
+    )
     # Where images are missing, the loaders say so: they know whether to skip them.
     tolerated = ("no_annotations", "folder")
     raise_harm(judgement.findings, f"data set {name}", tolerated=tolerated)
@@ -66,8 +67,8 @@ def judge_registered(name: str) -> bool:
     if metadata.get("thing_classes") is None:
         metadata.thing_classes = list(judgement.classes.values())
     repairs = {finding.kind for finding in judgement.findings if finding.severity == "repaired"}
-    metadata.sound_boxes = is_loaded_from_it and repairs != {"clipped"}
-    if judgement.repaired is None or repairs == {"clipped"}:
+    metadata.sound_boxes = is_loaded_from_it and "clipped" not in repairs
+    if judgement.repaired is None:
         return metadata.sound_boxes
     copy = str(write_copy(judgement.repaired, Path(json_file).stem))
     del metadata.json_file  # which cannot be set to something else
@@ -75,7 +76,7 @@ def judge_registered(name: str) -> bool:
     if is_loaded_from_it:
         metadata.original_loader = DatasetCatalog[name]
         DatasetCatalog[name] = partial(load_coco_json, copy, root, name)
-    return is_loaded_from_it
+    return metadata.sound_boxes
 
 
 def _is_loaded_by_detectron2(name: str) -> bool:

@@ -50,6 +50,8 @@ def repair_annotations(
     annotations: list[dict[str, Any]],
     boxes: np.ndarray,
     faults: BoxFaults,
+    *,
+    clip: bool = True,
 ) -> list[dict[str, Any]]:
     """Annotations that COCO's evaluation can use; the same list where nothing is repaired.
 
@@ -58,7 +60,9 @@ def repair_annotations(
         annotations: N sound ones.
         boxes: (N, 4) x, y, width, height of them.
         faults: of the boxes.
+        clip: boxes that reach out of their image end at its border.
     """
+    is_clipped = faults.clipped & clip
     unusable = [_unusable_parts(a) for a in annotations]
     areas = numbers(
         [a["area"] if is_number(a.get("area")) else math.nan for a in annotations], (-1,)
@@ -70,7 +74,7 @@ def repair_annotations(
     for index in np.flatnonzero(is_little):
         mask = annotations[index].get("segmentation")
         is_wrong[index] |= not mask or "segmentation" in unusable[index]
-    to_change = faults.dropped | faults.clipped | is_wrong
+    to_change = faults.dropped | is_clipped | is_wrong
     to_change |= np.array([bool(u) for u in unusable], dtype=bool)
     to_change |= np.array(["iscrowd" not in a for a in annotations], dtype=bool)
     if not to_change.any():
@@ -80,7 +84,7 @@ def repair_annotations(
         if not to_change[index]:
             repaired.append(annotation)
         elif not faults.dropped[index]:
-            inside = faults.inside[index] if faults.clipped[index] else None
+            inside = faults.inside[index] if is_clipped[index] else None
             area = None if is_wrong[index] else annotation["area"]
             repaired.append(_repaired(found, annotation, unusable[index], inside, area))
     return repaired

@@ -16,15 +16,21 @@ from typing import Any
 
 import torch
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, print_csv_format
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch import nn
 
 from ..data import dataset_names
-from ..errors import NonFinitePredictionError, UserError
-from ..evaluation import configured_label_assigners, evaluate_stages
+from ..errors import UserError
+from ..evaluation import (
+    VALIDATION,
+    build_loss_evaluator,
+    configured_label_assigners,
+    evaluate_stages,
+    run_evaluator,
+)
 from .evaluators import check_evaluator, max_dets_per_image
 from .interruption import Interruption
 from .precision import autocast_dtype
@@ -146,14 +152,18 @@ def evaluate_test_sets(
             results[name] = {}
             continue
         check_evaluator(evaluator, "what build_evaluator returns")
-        with _autocast(settings), explained():
+        losses = build_loss_evaluator(model, name) if settings.validation_loss else None
+        listening = contextlib.nullcontext() if losses is None else losses.listening()
+        if losses is not None:
+            evaluator = DatasetEvaluators([evaluator, losses])
+        with _autocast(settings), explained(), listening:
             if facts.by_stage:
                 results[name] = _evaluate_stages(
                     cfg, model, loader, evaluator, name, folder=folder, weights=weights
                 )
             else:
                 _forget_stages(folder)
-                results[name] = _evaluate_last_stage(model, loader, evaluator)
+                results[name] = run_evaluator(model, loader, evaluator)
         if comm.is_main_process():
             for path in _result_files(folder):  # of an evaluation before
                 _kept_as(path, weights).unlink(missing_ok=True)
@@ -206,25 +216,6 @@ def _autocast(settings: RunSettings) -> torch.autocast | contextlib.nullcontext:
     return torch.autocast(torch.device(settings.device).type, dtype=dtype)
 
 
-def _evaluate_last_stage(
-    model: nn.Module, loader: Iterable[Any], evaluator: DatasetEvaluator
-) -> dict[str, Any]:
-    """As ``inference_on_dataset``; predictions that are not finite end it in all processes."""
-    results, problem = {}, None
-    was_training = model.training
-    try:
-        results = inference_on_dataset(model, loader, evaluator) or {}
-    except NonFinitePredictionError as error:
-        problem = error
-        model.train(was_training)  # Detectron2 does so only where nothing is raised
-        if comm.get_world_size() > 1:
-            evaluator.evaluate()  # where the others wait for this process
-    has_problem = comm.all_gather(problem is not None)
-    if any(has_problem):
-        raise problem or NonFinitePredictionError([])
-    return results
-
-
 def _evaluate_stages(
     cfg: DictConfig,
     model: nn.Module,
@@ -257,7 +248,15 @@ def _forget_stages(folder: Path) -> None:
 
 def _report(name: str, results: dict[str, Any], *, folder: Path, about: Mapping[str, Any]) -> None:
     """Print the results of one test set and write them to a file."""
-    if not results:
+    of_evaluator = {task: metrics for task, metrics in results.items() if task != VALIDATION}
+    if VALIDATION in results:
+        logger.info(
+            "validation loss of %s (%s weights): %s",
+            name,
+            about["weights"],
+            ", ".join(f"{k} {v:.4g}" for k, v in results[VALIDATION].items() if "/" not in k),
+        )
+    if not of_evaluator:
         logger.info(
             "%s has no annotations, or nothing was detected: the detections are in %s",
             name,
@@ -265,7 +264,7 @@ def _report(name: str, results: dict[str, Any], *, folder: Path, about: Mapping[
         )
         return
     logger.info("Evaluation results for %s (%s weights) in csv format:", name, about["weights"])
-    print_csv_format(results)
+    print_csv_format(of_evaluator)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "metrics.json"
     document = {

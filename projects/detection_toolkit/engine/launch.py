@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from detectron2.engine import launch as detectron2_launch
 from detectron2.utils import comm
-from torch.multiprocessing import ProcessExitedException
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from ..errors import UserError
 from .interruption import InterruptedRun, handled_by, signal_at_end_of_parent
@@ -31,6 +31,8 @@ __all__ = [
 ]
 
 # SLURM gives no port. Jobs on one machine differ in their job id.
+# What PyTorch says of a port that another program listens at.
+_TAKEN = "EADDRINUSE"
 _SLURM_BASE_PORT = 20000
 
 
@@ -218,6 +220,18 @@ def launch(
                 "others with it. The checkpoints are intact: go on with --resume"
             )
         sys.exit(error.exit_code)
+    except ProcessRaisedException as error:
+        if _TAKEN in str(error):
+            raise UserError(_port_is_taken(args.dist_url)) from error
+        raise
+
+
+def _port_is_taken(address: str) -> str:
+    return (
+        f"the port of {address} is taken by another program: choose another one (--dist-url, or "
+        "MASTER_PORT under srun and torchrun); on one machine leave --dist-url out, and a free one "
+        "is found"
+    )
 
 
 @contextlib.contextmanager
@@ -268,13 +282,21 @@ def _join(
             f"waiting for {environment.world_size} processes at {environment.init_method}",
             flush=True,
         )
-    dist.init_process_group(
-        "nccl" if on_gpu else "gloo",
-        init_method=environment.init_method,
-        rank=environment.rank,
-        world_size=environment.world_size,
-        timeout=timeout,
-    )
+    try:
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            init_method=environment.init_method,
+            rank=environment.rank,
+            world_size=environment.world_size,
+            timeout=timeout,
+        )
+    except dist.DistNetworkError as error:
+        if _TAKEN in str(error):
+            address = environment.init_method
+            if address == "env://":
+                address = f"tcp://{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            raise UserError(_port_is_taken(address)) from error
+        raise
     comm.create_local_process_group(environment.local_world_size)
     comm.synchronize()
     sharing = 1 if on_gpu else environment.local_world_size

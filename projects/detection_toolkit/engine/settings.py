@@ -193,6 +193,8 @@ class RunSettings:
         best_checkpointer: the checkpoint of the best evaluation.
         early_stopping: the end of a run that gets no better.
         eval_period: iterations from one evaluation to the next; 0: only after the last.
+        validation_loss: also compute the losses of every stage in each evaluation, from its own
+            forward passes.
         stage_evaluation: also evaluate every stage (AP, fading and growing scores, duplicates,
             changing labels), after the last iteration and with --eval-only.
         log_period: iterations from one line of the log to the next.
@@ -221,6 +223,7 @@ class RunSettings:
     best_checkpointer: BestCheckpointSettings = field(default_factory=BestCheckpointSettings)
     early_stopping: EarlyStoppingSettings = field(default_factory=EarlyStoppingSettings)
     eval_period: int = 5000
+    validation_loss: bool = True
     stage_evaluation: bool = False
     log_period: int = 20
 
@@ -231,6 +234,9 @@ class RunSettings:
         for name in ("max_skipped_steps", "reference_world_size"):
             value = getattr(self, name)
             _check(value >= 0, f"train.{name} must be >= 0", value)
+        _check(
+            bool(self.output_dir.strip()), "train.output_dir must name a folder", self.output_dir
+        )
         epochs = self.max_epochs
         _check(epochs is None or epochs > 0, "train.max_epochs must be > 0", epochs)
         are_names = all(isinstance(name, str) for name in self.freeze)

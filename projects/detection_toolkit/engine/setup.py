@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ..data import dataset_names, dataset_num_classes
 from ..errors import UserError
+from .recipe import follow_recipe
 from .scaling import follow_epochs
 
 __all__ = ["class_number", "prepare_config"]
@@ -36,8 +37,9 @@ def prepare_config(
     Args:
         cfg: changed in place and returned.
         overrides: the command line's; a number of classes among them must agree with the data.
-        training: also look at the training set, and let the length of the run follow it where
-            ``train.max_epochs`` asks for it.
+        training: also look at the training set, and let the run follow it where a ``recipe`` or
+            ``train.max_epochs`` asks for it. Otherwise a recipe is followed where the training set
+            is at hand, so that a model is evaluated as it was trained.
         with_files: the data sets' files are needed, too; see ``dataset_names``.
 
     Raises:
@@ -49,7 +51,10 @@ def prepare_config(
     names = dataset_names(cfg.dataloader.test.dataset, with_files=with_files)
     if training:
         names = [*dataset_names(cfg.dataloader.train.dataset, with_files=with_files), *names]
+        follow_recipe(cfg, overrides)
         follow_epochs(cfg, overrides)
+    elif with_files:
+        _follow_recipe_of_training(cfg, overrides)
     num_classes = dataset_num_classes(names)
     key = _class_key(cfg)
     if num_classes is None or key is None:
@@ -72,6 +77,20 @@ def prepare_config(
     )
     OmegaConf.update(cfg, key, num_classes)
     return cfg
+
+
+def _follow_recipe_of_training(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Where the training set is named, and nothing is wrong with it."""
+    if cfg.get("recipe") is None:
+        return
+    dataset = cfg.dataloader.train.dataset
+    if not dataset.get("json_file") and not dataset.get("names"):
+        return
+    try:
+        dataset_names(dataset)
+        follow_recipe(cfg, overrides)
+    except (FileNotFoundError, KeyError, UserError) as error:
+        logger.warning("the recipe is not followed, as the training set cannot be used: %s", error)
 
 
 def _tell_apart(cfg: DictConfig) -> None:

@@ -8,6 +8,8 @@ from .diagnosis import (
     find_duplicates,
     match_detections,
 )
+from .inference import run_evaluator
+from .losses import VALIDATION, LossEvaluator, build_loss_evaluator
 from .stages import (
     AllStages,
     StageEvaluator,
@@ -18,10 +20,13 @@ from .stages import (
 )
 
 __all__ = [
+    "VALIDATION",
     "AllStages",
     "LabelChanges",
+    "LossEvaluator",
     "ScoreChanges",
     "StageEvaluator",
+    "build_loss_evaluator",
     "check_stage_evaluation",
     "compared_label_assigners",
     "configured_label_assigners",
@@ -30,4 +35,5 @@ __all__ = [
     "evaluate_stages",
     "find_duplicates",
     "match_detections",
+    "run_evaluator",
 ]

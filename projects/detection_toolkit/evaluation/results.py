@@ -21,6 +21,7 @@ from ..config import get_config
 from ..data import dataset_names
 from ..errors import UserError
 from .errors import require_hotcoco
+from .losses import VALIDATION
 from .thresholds import Matches, sweep_thresholds
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "read_max_dets",
     "read_results",
     "read_stages",
+    "read_validation_loss",
     "register_dataset",
     "run_coco",
 ]
@@ -119,6 +121,15 @@ def _is_detection(entry: Any) -> bool:
     if not isinstance(box, list) or len(box) != 4:
         return False
     return all(isinstance(x, (int, float)) and math.isfinite(x) for x in (*box, entry.get("score")))
+
+
+def read_validation_loss(folder: Path) -> dict[str, float] | None:
+    """The losses of an evaluation, see :class:`LossEvaluator`; None where there are none."""
+    try:
+        document = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        return document["results"][VALIDATION]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def read_stages(path: Path) -> dict[str, Any] | None:

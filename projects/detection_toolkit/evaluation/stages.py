@@ -18,17 +18,15 @@ from detectron2.evaluation import (
     COCOEvaluator,
     DatasetEvaluator,
     DatasetEvaluators,
-    inference_on_dataset,
 )
 from detectron2.layers import batched_nms
-from detectron2.structures import BoxMode, Instances
+from detectron2.structures import Instances
 from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 from tabulate import tabulate
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..data import get_detection_dataset
 from ..errors import UserError
 from ..modeling import QueryDetector, require_query_detector
 from ..structures import GroundTruth
@@ -39,6 +37,8 @@ from .diagnosis import (
     find_duplicates,
     match_detections,
 )
+from .inference import run_evaluator
+from .truth import annotated_records, objects_as_seen, objects_of
 
 __all__ = [
     "AllStages",
@@ -132,7 +132,7 @@ class StageEvaluator(DatasetEvaluator):
         Raises:
             UserError: the data set has no annotations.
         """
-        records = _annotated_records(dataset_name)
+        records = _require_annotations(dataset_name)
         self.dataset_name = dataset_name
         self.num_stages = num_stages
         self.num_classes = num_classes
@@ -143,7 +143,7 @@ class StageEvaluator(DatasetEvaluator):
         self.score_threshold = score_threshold
         self.output_file = None if output_file is None else Path(output_file)
         self.facts = dict(facts or {})
-        self._truth = {record["image_id"]: _objects(record) for record in records}
+        self._truth = {record["image_id"]: objects_of(record) for record in records}
         with _quiet():
             # One evaluator a stage, and one for the last stage after NMS.
             self._coco = [
@@ -173,7 +173,7 @@ class StageEvaluator(DatasetEvaluator):
             (x["logits"].float().cpu(), x["boxes"].float().cpu(), x["instances"].to("cpu"))
             for x in outputs
         ]
-        truth = [self._truth_as_seen(x) for x in inputs]
+        truth = [objects_as_seen(self._truth[x["image_id"]], x) for x in inputs]
         for (logits, boxes, last), objects, x in zip(predictions, truth, inputs):
             self._count_score_changes(logits.sigmoid(), boxes, last, objects, x["image"].shape[-2:])
         for x, after_nms in zip(outputs, kept):
@@ -216,13 +216,6 @@ class StageEvaluator(DatasetEvaluator):
     def _suppress(self, instances: Instances) -> Instances:
         boxes, classes = instances.pred_boxes.tensor, instances.pred_classes
         return instances[batched_nms(boxes, instances.scores, classes, self.duplicate_iou)]
-
-    def _truth_as_seen(self, x: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes in pixels of the resized image, classes, and which of them are crowds."""
-        boxes, classes, crowd = self._truth[x["image_id"]]
-        height, width = x["image"].shape[-2:]
-        scale = boxes.new_tensor([width / x["width"], height / x["height"]]).repeat(2)
-        return boxes * scale, classes, crowd
 
     def _count_score_changes(
         self,
@@ -375,6 +368,7 @@ def evaluate_stages(
 
     Raises:
         UserError: the model has no stages, or the data set no annotations.
+        NonFinitePredictionError: an image has no finite prediction; in all processes.
     """
     detector = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
     all_stages = AllStages(detector)
@@ -391,7 +385,7 @@ def evaluate_stages(
     shown = comm.is_main_process()
     loader = tqdm(data_loader, "all stages", unit=" batches", disable=None if shown else True)
     both = _Both(evaluator, stage_evaluator)
-    results = inference_on_dataset(all_stages, loader, both) or {}
+    results = run_evaluator(all_stages, loader, both)
     return results, both.stage_metrics
 
 
@@ -441,30 +435,17 @@ def check_stage_evaluation(
     """
     compared_label_assigners(AllStages(model).detector, label_assigners)
     for name in dataset_names:
-        _annotated_records(name)
+        _require_annotations(name)
 
 
-def _annotated_records(dataset_name: str) -> list[dict[str, Any]]:
-    # Wherever its images lie: none is opened here.
-    records = get_detection_dataset(dataset_name, allow_outside=True, filter_empty=False)
-    # A test set may still be listed with empty annotations; without any object nothing counts.
-    if not any(record.get("annotations") for record in records):
+def _require_annotations(dataset_name: str) -> list[dict[str, Any]]:
+    records = annotated_records(dataset_name)
+    if not records:
         raise UserError(
             f"data set {dataset_name} has no annotated objects: evaluation by stage "
             "(train.stage_evaluation) needs some"
         )
     return records
-
-
-def _objects(record: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """(M, 4) ``xyxy`` boxes in pixels of the original image, (M,) classes, (M,) crowds."""
-    annotations = record.get("annotations", [])
-    boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
-    return (
-        torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
-        torch.tensor([a["category_id"] for a in annotations], dtype=torch.long),
-        torch.tensor([bool(a.get("iscrowd", 0)) for a in annotations], dtype=torch.bool),
-    )
 
 
 def _finite(value: float) -> float | None:

@@ -133,6 +133,11 @@ class Criterion(nn.Module):
         self.giou_eps = giou_eps
         self.normalizer = LabelNormalizer() if normalizer is None else normalizer
 
+    @property
+    def of_stages(self) -> Criterion:
+        """The criterion of the plain cascade alone, without branches and routes."""
+        return self
+
     def forward(
         self,
         predictions: Predictions,
@@ -201,6 +206,37 @@ class Criterion(nn.Module):
             matched_accuracy=_matched_accuracy(logits.detach(), assignment, truth),
         )
 
+    @torch.no_grad()
+    def loss_sums(self, outputs: Outputs, truth: GroundTruth) -> Tensor:
+        """What :meth:`losses_of_sums` makes losses of, after it was added up over batches.
+
+        Args:
+            outputs: of S stages.
+            truth: the objects of the batch.
+
+        Returns:
+            (S, 5): weighted sums of the classification, L1 and GIoU loss of this process' batch,
+            matched queries, and ones in the class targets.
+
+        Raises:
+            NonFinitePredictionError: from the matcher.
+        """
+        with _without_autocast(truth):
+            supervision = self.supervise(outputs, truth)
+            counts = supervision.counts()
+            result = self.losses(supervision, *counts.clamp(min=1).unbind(1))
+            sums = (
+                result.loss_cls * result.cls_normalizer,
+                result.loss_bbox * result.box_normalizer,
+                result.loss_giou * result.box_normalizer,
+            )
+            return torch.cat([torch.stack(sums, 1), counts], 1)
+
+    def losses_of_sums(self, sums: Tensor) -> Tensor:
+        """(S, 3) classification, L1 and GIoU losses of all batches whose sums (S, 5) these are."""
+        cls_normalizer, box_normalizer = self.normalizer(*sums[:, 3:].clamp(min=1).unbind(1))
+        return sums[:, :3] / torch.stack([cls_normalizer, box_normalizer, box_normalizer], 1)
+
     def _box_loss_sums(
         self, boxes: Tensor, assignment: Assignment, truth: GroundTruth
     ) -> tuple[Tensor, Tensor]:
@@ -253,6 +289,11 @@ class BranchedCriterion(nn.Module):
         super().__init__()
         self.main = main
         self.branches = nn.ModuleDict(branches)
+
+    @property
+    def of_stages(self) -> Criterion:
+        """The criterion of the stages alone."""
+        return self.main
 
     @property
     def matcher(self) -> nn.Module:

@@ -94,6 +94,9 @@ def plot_loss_curves(metrics_file: str | Path, output: str | Path) -> str:
 
     figure, axes = _figure(1 + bool(by_kind) + bool(by_stage))
     _draw(axes[0], *series["total_loss"], label="total loss", color="tab:blue")
+    if "validation/total" in series:
+        style = {"marker": "o", "markersize": 4, "color": "tab:orange"}
+        axes[0].plot(*series["validation/total"], label="on the test set", **style)
     axes[0].set_title("Total loss")
     if "lr" in series:
         rate = axes[0].twinx()

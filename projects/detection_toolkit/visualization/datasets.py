@@ -25,15 +25,18 @@ def draw_samples(
 ) -> np.ndarray | None:
     """A sheet of images with boxes and class names, spread evenly over those with objects.
 
+    Where no image has a sound one, over all images.
+
     Args:
         report: of the data set.
         count: images at most.
         max_pixels: larger images are shown as a grey picture.
 
     Returns:
-        RGB; None where no image has an object.
+        RGB; None without images.
     """
     images = [i for i, image in report.images.items() if image["annotations"]]
+    images = images or list(report.images)
     places = np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)
     return _sheet(report, [(images[k], f"image {images[k]}") for k in places], max_pixels)
 

@@ -28,6 +28,7 @@ from ..evaluation.results import (
     read_max_dets,
     read_results,
     read_stages,
+    read_validation_loss,
     register_dataset,
     run_coco,
 )
@@ -377,6 +378,7 @@ def write_report(
         "coco": coco,
         "thresholds": sample_thresholds(matches),
         "stages": stages,
+        "validation_loss": read_validation_loss(folder),
         "score_threshold": score_threshold,
         "errors": analysis and analysis.counts,
         "errors_missing": missing,

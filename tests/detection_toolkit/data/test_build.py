@@ -119,6 +119,13 @@ def test_missing_images_are_named_before_the_first_step(tmp_path, caplog):
         make_train_loader(dataset, skip_unreadable=True)
 
 
+def test_an_image_in_other_letters_is_named(tmp_path):
+    dataset = make_dataset(tmp_path)
+    (tmp_path / "images" / "2.png").rename(tmp_path / "images" / "2.PNG")
+    with pytest.raises(FileNotFoundError, match=r"2\.png \(there is 2\.PNG\): put them there"):
+        make_test_loader(dataset)
+
+
 def test_another_mapper_may_take_file_names_for_something_else(tmp_path):
     dataset = [{"file_name": f"key {i}", "width": 2, "height": 1} for i in range(3)]
     loader = build_test_loader(dataset=dataset, mapper=lambda d: d["file_name"], num_workers=0)

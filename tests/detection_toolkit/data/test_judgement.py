@@ -4,6 +4,7 @@ import codecs
 import gc
 import json
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -303,6 +304,22 @@ def test_a_registered_set_is_evaluated_as_written_where_boxes_only_reach_out(tmp
     assert get_detection_dataset("mine") == records  # asked once more
 
 
+def test_boxes_stay_as_written_for_evaluation_where_something_else_is_repaired(tmp_path):
+    document = make_document()
+    document["annotations"][0].update(bbox=[60, 10, 40, 20], area=-1)
+    document["annotations"][1].update(bbox=[70, 10, 40, 20], area=800)
+    paths = write_dataset(tmp_path, document)
+    _, records = by_name(paths)
+    boxes = [a["bbox"] for record in records for a in record["annotations"]]
+    assert [60, 10, 96, 30] in boxes and [70, 10, 96, 30] in boxes
+    evaluated = json.loads(Path(MetadataCatalog.get("mine").json_file).read_text())
+    assert evaluated["annotations"][:2] == [
+        {**document["annotations"][0], "area": 800.0},
+        document["annotations"][1],
+    ]
+    assert get_detection_dataset("mine") == records  # asked once more
+
+
 # File names of another system.
 
 
@@ -321,6 +338,41 @@ def test_windows_names_are_read(tmp_path, caplog):
     # With the folder that they begin with for the image folder, the advice is the right one.
     with pytest.raises(FileNotFoundError, match=f"set image_root={tmp_path}$"):
         register_coco_json(paths[0], str(tmp_path / "images"))
+
+
+@pytest.mark.parametrize("name", ["BÉ.PNG", "be\u0301.png", "bé.png "])
+def test_a_file_whose_name_is_spelled_in_another_way_is_named(tmp_path, name):
+    json_file, root = write_dataset(tmp_path, num_images=1)
+    (tmp_path / "images" / "1.png").rename(tmp_path / "images" / "bé.png")
+    document = make_document(1)
+    document["images"][0]["file_name"] = name
+    Path(json_file).write_text(json.dumps(document))
+    with pytest.raises(FileNotFoundError, match="There is bé.png: case, accents and spaces must"):
+        register_coco_json(json_file, root)
+
+
+def test_ids_of_another_kind_are_named(tmp_path):
+    document = make_document()
+    for annotation in document["annotations"]:
+        annotation["image_id"] = str(annotation["image_id"])
+    refused(tmp_path / "images", document, "image_id '1', which is not in 'images': there it is 1")
+
+
+def test_categories_of_another_kind_are_named(tmp_path):
+    document = make_document()
+    for annotation in document["annotations"]:
+        annotation["category_id"] = str(annotation["category_id"])
+    refused(tmp_path, document, "category_id '7', which is not in 'categories': there it is 7")
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "shift-jis"])
+def test_other_encodings_than_unicode_are_named_with_the_cure(tmp_path, encoding):
+    json_file, root = write_dataset(tmp_path)
+    name = "étoile" if encoding == "cp1252" else "円形"
+    text = json.dumps({**make_document(), "info": name}, ensure_ascii=False)
+    Path(json_file).write_bytes(text.encode(encoding))
+    with pytest.raises(ValueError, match="it is no text in Unicode .*as UTF-8"):
+        register_coco_json(json_file, root)
 
 
 def test_a_backslash_may_be_a_letter(tmp_path):
@@ -388,5 +440,5 @@ def test_a_loader_of_ones_own_is_cleaned_and_evaluated_on_the_repaired_json(tmp_
     (record,) = get_detection_dataset("own")
     assert record["annotations"][0]["bbox"] == [80, 5, 96, 14]
     evaluated = json.loads(open(MetadataCatalog.get("own").json_file).read())
-    assert evaluated["annotations"][0]["bbox"] == [80, 5, 16, 9]
-    assert evaluated["annotations"][0]["area"] == 16 * 9
+    assert evaluated["annotations"][0]["bbox"] == [80, 5, 30, 9]  # as written
+    assert evaluated["annotations"][0]["area"] == 30 * 9

@@ -1,11 +1,26 @@
-"""Overrides and weights have one spelling, whichever command they are given to."""
+"""Overrides, weights and thresholds have one spelling, whichever command they are given to."""
 
 import argparse
+import importlib.util
+import sys
+from pathlib import Path
 
 import pytest
 
 from detection_toolkit.config import apply_overrides, get_config
 from detection_toolkit.engine.arguments import add_config_arguments, parse_arguments
+from detection_toolkit.visualization import DEFAULT_SCORE_THRESHOLD
+
+ROOT = Path(__file__).resolve().parents[3]
+COMMANDS = [ROOT / "train_net.py", ROOT / "demo" / "demo.py", *(ROOT / "tools").glob("*.py")]
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(f"command_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture
@@ -60,3 +75,17 @@ def test_partial_weights_are_allowed_in_configs_that_do_not_know_of_them(parser)
     assert apply_overrides(cfg, args.opts).train.allow_partial is True
     del cfg.train["allow_partial"]
     assert apply_overrides(cfg, args.opts).train.allow_partial is True
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
+def test_every_command_reads_overrides_and_thresholds_alike(path):
+    source = path.read_text(encoding="utf-8")
+    configs = ('"--config-file"', "add_config_arguments(", "default_argument_parser(")
+    if any(text in source for text in configs):
+        assert "parse_arguments(" in source
+    assert "REMAINDER" not in source
+    if '-threshold"' not in source:
+        return
+    actions = load(path).get_parser()._actions
+    (threshold,) = [a for a in actions if "--confidence-threshold" in a.option_strings]
+    assert threshold.default == DEFAULT_SCORE_THRESHOLD

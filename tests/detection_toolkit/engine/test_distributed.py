@@ -366,6 +366,41 @@ def test_two_runs_at_once_do_not_meet_at_one_port(tmp_path):
     assert [p.returncode for p in processes] == [0, 0], "\n".join(logs)
 
 
+@pytest.fixture
+def taken_port():
+    """One that this process listens at."""
+    with socket.socket() as listening:
+        listening.bind(("", 0))
+        listening.listen()
+        yield listening.getsockname()[1]
+
+
+def test_a_port_that_is_taken_is_one_line_under_srun(monkeypatch, taken_port):
+    environment = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken_port)}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    args = default_argument_parser().parse_args([])
+    with pytest.raises(UserError, match=f"port of .*127.0.0.1:{taken_port} is taken by another"):
+        launch_module.launch(lambda args: None, args, device="cpu")
+    assert not dist.is_initialized()
+
+
+def test_a_port_that_is_taken_is_one_line_of_the_launcher(taken_port, tmp_path):
+    command = [sys.executable, str(ROOT / "train_net.py"), "--num-gpus", "2", "--dist-url"]
+    command += [f"tcp://127.0.0.1:{taken_port}", "--config-file", "stageinteractor/shapes_tiny.py"]
+    done = subprocess.run(
+        [*command, *run_overrides(tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"error: the port of tcp://127.0.0.1:{taken_port} is taken")
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a service of Linux")
 def test_the_end_of_what_has_started_a_process_is_a_signal_to_it(tmp_path):
     """As with torchrun, which dies of SIGUSR1 and leaves its processes alone."""

@@ -125,6 +125,7 @@ def best_checkpoint(folder, mode="max"):
         ("max", [1.0, 3.0, 2.0], (3.0, 1)),
         ("min", [2.0, 1.0, 3.0], (1.0, 1)),
         ("max", [float("nan"), -1.0, float("nan"), float("inf")], (-1.0, 1)),
+        ("min", [float("nan"), 2.0, float("-inf"), 1.0], (1.0, 3)),
         ("max", [1.0, 1.0], (1.0, 0)),
     ],
 )
@@ -162,7 +163,7 @@ def test_a_damaged_record_of_the_best_value_is_said(tmp_path, caplog, text):
 def diverging(monkeypatch):
     """Evaluations so many of which see boxes that are NaN; those that follow are sound."""
     left = {"evaluations": 1}
-    predict, evaluate = QueryDetector.predict, evaluation_module.inference_on_dataset
+    predict, evaluate = QueryDetector.predict, evaluation_module.run_evaluator
 
     def spoilt(self, images):
         predictions = predict(self, images)
@@ -178,7 +179,7 @@ def diverging(monkeypatch):
             left["evaluations"] -= 1
 
     monkeypatch.setattr(QueryDetector, "predict", spoilt)
-    monkeypatch.setattr(evaluation_module, "inference_on_dataset", counted)
+    monkeypatch.setattr(evaluation_module, "run_evaluator", counted)
     return left
 
 

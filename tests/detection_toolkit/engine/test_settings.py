@@ -97,3 +97,9 @@ def test_an_unknown_key_is_refused_with_the_nearest(given, message):
 def test_a_value_that_makes_no_sense_is_refused_by_the_name_of_its_key(given, message):
     with pytest.raises(UserError, match=message):
         RunSettings.from_config(given)
+
+
+@pytest.mark.parametrize("folder", ["", "  "])
+def test_an_output_folder_has_a_name(folder):
+    with pytest.raises(UserError, match="train.output_dir must name a folder"):
+        RunSettings(output_dir=folder)

@@ -43,6 +43,38 @@ def call(output, *extra, **plan):
     return main([*before, *extra, *after])
 
 
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["a.b=1", "--variant", "x", "--variant", "y", "c.d=2", "e=3", "--seeds", "1", "f.g=4"],
+        ["--variant=x", "--variant=y", "c.d=2", "e=3", "--seeds", "1", "a.b=1", "f.g=4"],
+        [
+            "--variant",
+            "x",
+            "--variant",
+            "y",
+            "c.d=2",
+            "e=3",
+            "--seeds",
+            "1",
+            "--opts",
+            "a.b=1",
+            "f.g=4",
+        ],
+    ],
+)
+def test_what_follows_a_variant_is_its_own_and_the_rest_the_base_configs(argv):
+    args = run_ablation.parse_args(argv)
+    assert args.variant == [["x"], ["y", "c.d=2", "e=3"]]
+    assert args.opts == ["a.b=1", "f.g=4"] and args.seeds == [1]
+
+
+def test_a_variant_has_a_name(capsys):
+    with pytest.raises(SystemExit):
+        run_ablation.parse_args(["--variant", "--report"])
+    assert "--variant: expected a name" in capsys.readouterr().err
+
+
 def calls(output):
     return {
         f"{file.parents[1].name}/{file.parent.name}": file.read_text().splitlines()

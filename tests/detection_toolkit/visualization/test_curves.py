@@ -68,6 +68,16 @@ def test_loss_curves_are_drawn_in_new_folders(tmp_path, steps):
     assert picture.std() > 5  # not blank
 
 
+def test_the_loss_on_the_test_set_is_drawn_beside_that_of_training(tmp_path):
+    records = [record(20 * i + 19, total_loss=9.0 / (i + 1)) for i in range(3)]
+    pictures = []
+    for values in ({}, {"validation/total": 8.0}):
+        records[-1].update(values)
+        file = write(tmp_path / "metrics.json", records)
+        pictures.append(cv2.imread(plot_loss_curves(file, tmp_path / "loss.png")))
+    assert pictures[0].shape == pictures[1].shape and (pictures[0] != pictures[1]).any()
+
+
 def test_curves_of_nothing_are_refused(tmp_path):
     file = write(tmp_path / "metrics.json", [{"iteration": 5, "lr": 0.1}])
     with pytest.raises(ValueError, match="no total_loss"):

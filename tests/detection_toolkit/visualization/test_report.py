@@ -72,15 +72,19 @@ def test_the_page_needs_nothing_else_and_has_every_part(run):
     assert [c["class"] for c in numbers["coco"]["classes"]] == ["cat", "dog", "bird"]
     assert len(numbers["stages"]["stages"]) == 3
     assert sum(map(sum, numbers["confusion"][:-1])) == 8
+    assert numbers["validation_loss"]["stage2/giou"] > 0
 
 
 def test_without_stages_and_training_the_rest_is_reported(run):
     (stage_file,) = run.glob("inference/*/stage_metrics.json")
     stage_file.unlink()
+    (metrics_file,) = run.glob("inference/*/metrics.json")
+    metrics_file.unlink()
     assert report.main([str(run), "--images", "0"]) == 0
     page = (run / "report.html").read_text()
     assert "Not evaluated by stage" in page and "No training was recorded" in page
-    assert json.loads((run / "report.json").read_text())["stages"] is None
+    numbers = json.loads((run / "report.json").read_text())
+    assert numbers["stages"] is None and numbers["validation_loss"] is None
 
 
 @pytest.mark.parametrize(
