@@ -74,7 +74,7 @@ def generalized_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-6) -> Te
     top_left = torch.minimum(boxes1[..., :2], boxes2[..., :2])
     bottom_right = torch.maximum(boxes1[..., 2:], boxes2[..., 2:])
     size = (bottom_right - top_left).clamp(min=0)
-    # The backward pass of prod() looks for zeros, and so would wait for a GPU. On a CPU it stays, as
+    # The backward pass of prod() looks for zeros and so would wait for a GPU. A CPU keeps it, as
     # its gradients round in another way: stored figures are repeated to the last digit.
     enclosing = (size[..., 0] * size[..., 1] if size.is_cuda else size.prod(dim=-1)).clamp(min=eps)
     return intersection / union - (enclosing - union) / enclosing
