@@ -316,6 +316,26 @@ class DeformableDETRFormat(WeightFormat):
             for name, tensor in official.items()
         }
 
+    def check(self, weights: Mapping[str, Tensor], model: nn.Module) -> None:
+        # Else boxes would not be refined, or biases be left out, without a word.
+        wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        if not self.describes(wanted) or not self.describes(weights):
+            return
+        theirs, ours = _facts_of_weights(weights, {}), _facts_of_model(model, wanted)
+        kinds = {theirs.kind, ours.kind}
+        differences = _differences(
+            ours._replace(
+                kind=theirs.kind if kinds == {"plain", "refined"} else ours.kind,
+                neck_bias=theirs.neck_bias or ours.neck_bias,
+            ),
+            ours,
+        )
+        if differences:
+            raise CheckpointMismatchError(
+                "the checkpoint is of another Deformable DETR than the model: "
+                + "; ".join(differences)
+            )
+
     def contain(self, official: Mapping[str, Tensor], *, source: str = "") -> dict[str, Any]:
         key = _source(source).container
         if key == "state_dict":
