@@ -2,7 +2,8 @@
 
 A ``.pth`` is a pickle, which may run any code when it is opened. So files are opened with PyTorch's
 ``weights_only`` reader, which builds tensors and plain containers, and besides what official
-checkpoints hold among their notes: scalars of NumPy, and the command line as a ``Namespace``.
+checkpoints hold among their notes: scalars and arrays of NumPy, the command line as a
+``Namespace``, and MMEngine's histories of losses, which are left out.
 """
 
 from __future__ import annotations
@@ -273,6 +274,17 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     }
 
 
+class _Inert:
+    """Stands for an object of a package that is not needed to read weights."""
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _no_attribute(owner: Any, name: str) -> None:
+    return None
+
+
 @contextlib.contextmanager
 def _notes_allowed() -> Iterator[None]:
     safe_globals = getattr(torch.serialization, "safe_globals", None)
@@ -280,11 +292,19 @@ def _notes_allowed() -> Iterator[None]:
         yield
         return
     rebuild = np.float64(0).__reduce__()[0]  # its module has another name since NumPy 2
+    array = np.zeros(0).__reduce__()[0]
     kinds = {type(np.dtype(code)) for code in "?bBhHiIlLqQefdFDSU"}
     with safe_globals(
         [
             (rebuild, "numpy.core.multiarray.scalar"),
             (rebuild, "numpy._core.multiarray.scalar"),
+            (array, "numpy.core.multiarray._reconstruct"),
+            (array, "numpy._core.multiarray._reconstruct"),
+            np.ndarray,
+            (_Inert, "mmengine.logging.history_buffer.HistoryBuffer"),
+            # Of the history's methods; nothing is looked up.
+            (_no_attribute, "builtins.getattr"),
+            (_no_attribute, "__builtin__.getattr"),
             np.dtype,
             codecs.encode,
             argparse.Namespace,
