@@ -1,18 +1,21 @@
 """Deformable DETR here against that of ``transformers``, with the same weights.
 
-    python -m benchmarks.transformers_peer [--variants two_stage] [--profile]
+    python -m benchmarks.transformers_peer [--variants two_stage]
 
 Its plain, refining and two-stage detectors get random weights, are saved as the Hugging Face hub
 has them, read here as ``train.init_checkpoint`` reads them, and given the same images, alone and
 padded. The largest differences of logits and boxes are printed, then the seconds that inference of
-one image takes, in turns, and with ``--profile`` by operator. Needs the package transformers.
+one image takes and its parts, in turns. Needs the package transformers.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
+import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -25,7 +28,7 @@ from torchvision.ops import box_convert
 from deformable_detr.checkpoint import CATEGORY_ROWS
 from detection_toolkit.checkpoint.checkpointer import Checkpointer
 from detection_toolkit.config import apply_overrides, get_config
-from detection_toolkit.studies.timing import alternate, keep_freed_memory
+from detection_toolkit.studies.timing import keep_freed_memory
 
 CONFIGS = {
     "plain": "deformable_detr/deformable_detr_r50_50e.py",
@@ -166,25 +169,78 @@ def differences(peer: nn.Module, ours: nn.Module, images: ImageList) -> tuple[fl
     return (stage.logits - logits).abs().max().item(), (shares - boxes).abs().max().item()
 
 
-def _timed(peer: nn.Module, ours: nn.Module, images: ImageList) -> dict[str, Callable[[], object]]:
-    @torch.no_grad()
+def _parts(peer: nn.Module, ours: nn.Module) -> dict[str, dict[str, list[nn.Module]]]:
+    """What is timed within the two; ours has the neck in its backbone."""
+    model: Any = peer.model
+    encoder: Any = ours.encoder
+    return {
+        "here": {
+            "backbone": [ours.backbone],
+            "encoder": [encoder],
+            "its attention": [layer.attention for layer in encoder.layers],
+            "decoder": [ours.decoder],
+        },
+        "transformers": {
+            "backbone": [model.backbone, model.input_proj],
+            "encoder": [model.encoder],
+            "its attention": [layer.self_attn for layer in model.encoder.layers],
+            "decoder": [model.decoder],
+        },
+    }
+
+
+def _count(
+    modules: dict[str, list[nn.Module]], seconds: dict[str, float], clock: Callable[[], float]
+) -> None:
+    """Add the seconds of every pass to those of its part."""
+    for part, of_part in modules.items():
+        for module in of_part:
+            for leaf in module if isinstance(module, nn.ModuleList) else [module]:
+                leaf.register_forward_pre_hook(
+                    lambda *_, part=part: seconds.update({part: seconds[part] - clock()})
+                )
+                leaf.register_forward_hook(
+                    lambda *_, part=part: seconds.update({part: seconds[part] + clock()})
+                )
+
+
+def time_both(
+    peer: nn.Module, ours: nn.Module, images: ImageList, *, rounds: int, cpu_time: bool = False
+) -> dict[str, dict[str, float]]:
+    """Median seconds of inference and of its parts; the two take turns.
+
+    Args:
+        peer, ours: the detectors; they keep the hooks that count.
+        images: a batch.
+        rounds: that count, after one that does not.
+        cpu_time: count what the processors spend on it, all threads together.
+    """
+    clock = time.process_time if cpu_time else time.perf_counter
+
     def run_ours() -> object:
-        return ours.predict(images)  # type: ignore[operator]
+        with torch.no_grad():
+            return ours.predict(images)  # type: ignore[operator]
 
-    return {"here": run_ours, "transformers": lambda: run_peer(peer, images)}
-
-
-def _profile(name: str, run: Callable[[], object]) -> None:
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        run()
-    print(f"\n{name}, by operator:")
-    table = profile.key_averages().table("self_cpu_time_total", row_limit=12)
-    for line in table.splitlines():
-        cells = line.split()
-        if line.startswith("Self CPU"):
-            print(line)
-        elif len(cells) > 3 and cells[0].startswith(("aten::", "mkldnn")):
-            print(f"  {cells[0]:40}{cells[1]:>8}{cells[2]:>12}")
+    runs = {"here": run_ours, "transformers": lambda: run_peer(peer, images)}
+    parts = _parts(peer, ours)
+    counts: dict[str, dict[str, float]] = {
+        name: dict.fromkeys(of_name, 0.0) for name, of_name in parts.items()
+    }
+    for name in runs:
+        _count(parts[name], counts[name], clock)
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
+    for i in range(1 + rounds):
+        for name, run in runs.items():
+            counts[name].update(dict.fromkeys(counts[name], 0.0))
+            gc.collect()
+            start = clock()
+            run()
+            if i:
+                found[name].append({"all": clock() - start, **counts[name]})
+    return {
+        name: {part: statistics.median(x[part] for x in of_name) for part in of_name[0]}
+        for name, of_name in found.items()
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -196,7 +252,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", type=int, nargs=2, default=(800, 1333), help="of what is timed")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5, help="that count; 0: time nothing")
-    parser.add_argument("--profile", action="store_true", help="also print what takes the time")
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="seconds of the processors instead of the clock's, where others use the machine too",
+    )
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     keep_freed_memory()
@@ -218,17 +278,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         if not args.rounds:
             continue
-        runs = _timed(peer, ours, make_images([tuple(args.size)]))
-        seconds = alternate(runs, device=torch.device("cpu"), rounds=args.rounds)
-        ratio = seconds["transformers"] / seconds["here"]
-        figures = "  ".join(f"{name} {value:.2f} s" for name, value in seconds.items())
-        print(
-            f"{variant:10} {args.size[0]}x{args.size[1]}    {figures}  ratio {ratio:.2f}",
-            flush=True,
-        )
-        if args.profile:
-            for name, run in runs.items():
-                _profile(f"{variant}, {name}", run)
+        images = make_images([tuple(args.size)])
+        seconds = time_both(peer, ours, images, rounds=args.rounds, cpu_time=args.cpu_time)
+        print(f"\n{variant}, {args.size[0]}x{args.size[1]}     here  transformers  ratio")
+        for part, own in seconds["here"].items():
+            theirs = seconds["transformers"][part]
+            print(f"  {part:20}{own:8.2f} s{theirs:10.2f} s{theirs / own:9.2f}", flush=True)
     return int(failed)
 
 
