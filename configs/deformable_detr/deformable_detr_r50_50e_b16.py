@@ -1,4 +1,4 @@
-"""Deformable DETR, ResNet-50, 50 epochs at 16 images a step, half the released batch and rate.
+"""Deformable DETR, ResNet-50, 50 epochs at 16 images per step, half the released batch and rate.
 
 118,287 images are 7,393 iterations an epoch.
 """

@@ -1,4 +1,4 @@
-"""Deformable DETR with box refinement, 50 epochs at 16 images a step, half the released batch."""
+"""Deformable DETR with box refinement, 50 epochs at 16 images per step, half the released batch."""
 
 from ..common.models.deformable_detr_refine_r50 import model  # noqa: F401
 from .deformable_detr_r50_50e_b16 import dataloader, lr_multiplier, optimizer, train  # noqa: F401
