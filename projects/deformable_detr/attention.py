@@ -114,6 +114,8 @@ class SelfAttention(nn.Module):
 
     def __init__(self, channels: int, num_heads: int, dropout: float):
         super().__init__()
+        if channels % num_heads:
+            raise UserError(f"{channels} channels cannot be split into {num_heads} heads")
         self.attention = nn.MultiheadAttention(
             channels, num_heads, dropout=dropout, batch_first=True
         )

@@ -9,11 +9,14 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import ImageList, Instances
 from torch import nn
 
+from detection_toolkit.errors import UserError
 from detection_toolkit.modeling import FeatureMaps, QueryDetector
 from detection_toolkit.structures import HeadOutput, Predictions, StageOutput
 
+from .attention import DeformableAttention
+from .decoder import DeformableDETRDecoder
 from .encoder import DeformableEncoder
-from .queries import InitialQueries
+from .queries import InitialQueries, ProposedQueries
 
 __all__ = ["DeformableDETR"]
 
@@ -44,11 +47,35 @@ class DeformableDETR(QueryDetector):
             initial_queries: their source.
             size_divisibility: batches are padded to their largest image alone.
             others: as of :class:`~detection_toolkit.modeling.QueryDetector`.
+
+        Raises:
+            UserError: encoder or decoder are for another number of levels than the backbone yields,
+                or proposals are not refined.
         """
         super().__init__(
             initial_queries=initial_queries, size_divisibility=size_divisibility, **others
         )
         self.encoder: nn.Module = encoder
+        self._check_parts()
+
+    def _check_parts(self) -> None:
+        num_levels = len(self.strides)
+        for name, module in self.named_modules():
+            if isinstance(module, DeformableAttention) and module.num_levels != num_levels:
+                part = f"model.{name.partition('.')[0]}"
+                raise UserError(
+                    f"{part} is built for {module.num_levels} levels, but the backbone yields "
+                    f"{num_levels}: set {part}.num_levels={num_levels}, or change "
+                    "model.backbone.in_features"
+                )
+        if isinstance(self.initial_queries, ProposedQueries) and isinstance(
+            self.decoder, DeformableDETRDecoder
+        ):
+            raise UserError(
+                "a two-stage model refines boxes, and DeformableDETRDecoder keeps them: set "
+                "model.decoder._target_=deformable_detr.RefiningDeformableDETRDecoder, or "
+                "model.initial_queries._target_=deformable_detr.LearnedQueries"
+            )
 
     def extract_features(self, images: ImageList) -> FeatureMaps:
         """The encoder's maps of a normalised batch, finest first."""

@@ -48,6 +48,7 @@ from detection_toolkit.training import (
     StagewiseMatcher,
 )
 
+from .checkpoint import DEFORMABLE_DETR
 from .criterion import ProposalCriterion, TwoStageCriterion
 from .cross_stage import AnyPairMatcher, LastCandidateCriterion
 from .decoder import DeformableDETRDecoder, RefiningDeformableDETRDecoder
@@ -55,7 +56,6 @@ from .detector import DeformableDETR
 from .encoder import DeformableEncoder
 from .heads import boxes_in_pixels
 from .neck import ExtraLevelMapper
-from .official_names import DEFORMABLE_DETR
 from .positions import to_tokens
 from .queries import LearnedQueries, ProposedQueries
 

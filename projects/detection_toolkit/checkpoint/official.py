@@ -15,14 +15,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..errors import UnknownNameError
 from .name_rules import Renamer, resnet_rules
-from .official_files import no_weights
+from .official_files import DESCRIPTION, no_weights
 from .official_format import (
     ASK_CONFIG,
     BATCH_COUNT,
     CheckpointMismatchError,
     ConvertedWeights,
     Mismatch,
+    WeightFormat,
     format_of_official,
     format_of_ours,
     official_formats,
@@ -39,6 +41,7 @@ __all__ = [
     "convert_to_official",
     "is_backbone_state_dict",
     "is_official_state_dict",
+    "official_file",
 ]
 
 # A cascade of heads in mmdetection's layout, of whichever detector.
@@ -60,6 +63,7 @@ def convert_official_state_dict(
     *,
     allow_other_sizes: bool = False,
     require_unused: bool = False,
+    description: Mapping[str, Any] | None = None,
 ) -> ConvertedWeights:
     """Official weights -> weights for a model; those of a whole detector load strictly.
 
@@ -71,12 +75,18 @@ def convert_official_state_dict(
             a data set with six. Such tensors are converted all the same; the caller leaves out
             what does not fit.
         require_unused: also insist on the tensors that the official network holds without use.
+        description: what a file beside the weights tells of their network, as Hugging Face's
+            ``config.json`` does.
 
     Raises:
         CheckpointMismatchError: an unknown name, a missing or a surplus tensor, or a wrong shape.
     """
     return format_of_official(state_dict).convert(
-        state_dict, model, allow_other_sizes=allow_other_sizes, require_unused=require_unused
+        state_dict,
+        model,
+        allow_other_sizes=allow_other_sizes,
+        require_unused=require_unused,
+        description=description,
     )
 
 
@@ -85,6 +95,7 @@ def convert_to_official(
     model: nn.Module,
     *,
     extras: Mapping[str, Tensor] | None = None,
+    source: str = "",
 ) -> dict[str, Tensor]:
     """Our weights -> the official names: the inverse of :func:`convert_official_state_dict`.
 
@@ -93,12 +104,38 @@ def convert_to_official(
         model: the detector that they belong to; the meta device is enough.
         extras: what :func:`convert_official_state_dict` set aside. A tensor that is not among
             them gets the value that the official network starts from.
+        source: whose names these are, where several publish the model's weights; empty: the first
+            of :attr:`WeightFormat.sources`.
 
     Raises:
         CheckpointMismatchError: the weights do not fit the model, or a tensor has no official
             name, as with a backbone that the authors did not use.
+        UnknownNameError: no such source.
     """
-    return format_of_ours(weights, model.state_dict()).convert_back(weights, model, extras=extras)
+    weight_format = _with_source(weights, model, source)
+    return weight_format.convert_back(weights, model, extras=extras, source=source)
+
+
+def official_file(
+    weights: Mapping[str, Tensor],
+    model: nn.Module,
+    *,
+    extras: Mapping[str, Tensor] | None = None,
+    source: str = "",
+) -> dict[str, Any]:
+    """What an official file of our weights holds; see :func:`convert_to_official`."""
+    official = convert_to_official(weights, model, extras=extras, source=source)
+    return _with_source(weights, model, source).contain(official, source=source)
+
+
+def _with_source(weights: Iterable[str], model: nn.Module, source: str) -> WeightFormat:
+    weight_format = format_of_ours(weights, model.state_dict())
+    if source and source not in weight_format.sources:
+        known = ", ".join(weight_format.sources) or "one, which needs no name"
+        raise UnknownNameError(
+            f"no source {source!r} of {weight_format.name} weights: there is {known}"
+        )
+    return weight_format
 
 
 # Tensors of a detector's backbone that ImageNet models lack: offsets of deformable convolutions,
@@ -205,7 +242,9 @@ def adapt_checkpoint(
     if not weights:
         raise no_weights(checkpoint, path)
     if is_official_state_dict(weights):
-        converted = convert_official_state_dict(weights, model, allow_other_sizes=True)
+        converted = convert_official_state_dict(
+            weights, model, allow_other_sizes=True, description=checkpoint.get(DESCRIPTION)
+        )
         return {"model": converted.model}
     if is_backbone_state_dict(weights):
         return {"model": convert_backbone_state_dict(weights, model)}

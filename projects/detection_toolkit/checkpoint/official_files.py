@@ -2,7 +2,8 @@
 
 A ``.pth`` is a pickle, which may run any code when it is opened. So files are opened with PyTorch's
 ``weights_only`` reader, which builds tensors and plain containers, and besides what official
-checkpoints hold among their notes: scalars of NumPy, and the command line as a ``Namespace``.
+checkpoints hold among their notes: scalars and arrays of NumPy, the command line as a
+``Namespace``, and MMEngine's histories of losses, which are left out.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import codecs
 import contextlib
+import json
 import os
 import pickle
 import struct
@@ -27,7 +29,9 @@ from .official_format import some_names
 from .weights import find_weights
 
 __all__ = [
+    "CONFIG_FILE",
     "CheckpointFileError",
+    "DESCRIPTION",
     "EXTRAS",
     "no_weights",
     "read_checkpoint",
@@ -36,9 +40,14 @@ __all__ = [
     "write_official",
 ]
 
+CONFIG_FILE = "config.json"
+"""What Hugging Face puts beside a file of weights."""
+DESCRIPTION = "description"
+"""The key of what that tells of the network, in what a file holds."""
 EXTRAS = "official_extras"
 _SAFETENSORS = ".safetensors"
 _TORCH = (".pth", ".pt")
+_HUGGING_FACE = (_SAFETENSORS, ".bin")
 
 
 class CheckpointFileError(UserError):
@@ -46,10 +55,11 @@ class CheckpointFileError(UserError):
 
 
 def read_checkpoint(path: str | Path, *, allow_pickle: bool = False) -> dict[str, Any]:
-    """Everything that a checkpoint file holds.
+    """Everything that a checkpoint file holds, and, as "description", what a ``config.json`` beside
+    it tells, if it is named as Hugging Face's are.
 
     Args:
-        path: a ``.safetensors`` that :func:`write_checkpoint` wrote, or any file of PyTorch.
+        path: a ``.safetensors``, or any file of PyTorch.
         allow_pickle: run the code of a pickle that holds more than tensors and plain values. Only
             for files from a trusted source; a file that needs none is read without.
 
@@ -61,6 +71,32 @@ def read_checkpoint(path: str | Path, *, allow_pickle: bool = False) -> dict[str
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such checkpoint: {path}")
+    checkpoint = _read_file(path, allow_pickle)
+    if path.suffix in _HUGGING_FACE:
+        description = _read_description(path)
+        if description is not None:
+            checkpoint[DESCRIPTION] = description
+    return checkpoint
+
+
+def _read_description(path: Path) -> dict[str, Any] | None:
+    """What the ``config.json`` beside a file of weights tells; None if there is none.
+
+    Raises:
+        CheckpointFileError: it is damaged.
+    """
+    file = path.with_name(CONFIG_FILE)
+    if not file.is_file():
+        return None
+    try:
+        description = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointFileError(f"{file} cannot be read: {error}") from error
+    # Other programs write files of this name, too.
+    return description if isinstance(description, dict) and "model_type" in description else None
+
+
+def _read_file(path: Path, allow_pickle: bool) -> dict[str, Any]:
     if path.suffix == _SAFETENSORS:
         return _read_safetensors(path)
     with path.open("rb"):
@@ -164,16 +200,24 @@ def write_checkpoint(
     _write_beside(path, lambda file: torch.save(checkpoint, file))
 
 
-def write_official(path: str | Path, state_dict: Mapping[str, Tensor]) -> None:
-    """Write weights under their official names as the authors' code reads them.
+def write_official(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Write what an official file holds (:func:`~.official.official_file`) as its readers want it.
 
     Raises:
-        CheckpointFileError: the path does not end in ``.pth`` or ``.pt``.
+        CheckpointFileError: the path does not end in ``.pth`` or ``.pt``, or, where the content is
+            tensors alone, in ``.safetensors``.
+        ImportError: ``.safetensors`` without that package.
     """
     path = Path(path)
+    tensors = {name: x for name, x in content.items() if isinstance(x, Tensor)}
+    if path.suffix == _SAFETENSORS and len(tensors) == len(content):
+        safetensors = _import_safetensors()
+        # Tensors that share memory cannot be written.
+        own = {name: x.contiguous().clone() for name, x in tensors.items()}
+        _write_beside(path, lambda file: safetensors.save_file(own, file, {"format": "pt"}))
+        return
     _need_torch_suffix(path)
-    checkpoint = {"meta": {}, "state_dict": dict(state_dict)}
-    _write_beside(path, lambda file: torch.save(checkpoint, file))
+    _write_beside(path, lambda file: torch.save(dict(content), file))
 
 
 def _damaged(path: Path, reason: str) -> CheckpointFileError:
@@ -230,6 +274,17 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     }
 
 
+class _Inert:
+    """Stands for an object of a package that is not needed to read weights."""
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _no_attribute(owner: Any, name: str) -> None:
+    return None
+
+
 @contextlib.contextmanager
 def _notes_allowed() -> Iterator[None]:
     safe_globals = getattr(torch.serialization, "safe_globals", None)
@@ -237,11 +292,19 @@ def _notes_allowed() -> Iterator[None]:
         yield
         return
     rebuild = np.float64(0).__reduce__()[0]  # its module has another name since NumPy 2
+    array = np.zeros(0).__reduce__()[0]
     kinds = {type(np.dtype(code)) for code in "?bBhHiIlLqQefdFDSU"}
     with safe_globals(
         [
             (rebuild, "numpy.core.multiarray.scalar"),
             (rebuild, "numpy._core.multiarray.scalar"),
+            (array, "numpy.core.multiarray._reconstruct"),
+            (array, "numpy._core.multiarray._reconstruct"),
+            np.ndarray,
+            (_Inert, "mmengine.logging.history_buffer.HistoryBuffer"),
+            # Of the history's methods; nothing is looked up.
+            (_no_attribute, "builtins.getattr"),
+            (_no_attribute, "__builtin__.getattr"),
             np.dtype,
             codecs.encode,
             argparse.Namespace,

@@ -10,7 +10,7 @@ import functools
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ __all__ = [
     "ConvertedWeights",
     "Mismatch",
     "OfficialFormat",
+    "OfficialNames",
     "WeightFormat",
     "format_of_official",
     "format_of_ours",
@@ -63,9 +64,12 @@ class WeightFormat(ABC):
 
     Attributes:
         name: of the method, for messages.
+        sources: who publishes its weights under names of their own, where these are several; the
+            first is meant where none is named.
     """
 
     name: str
+    sources: tuple[str, ...] = ()
 
     @abstractmethod
     def recognises(self, names: Iterable[str]) -> bool:
@@ -83,6 +87,7 @@ class WeightFormat(ABC):
         *,
         allow_other_sizes: bool = False,
         require_unused: bool = False,
+        description: Mapping[str, Any] | None = None,
     ) -> ConvertedWeights:
         """See :func:`~.official.convert_official_state_dict`."""
 
@@ -93,8 +98,29 @@ class WeightFormat(ABC):
         model: nn.Module,
         *,
         extras: Mapping[str, Tensor] | None = None,
+        source: str = "",
     ) -> dict[str, Tensor]:
         """See :func:`~.official.convert_to_official`."""
+
+    def contain(self, official: Mapping[str, Tensor], *, source: str = "") -> dict[str, Any]:
+        """What a file holds whose weights are official ones."""
+        return {"meta": {}, "state_dict": dict(official)}
+
+    def refuse_other_models(self, names: Iterable[str]) -> None:
+        """
+        Args:
+            names: ours, of all tensors of a model.
+
+        Raises:
+            CheckpointMismatchError: another format is for it.
+        """
+        keys = list(names)
+        for other in official_formats():
+            if other is not self and other.describes(keys):
+                raise CheckpointMismatchError(
+                    f"these are official {self.name} weights, but the model is {other.name}: "
+                    f"choose a config of {self.name}"
+                )
 
     def check(self, weights: Mapping[str, Tensor], model: nn.Module) -> None:  # noqa: B027
         """Refuse weights under our names that are to initialise a model, where leaving out what
@@ -175,6 +201,14 @@ def _unknown(keys: Sequence[str]) -> CheckpointMismatchError:
     )
 
 
+class OfficialNames(Protocol):
+    """What knows the official names of a detector's tensors, one by one."""
+
+    @property
+    def to_ours(self) -> Callable[[str], tuple[str, Change | None] | None]:
+        """Official name -> our name, and the change of the tensor if any; None if unknown."""
+
+
 class OfficialFormat(WeightFormat):
     """Whole detectors whose tensors have other names than ours, and else are ours.
 
@@ -234,14 +268,10 @@ class OfficialFormat(WeightFormat):
         *,
         allow_other_sizes: bool = False,
         require_unused: bool = False,
+        description: Mapping[str, Any] | None = None,
     ) -> ConvertedWeights:
         wanted = {key: value.shape for key, value in model.state_dict().items()}
-        for other in official_formats():
-            if other is not self and other.describes(wanted):
-                raise CheckpointMismatchError(
-                    f"these are official {self.name} weights, but the model is {other.name}: "
-                    f"choose a config of {self.name}"
-                )
+        self.refuse_other_models(wanted)
 
         def label(name: str) -> str:
             official = self.to_official(name)
@@ -282,6 +312,7 @@ class OfficialFormat(WeightFormat):
         model: nn.Module,
         *,
         extras: Mapping[str, Tensor] | None = None,
+        source: str = "",
     ) -> dict[str, Tensor]:
         wanted = model.state_dict()
         problems = Mismatch.between(weights, wanted)

@@ -17,7 +17,7 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from ..checkpoint.official import convert_official_state_dict
-from ..checkpoint.official_format import OfficialFormat
+from ..checkpoint.official_format import OfficialNames
 from ..modeling import FeatureMaps, QueryDetector
 from ..structures import GroundTruth, Predictions
 from .case import Case, CaseError, Inputs, Settings
@@ -152,7 +152,7 @@ class QueryCase(CaseKind):
 
     weights: ClassVar[str] = "weight/"
     """What the names of all weights begin with."""
-    official_format: ClassVar[OfficialFormat]
+    official_format: ClassVar[OfficialNames]
     buffers: ClassVar[tuple[str, ...]] = ("running_mean", "running_var", "num_batches_tracked")
     """How the official names of weights without a gradient end."""
     gradient_share: ClassVar[float] = 2e-3

@@ -2,7 +2,10 @@
 
 import argparse
 import logging
+import sys
+import types
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -185,3 +188,28 @@ def test_the_arguments_of_a_script_are_read_without_running_code(tmp_path):
     assert not mark.exists()
     Checkpointer(Model(), allow_pickle=True).load(str(tmp_path / "b.pth"))
     assert mark.exists()  # it was asked for
+
+
+def test_the_histories_of_mmengine_are_left_out_without_that_package(tmp_path, monkeypatch):
+    """Its checkpoints hold them among their notes, with methods that are pickled by ``getattr``."""
+    names = ("mmengine", "mmengine.logging", "mmengine.logging.history_buffer")
+    with monkeypatch.context() as patch:
+        for name in names:
+            patch.setitem(sys.modules, name, types.ModuleType(name))
+        module = sys.modules[names[-1]]
+        code = (
+            "class HistoryBuffer:\n"
+            "    def __init__(self):\n"
+            "        self.log = numpy.ones(3)\n"
+            "        self.methods = {'mean': self.mean}\n"
+            "    def mean(self):\n"
+            "        return self.log.mean()\n"
+        )
+        module.__dict__["numpy"] = np
+        exec(code, module.__dict__)
+        hub = {"log_scalars": {"train/loss": module.HistoryBuffer()}}
+        content = {"meta": {"epoch": 12}, "state_dict": WEIGHTS, "message_hub": hub}
+        torch.save(content, tmp_path / "a.pth")
+    model = Model()
+    Checkpointer(model, strict=True).load(str(tmp_path / "a.pth"))
+    assert same(model.state_dict())
