@@ -32,3 +32,18 @@ class TwoStageCriterion(BranchedCriterion):
             proposals: a :class:`ProposalCriterion`.
         """
         super().__init__(main, {ProposedQueries.branch: proposals})
+
+    def targets_of_truth(
+        self, truth: GroundTruth, *, num_stages: int, num_queries: int
+    ) -> list[int] | None:
+        """As :meth:`Criterion.targets_of_truth`; the proposals follow the stages."""
+        if max(truth.num_objects) > num_queries:
+            return None  # there are more proposals than queries; how many, the image's size decides
+        parts = [
+            criterion.targets_of_truth(truth, num_stages=count, num_queries=num_queries)
+            for criterion, count in (
+                (self.main, num_stages),
+                (self.branches[ProposedQueries.branch], 1),
+            )
+        ]
+        return None if None in parts else [count for part in parts for count in part]

@@ -13,7 +13,7 @@ from detection_toolkit.errors import UserError
 from detection_toolkit.modeling import Execution, FeatureMaps
 
 from .attention import DeformableAttention, FeedForward
-from .positions import cell_centers, mask_positions, to_maps, to_tokens
+from .positions import cell_centers, coordinate_type, mask_positions, to_maps, to_tokens
 
 __all__ = ["DeformableEncoder", "EncoderLayer"]
 
@@ -105,13 +105,14 @@ class DeformableEncoder(nn.Module):
                 f"{len(maps.levels)}: set model.encoder.num_levels and model.decoder.num_levels"
             )
         tokens = to_tokens(maps.levels)
+        dtype = coordinate_type(maps)
         position = to_tokens(
             [
-                mask_positions(mask, channels, tokens.dtype) + embedding[:, None, None]
+                mask_positions(mask, channels, dtype) + embedding[:, None, None]
                 for mask, embedding in zip(maps.padding_masks, self.level_embedding)
             ]
         )
-        ratios = maps.valid_ratios.to(tokens.dtype)
+        ratios = maps.valid_ratios.to(dtype)
         references = cell_centers(maps)[:, :, None] * ratios[:, None]
         for layer in self.layers:
             arguments = tokens, position, references, maps

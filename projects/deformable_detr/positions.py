@@ -18,6 +18,7 @@ from detection_toolkit.modeling import FeatureMaps
 __all__ = [
     "TEMPERATURE",
     "cell_centers",
+    "coordinate_type",
     "map_sizes",
     "mask_positions",
     "sine_code",
@@ -56,19 +57,25 @@ def map_sizes(maps: FeatureMaps, like: Tensor) -> Tensor:
     )
 
 
+def coordinate_type(maps: FeatureMaps) -> torch.dtype:
+    """Of places in the maps: at least float32. Maps under autocast have 8 bits, too few to tell
+    neighbouring cells apart."""
+    return torch.promote_types(maps.levels[0].dtype, torch.float32)
+
+
 def cell_centers(maps: FeatureMaps) -> Tensor:
     """(B, T, 2) centre x and y of every cell as shares of the unpadded image; more than 1 where a
     cell lies on padding."""
     centers = []
-    sizes = map_sizes(maps, maps.levels[0])
+    dtype = coordinate_type(maps)
+    sizes = map_sizes(maps, maps.levels[0].new_empty(0, dtype=dtype))
     for level, size, ratio in zip(maps.levels, sizes, maps.valid_ratios.unbind(1)):
         height, width = level.shape[-2:]
         y, x = (
-            torch.arange(cells, device=level.device, dtype=level.dtype) + 0.5
-            for cells in (height, width)
+            torch.arange(cells, device=level.device, dtype=dtype) + 0.5 for cells in (height, width)
         )
         center = torch.stack([x.expand(height, width), y[:, None].expand(height, width)], dim=-1)
-        cells = size * ratio.to(size.dtype)  # (B, 2)
+        cells = size * ratio.to(dtype)  # (B, 2)
         centers.append(center.flatten(0, 1) / cells[:, None])
     return torch.cat(centers, dim=1)
 

@@ -51,6 +51,11 @@ class PathLabelAssigner(nn.Module):
         ):
             self.register_buffer(name, torch.tensor(places), persistent=False)
 
+    @property
+    def one_label_per_match(self) -> bool:
+        """As of the label assigner that it gathers labels with."""
+        return self.label_assigner.one_label_per_match
+
     @torch.no_grad()
     def forward(
         self, assignment: Assignment, boxes: Tensor, truth: GroundTruth, *, num_classes: int
@@ -193,6 +198,14 @@ class RecollectionCriterion(nn.Module):
         """(G, 2): matched queries, and ones in the class targets, of each group in this batch."""
         with self._stages_in_errors():
             return self.criterion.count_targets(predictions, truth)
+
+    def targets_of_truth(
+        self, truth: GroundTruth, *, num_stages: int, num_queries: int
+    ) -> list[int] | None:
+        """As :meth:`Criterion.targets_of_truth`, of each group."""
+        return self.criterion.targets_of_truth(
+            truth, num_stages=self.schedule.num_groups, num_queries=num_queries
+        )
 
     @contextlib.contextmanager
     def _stages_in_errors(self) -> Iterator[None]:

@@ -8,8 +8,7 @@ from functools import partial
 
 import pytest
 import torch
-from detectron2.config import instantiate
-from omegaconf import DictConfig
+from deformable_detr_models import VARIANTS, make_model, small_config
 from small_runs import make_batch
 from tolerances import tolerance
 from torch import nn
@@ -22,47 +21,12 @@ from deformable_detr import (
 )
 from deformable_detr.heads import inverse_sigmoid, move_reference
 from deformable_detr.positions import cell_centers, mask_positions, to_maps, to_tokens
-from detection_toolkit.config import apply_overrides, get_config
 from detection_toolkit.errors import UserError
 from detection_toolkit.export.graph import DetectionGraph, exportable_detector, trace
 from detection_toolkit.modeling import Execution, FeatureMaps, PlainConvNet
 from detection_toolkit.structures import Assignment, GroundTruth
 from maps import make_maps
 from sqr import QueryRecollection, plain_schedule
-
-TINY = "deformable_detr/deformable_detr_shapes_tiny.py"
-SMALL = [
-    "model.backbone.bottom_up.widths=[8,8,8,8]",
-    "model.backbone.out_channels=16",
-    "model.encoder.num_layers=1",
-    "model.decoder.num_stages=2",
-    "model.initial_queries.num_queries=6",
-]
-VARIANTS = {
-    "plain": "deformable_detr/deformable_detr_r50_50e.py",
-    "refine": "deformable_detr/deformable_detr_refine_r50_50e.py",
-    "two_stage": "deformable_detr/deformable_detr_two_stage_r50_50e.py",
-}
-
-
-def small_config(variant: str, *overrides: str) -> DictConfig:
-    """The config of a small detector of a variant."""
-    config = get_config(VARIANTS[variant])
-    config.model.backbone.bottom_up = get_config(TINY).model.backbone.bottom_up
-    config.model.backbone.norm_groups = 4
-    config.model.encoder.update(num_heads=4, ffn_channels=16, dropout=0.0)
-    config.model.decoder.update(num_heads=4, ffn_channels=16, dropout=0.0)
-    return apply_overrides(config, ["model.num_classes=6", *SMALL, *overrides]).model
-
-
-def make_model(variant: str, *overrides: str) -> nn.Module:
-    """It past its initialisation, where many layers are zero."""
-    torch.manual_seed(0)
-    detector = instantiate(small_config(variant, *overrides))
-    with torch.no_grad():
-        for parameter in detector.parameters():
-            parameter.add_(0.03 * torch.randn_like(parameter))
-    return detector
 
 
 def test_attention_of_untrained_heads_looks_in_directions_of_its_own():
@@ -145,6 +109,15 @@ def test_tokens_are_cells_row_by_row():
     centers = cell_centers(maps)
     torch.testing.assert_close(centers[0, 7], torch.tensor([1.5 / 6, 1.5 / 4]))
     torch.testing.assert_close(centers[1, 7], torch.tensor([1.5 / 3, 1.5 / 2]))
+
+
+def test_places_keep_apart_in_maps_of_lower_precision():
+    """Under autocast a map of 1333 pixels has 167 columns, and numbers of 8 bits."""
+    maps = make_maps([torch.zeros(1, 3, 2, 167)], (8,), [(16, 1333)])
+    expected = cell_centers(maps)
+    half = make_maps([torch.zeros(1, 3, 2, 167, dtype=torch.bfloat16)], (8,), [(16, 1333)])
+    assert torch.equal(cell_centers(half), expected)
+    assert len(expected[0, :, 0].unique()) == 167
 
 
 def test_a_point_moves_and_the_change_is_the_logit_of_its_size():

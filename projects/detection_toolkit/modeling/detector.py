@@ -151,8 +151,21 @@ class QueryDetector(nn.Module):
         """(S, 2) matched queries and ones in the class targets of every stage in this batch.
 
         When gradients are accumulated, the sum over the micro-batches of a step is what each of
-        their losses is normalised with, so that they add up to the loss of the whole batch.
+        their losses is normalised with, so that they add up to the loss of the whole batch. It
+        takes a forward pass only where the objects alone do not decide them, as with labels across
+        stages. A detector whose losses are normalised by something else overrides this.
         """
+        truth = self.prepare_ground_truth(
+            batched_inputs, [tuple(x["image"].shape[-2:]) for x in batched_inputs]
+        )
+        known = self.criterion.targets_of_truth(
+            truth, num_stages=self.decoder.num_stages, num_queries=self.num_queries
+        )
+        if known is not None:
+            # Of the type of counts that are made of predictions, as another process may.
+            dtype = torch.promote_types(self.pixel_mean.dtype, torch.float32)
+            counts = torch.tensor(known, dtype=dtype)[:, None].repeat(1, 2)
+            return counts.to(self.device, non_blocking=True)
         images = self.preprocess_image(batched_inputs)
         truth = self.prepare_ground_truth(batched_inputs, images.image_sizes)
         return self.criterion.count_targets(self.predict(images), truth)

@@ -25,6 +25,7 @@ from ..structures import (
 )
 from ..structures.boxes import xyxy_norm
 from .losses import LabelNormalizer, Normalizer, SigmoidFocalLoss
+from .matcher import HungarianMatcher
 
 __all__ = ["BranchedCriterion", "BranchedResult", "Criterion", "CriterionResult"]
 
@@ -164,6 +165,27 @@ class Criterion(nn.Module):
         """(S, 2): matched queries, and ones in the class targets, of each stage in this batch."""
         with _without_autocast(truth):
             return self.supervise(predictions.stages, truth).counts()
+
+    def targets_of_truth(
+        self, truth: GroundTruth, *, num_stages: int, num_queries: int
+    ) -> list[int] | None:
+        """What :meth:`count_targets` would count of any predictions.
+
+        Args:
+            truth: the objects of a batch.
+            num_stages: S.
+            num_queries: N.
+
+        Returns:
+            for each stage the matched queries, which are as many as the ones in the class targets;
+            None where it takes predictions to know.
+        """
+        matcher, assigner = self.matcher, self.label_assigner
+        if not isinstance(matcher, HungarianMatcher) or matcher.repeats != 1:
+            return None
+        if not assigner.one_label_per_match:
+            return None
+        return [sum(min(count, num_queries) for count in truth.num_objects)] * num_stages
 
     def supervise(
         self, outputs: Outputs, truth: GroundTruth, assignment: Assignment | None = None
@@ -331,6 +353,12 @@ class BranchedCriterion(nn.Module):
                     for criterion, outputs, assignment in self._parts(predictions)
                 ]
             )
+
+    def targets_of_truth(
+        self, truth: GroundTruth, *, num_stages: int, num_queries: int
+    ) -> list[int] | None:
+        """As :meth:`Criterion.targets_of_truth`; None, unless a subclass knows its branches."""
+        return None
 
     def _parts(self, predictions: Predictions) -> list[tuple]:
         names = [branch.name for branch in predictions.branches]

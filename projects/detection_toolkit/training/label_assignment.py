@@ -32,6 +32,9 @@ class LabelAssigner(nn.Module):
     """Lowest IoU of a query's box with an object (inclusive) that a label of the object needs; None
     if it needs none."""
 
+    one_label_per_match: bool = False
+    """Whether the ones in the targets of a stage are as many as its matched queries, always."""
+
     def sources(self, assignment: Assignment, boxes: Tensor, truth: GroundTruth) -> Tensor:
         """Which stages' matches give each query its labels.
 
@@ -70,6 +73,7 @@ class StagewiseMatcher(LabelAssigner):
     """The baseline without cross-stage labels: T_t[q, class(g_t(q))] = 1, nothing else."""
 
     name = "own_match"
+    one_label_per_match = True
 
     def sources(self, assignment: Assignment, boxes: Tensor, truth: GroundTruth) -> Tensor:
         """Each query's own match, whatever its box."""

@@ -8,7 +8,8 @@ from tolerances import tolerance
 from detection_toolkit.config import find_config_file
 from detection_toolkit.errors import NonFinitePredictionError
 from detection_toolkit.structures import StageOutput
-from stageinteractor import StageInteractor
+from detection_toolkit.training import StagewiseMatcher
+from stageinteractor import CrossStageMatcher, StageInteractor
 
 TINY = "common/models/stageinteractor_tiny.py"
 
@@ -177,6 +178,23 @@ def test_counted_targets_make_micro_batches_add_up(detector):
     # The second image is smaller: pad it as in the whole batch by giving both the same size.
     parts = sum(sum(detector([image], target_counts=counts).values()) for image in images)
     torch.testing.assert_close(parts, whole, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("assigner", [StagewiseMatcher, CrossStageMatcher])
+def test_targets_are_counted_without_predictions_where_the_objects_decide(
+    detector, assigner, monkeypatch
+):
+    detector.train()
+    detector.criterion.label_assigner = assigner()
+    batch = [with_objects(0), without_objects(1)]
+    images = detector.preprocess_image(batch)
+    truth = detector.prepare_ground_truth(batch, images.image_sizes)
+    expected = detector.criterion.count_targets(detector.predict(images), truth)
+    calls = []
+    predict = detector.predict
+    monkeypatch.setattr(detector, "predict", lambda images: calls.append(1) or predict(images))
+    torch.testing.assert_close(detector.count_targets(batch), expected, rtol=0, atol=0)
+    assert len(calls) == (assigner is CrossStageMatcher)
 
 
 def test_the_detector_is_registered():

@@ -109,6 +109,23 @@ def test_micro_batches_with_summed_counts_add_up_to_the_whole_batch(counts):
         torch.testing.assert_close(grad, expected)
 
 
+@pytest.mark.parametrize("counts", [(3, 2), (0, 4), (0, 0), (11, 1)])
+def test_counts_that_the_truth_alone_decides(counts):
+    outputs, logits, _ = make_outputs(2)
+    truth = random_truth(counts, NUM_CLASSES)
+    criterion = make_criterion(StagewiseMatcher())
+    sizes = dict(num_stages=logits.shape[0], num_queries=logits.shape[2])
+    known = criterion.targets_of_truth(truth, **sizes)
+    assert (
+        torch.tensor(known)[:, None]
+        .expand(-1, 2)
+        .equal(criterion.count_targets(outputs, truth).long())
+    )
+    criterion.matcher = HungarianMatcher(repeats=2)
+    assert criterion.targets_of_truth(truth, **sizes) is None
+    assert make_criterion(CrossStageMatcher()).targets_of_truth(truth, **sizes) is None
+
+
 def test_more_objects_than_queries_match_every_query():
     outputs, _, _ = make_outputs(1)
     result = make_criterion()(outputs, random_truth([11], NUM_CLASSES))
