@@ -47,9 +47,10 @@ from detection_toolkit.export.runtime import require
 
 TRACED_SIZE = (96, 160)
 # (height, width) of the images of each batch: one and more, alike and not, divisible by 32 or not,
-# larger and smaller than what is traced, upright and lying.
+# larger and smaller than what is traced, upright and lying. Batches of more than 64 pixels, as
+# programs of torch.export take no map of one cell.
 PARITY_SIZES = (
-    ((64, 64),),
+    ((96, 96),),
     ((TRACED_SIZE[0] + 1, TRACED_SIZE[1] + 31),),
     ((200, 133), (171, 240)),
     ((129, 97), (33, 255), (256, 256)),

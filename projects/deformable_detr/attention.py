@@ -10,17 +10,19 @@ import math
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detection_toolkit.errors import UserError
-from detection_toolkit.modeling import Execution, FeatureMaps
+from detection_toolkit.modeling import Execution, FeatureMaps, PointSampler, SampledPoints
 
+from .heads import boxes_in_pixels
 from .positions import map_sizes
 
 __all__ = ["DeformableAttention", "FeedForward", "SelfAttention"]
 
 
-class DeformableAttention(nn.Module):
+class DeformableAttention(PointSampler):
     """Every head of a query looks at P points of its own on each level, around a reference."""
 
     def __init__(
@@ -95,10 +97,31 @@ class DeformableAttention(nn.Module):
         step = sides * cells * (0.5 / self.num_points) if sides.shape[-1] else sides.new_ones(1, 1)
         center, step = (t[..., None, :, None, :] for t in (center * cells, step))
         places = center + offsets.to(references.dtype) * step  # (R B, N, G, L, P, 2)
+        if self.is_recording:
+            self.record(self._sampled(places / cells[:, None], weights, references, maps))
         x, y = places.movedim(3, 0).unbind(-1)
         values = self.values(maps).laid_out(self.execution, references.dtype)
         attended = values.sample_sum(x, y, weights.movedim(3, 0))
         return self.output_proj(attended.flatten(2))
+
+    def _sampled(
+        self, places: Tensor, weights: Tensor, references: Tensor, maps: FeatureMaps
+    ) -> SampledPoints:
+        """Of places (R B, N, G, L, P, 2) as shares of the padded maps, weights without the 2."""
+        rows = places.shape[0] // maps.levels[0].shape[0]
+        sizes = maps.image_sizes.flip(-1).to(places).repeat_interleave(rows, 0)  # w, h
+        ratios = maps.valid_ratios.to(places).repeat_interleave(rows, 0)[:, None]  # (R B, 1, L, 2)
+        xy = places / ratios[:, :, None, :, None] * sizes[:, None, None, None, None]
+        about = references[:, :, 0] / ratios[:, :, 0].repeat(1, 1, references.shape[-1] // 2)
+        about = F.pad(about, (0, 4 - about.shape[-1]))  # a point is a box of no size
+        levels = torch.eye(self.num_levels, device=places.device, dtype=weights.dtype)
+        levels = levels.repeat_interleave(self.num_points, 0)  # (L P, L)
+        return SampledPoints(
+            xy.flatten(3, 4),
+            levels.expand(*weights.shape[:3], -1, -1),
+            boxes_in_pixels(about, maps.image_sizes),
+            weights.flatten(3),
+        )
 
     def values(self, maps: FeatureMaps) -> FeatureMaps:
         """The maps' projections, zero on padding."""

@@ -8,9 +8,8 @@ from functools import partial
 
 import pytest
 import torch
-from deformable_detr_models import VARIANTS, make_model, small_config
+from deformable_detr_models import VARIANTS, make_model
 from small_runs import make_batch
-from tolerances import tolerance
 from torch import nn
 
 from deformable_detr import (
@@ -22,7 +21,6 @@ from deformable_detr import (
 from deformable_detr.heads import inverse_sigmoid, move_reference
 from deformable_detr.positions import cell_centers, mask_positions, to_maps, to_tokens
 from detection_toolkit.errors import UserError
-from detection_toolkit.export.graph import DetectionGraph, exportable_detector, trace
 from detection_toolkit.modeling import Execution, FeatureMaps, PlainConvNet
 from detection_toolkit.structures import Assignment, GroundTruth
 from maps import make_maps
@@ -241,15 +239,3 @@ def test_candidates_are_checked():
     with pytest.raises(UserError, match="2 entries"):
         AnyPairMatcher([[0], [0]]).check_fits(3)
     assert AnyPairMatcher([[-1, 1], [-1, 0]]).candidates == [[1], [0, 1]]
-
-
-@pytest.mark.parametrize("variant", ["refine", "two_stage"])
-def test_the_exported_program_takes_any_batch_and_size(variant):
-    detector = exportable_detector(small_config(variant), make_model(variant).state_dict())
-    images = 255 * torch.rand(3, 3, 150, 203)
-    sizes = torch.tensor([[150, 203], [120, 203], [150, 101]])
-    ours = DetectionGraph(detector)(images, sizes)
-    exported = trace(detector).module()(images, sizes)
-    limits = tolerance(torch.float32, scale=203.0, operations=1000)
-    for expected, found in zip(ours, exported):
-        torch.testing.assert_close(found, expected, **limits)

@@ -6,7 +6,7 @@ from .detector import QueryDetector, require_query_detector
 from .execution import Execution
 from .feature_maps import FeatureMaps
 from .neck import SharedNormChannelMapper
-from .sampling_module import SampledPoints, SamplingModule
+from .sampling_module import PointSampler, SampledPoints, SamplingModule
 
 __all__ = [
     "QUERY_HEADS",
@@ -15,6 +15,7 @@ __all__ = [
     "FeatureMaps",
     "FrozenStatsBatchNorm2d",
     "PlainConvNet",
+    "PointSampler",
     "QueryDetector",
     "Route",
     "SampledPoints",

@@ -15,30 +15,61 @@ from torch import Tensor, nn
 from .feature_maps import FeatureMaps
 from .sampling import SamplingPoints, sample_features
 
-__all__ = ["SampledPoints", "SamplingModule"]
+__all__ = ["PointSampler", "SampledPoints", "SamplingModule"]
 
 
 class SampledPoints(NamedTuple):
-    """Where a sampling module has looked in one call."""
+    """Where a module has sampled in one call."""
 
     xy: Tensor
     """(B, N, G, P, 2) pixels of the resized image."""
     level_weights: Tensor
     """(B, N, G, P, L) share of each level in each point; sums to 1."""
     boxes: Tensor
-    """(B, N, 4) ``xyxy`` in pixels of the resized image, of the queries as they came."""
+    """(B, N, 4) ``xyxy`` in pixels of the resized image, of the queries as they came: what the
+    points lie about. Of no size where that is a point."""
+    shares: Tensor | None = None
+    """(B, N, G, P) share of each point in the sum over the points of its group; None where they are
+    not summed."""
 
 
-class SamplingModule(nn.Module):
-    """Features of every query at points of its own.
+class PointSampler(nn.Module):
+    """A module that samples at points of its own for every query, and says where when asked.
 
-    A subclass defines :meth:`points`, :meth:`boxes` and :meth:`level_weights`. Whoever wants to see
-    them finds the module by its class, anywhere in a stage, and asks it for a :meth:`recording`.
+    Whoever wants to see the points finds the module by this class, anywhere in a stage, and asks it
+    for a :meth:`recording`. A subclass tells them to :meth:`record` in its forward pass, where it
+    :attr:`is_recording`.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._recorded: list[SampledPoints] | None = None
+
+    @property
+    def is_recording(self) -> bool:
+        """Whether somebody wants to see the points."""
+        return self._recorded is not None
+
+    def record(self, points: SampledPoints) -> None:
+        """Keep the points of a call, while somebody wants to see them."""
+        if self._recorded is not None:
+            self._recorded.append(points)
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[list[SampledPoints]]:
+        """The points of every call in the meantime, in a list that grows with them."""
+        self._recorded = []
+        try:
+            yield self._recorded
+        finally:
+            self._recorded = None
+
+
+class SamplingModule(PointSampler):
+    """Features of every query at points in the 3-D feature space.
+
+    A subclass defines :meth:`points`, :meth:`boxes` and :meth:`level_weights`.
+    """
 
     def points(self, queries: Tensor, geometry: Tensor) -> SamplingPoints:
         """Sampling points of (B, N, C) queries with (B, N, D) geometry."""
@@ -64,15 +95,6 @@ class SamplingModule(nn.Module):
         """
         points = self.points(queries, geometry)
         weights = self.level_weights(points.z, maps.strides)
-        if self._recorded is not None:
-            self._recorded.append(SampledPoints(points.xy, weights, self.boxes(geometry)))
+        if self.is_recording:
+            self.record(SampledPoints(points.xy, weights, self.boxes(geometry)))
         return sample_features(maps, points.xy, weights)
-
-    @contextlib.contextmanager
-    def recording(self) -> Iterator[list[SampledPoints]]:
-        """The points of every call in the meantime, in a list that grows with them."""
-        self._recorded = []
-        try:
-            yield self._recorded
-        finally:
-            self._recorded = None

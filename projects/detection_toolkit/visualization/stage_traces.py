@@ -13,7 +13,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
-from ..modeling import SampledPoints, SamplingModule, require_query_detector
+from ..modeling import PointSampler, SampledPoints, require_query_detector
 from .viewers import STAGE_VIEWERS
 
 __all__ = ["StageTrace", "resize_trace", "trace_stages"]
@@ -32,9 +32,13 @@ class StageTrace(NamedTuple):
     """(N, 4) ``xyxy`` after the stage."""
     points: Tensor | None
     """(N, T, 2) sampling points; None if the stage has no
-    :class:`~detection_toolkit.modeling.SamplingModule`."""
+    :class:`~detection_toolkit.modeling.PointSampler`."""
     level_weights: Tensor | None
     """(N, T, L) share of each feature level in each point; sums to 1."""
+    groups: Tensor | None
+    """(T,) which of its module's groups, or heads, each point belongs to."""
+    shares: Tensor | None
+    """(N, T) share of each point in the sum of its group; None where points are not summed."""
     records: Mapping[str, Any]
     """What is a method's own, by the names of the viewers in
     :data:`~detection_toolkit.visualization.STAGE_VIEWERS` that recorded it."""
@@ -62,7 +66,7 @@ def trace_stages(detector: nn.Module, batched_input: dict[str, Any]) -> list[Sta
             [
                 stack.enter_context(module.recording())
                 for module in stage.modules()
-                if isinstance(module, SamplingModule)
+                if isinstance(module, PointSampler)
             ]
             for stage in stages
         ]
@@ -77,21 +81,24 @@ def trace_stages(detector: nn.Module, batched_input: dict[str, Any]) -> list[Sta
     scale = torch.tensor(
         [batched_input.get("width", width) / width, batched_input.get("height", height) / height]
     )
-    # Only what samples knows the boxes of the initial queries.
+    # Only what samples knows the boxes of the initial queries, and whether stages start from others
+    # than the stage before has predicted.
     whole = outputs[0].boxes.new_tensor([0, 0, width, height]).expand_as(outputs[0].boxes)
-    first = next((call.boxes for of_module in sampled[0] for call in of_module), whole)
-    boxes_before = [first, *(output.boxes for output in outputs)]
+    predicted = [whole, *(output.boxes for output in outputs)]
     traces = []
     for index, (output, (instances,)) in enumerate(zip(outputs, detections)):
-        points, level_weights = _points_of_first_picture(sampled[index])
+        calls = [call for of_module in sampled[index] for call in of_module]
+        before = calls[0].boxes if calls else predicted[index]
         traces.append(
             StageTrace(
                 detections=instances.to("cpu"),
                 scores=output.logits[0].float().sigmoid().cpu(),
-                boxes_before=_to_cpu(boxes_before[index][0]) * scale.repeat(2),
+                boxes_before=_to_cpu(before[0]) * scale.repeat(2),
                 boxes=_to_cpu(output.boxes[0]) * scale.repeat(2),
-                points=None if points is None else points * scale,
-                level_weights=level_weights,
+                points=_of_first_picture([call.xy for call in calls], scale),
+                level_weights=_of_first_picture([call.level_weights for call in calls]),
+                groups=_groups(calls),
+                shares=_shares(calls),
                 records={name: of_stages[index] for name, of_stages in records.items()},
             )
         )
@@ -112,16 +119,29 @@ def resize_trace(trace: StageTrace, height: int, width: int) -> StageTrace:
     )
 
 
-def _points_of_first_picture(
-    calls: Sequence[Sequence[SampledPoints]],
-) -> tuple[Tensor | None, Tensor | None]:
-    """(N, T, 2) points and (N, T, L) level weights of all sampling modules of a stage."""
-    seen = [call for of_module in calls for call in of_module]
-    if not seen:
-        return None, None
-    points = torch.cat([call.xy[0].flatten(1, 2) for call in seen], 1)
-    weights = torch.cat([call.level_weights[0].flatten(1, 2) for call in seen], 1)
-    return _to_cpu(points), _to_cpu(weights)
+def _of_first_picture(values: Sequence[Tensor], scale: Tensor | None = None) -> Tensor | None:
+    """(N, T, ...) of the (B, N, G, P, ...) values of all calls in a stage; None of no call."""
+    if not values:
+        return None
+    joined = _to_cpu(torch.cat([value[0].flatten(1, 2) for value in values], 1))
+    return joined if scale is None else joined * scale
+
+
+def _groups(calls: Sequence[SampledPoints]) -> Tensor | None:
+    """(T,) of all calls in a stage."""
+    if not calls:
+        return None
+    of_calls = []
+    for call in calls:
+        num_groups, num_points = call.xy.shape[2:4]
+        of_calls.append(torch.arange(num_groups).repeat_interleave(num_points))
+    return torch.cat(of_calls)
+
+
+def _shares(calls: Sequence[SampledPoints]) -> Tensor | None:
+    """(N, T) of all calls in a stage; None unless all sum their points."""
+    shares = [call.shares for call in calls if call.shares is not None]
+    return _of_first_picture(shares) if len(shares) == len(calls) else None
 
 
 def _to_cpu(tensor: Tensor) -> Tensor:

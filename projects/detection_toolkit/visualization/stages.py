@@ -39,6 +39,9 @@ __all__ = [
 # Told apart by readers who cannot see red or green, too (Okabe and Ito).
 _QUERY_COLORS = ("#E69F00", "#56B4E9", "#CC79A7", "#009E73", "#F0E442", "#D55E00")
 _LEVELS = LinearSegmentedColormap.from_list("levels", ["#0b3c8c", "#1b9e9e", "#e08214", "#b2182b"])
+# Of the groups of points, where a point's share in its group is shown.
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+_LEGEND = 0.2  # inches, of the markers' legend
 _BOX = dict(boxstyle="square,pad=0.15", lw=0)
 
 
@@ -94,7 +97,8 @@ def draw_stages(
 
     aspect = min(max(image.shape[0] / image.shape[1], 0.4), 1.5)
     row = 0.94 * TEXT_WIDTH / len(traces) * aspect + 0.17
-    heights = [row + 0.08, *[0.97 * row] * len(sampled), 1.75]
+    legend = 0.0 if traces[0].shares is None else _LEGEND
+    heights = [row + 0.08, *[0.97 * row + legend] * len(sampled), 1.75]
     figure = new_figure(sum(heights) + 0.05)
     parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
 
@@ -142,7 +146,8 @@ def draw_query_stages(
     aspect = min(max(image.shape[0] / image.shape[1], 0.4), 1.5)
     heights = [1.75]
     if traces[0].points is not None:
-        heights.insert(0, 0.91 * TEXT_WIDTH / len(traces) * aspect + 0.17)
+        legend = 0.0 if traces[0].shares is None else _LEGEND
+        heights.insert(0, 0.91 * TEXT_WIDTH / len(traces) * aspect + 0.17 + legend)
     figure = new_figure(sum(heights) + 0.05)
     parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     if traces[0].points is not None:
@@ -179,8 +184,10 @@ def draw_followed_query(
             stage.
         query: counted from 0.
         stage: counted from 0. Boxes after it and the stages before have the colours of
-            :func:`stage_colors`, the box that it starts from is dashed, and its sampling points
-            have the colours of :func:`level_colors`, mixed by their level weights.
+            :func:`stage_colors`, the box that it starts from is dashed (a point is a cross), and
+            its sampling points have the colours of :func:`level_colors`, mixed by their level
+            weights. Where the points of a group are summed, as by the heads of an attention, each
+            group has a marker of its own, whose area is the point's share in the sum.
 
     Returns:
         (H, W, 3) RGB uint8, of the size of ``image``.
@@ -204,7 +211,7 @@ def draw_followed_query(
             draw_box(axis, box, class_color(metadata, label), width=1.1 * unit)
     if trace.points is not None:
         _scatter_points(axis, trace, query, size=16 * unit**2, width=0.5 * unit)
-    draw_box(axis, trace.boxes_before[query], "black", width=1.3 * unit, ls=(0, (4, 2)))
+    _draw_start(axis, trace.boxes_before[query], width=1.3 * unit)
     shades = stage_colors(len(traces))
     for index in range(stage + 1):
         line = (1.3 if index < stage else 2.4) * unit
@@ -285,7 +292,7 @@ def _points_row(part, image, traces, query, *, color, name, aspect, strides) -> 
         prepare_picture(axis, image, f"points of stage {number}", pale=True)
         before, after = trace.boxes_before[query], trace.boxes[query]
         _scatter_points(axis, trace, query, size=5, width=0.2)
-        draw_box(axis, before, "black", width=0.9, ls=(0, (4, 2)))
+        _draw_start(axis, before, width=0.9)
         draw_box(axis, after, color, width=1.3)
         x0, x1, y0, y1 = _view(torch.stack([before, after]), aspect, image.shape)
         axis.set_xlim(x0, x1)
@@ -297,22 +304,56 @@ def _points_row(part, image, traces, query, *, color, name, aspect, strides) -> 
     bar.set_ticks(range(num_levels), labels=[str(s) for s in strides[:num_levels]])
     bar.ax.tick_params(labelsize=LABEL_SIZE, length=2, pad=1)
     bar.set_label("weighted stride", fontsize=LABEL_SIZE)
+    if traces[0].shares is not None:
+        numbers = range(int(traces[0].groups.max()) + 1)
+        part.legend(
+            [Line2D([], [], marker=_marker(i), color="0.3", ls="", ms=3) for i in numbers],
+            [str(i + 1) for i in numbers],
+            title="head (the area of a point is its share in the head's sum)",
+            fontsize=LABEL_SIZE,
+            title_fontsize=LABEL_SIZE,
+            loc="outside lower center",
+            ncols=len(numbers),
+            frameon=False,
+            handletextpad=0.0,
+            columnspacing=0.8,
+            borderpad=0.0,
+            labelspacing=0.1,
+        )
+
+
+def _marker(group: int) -> str:
+    return _MARKERS[group % len(_MARKERS)]
+
+
+def _draw_start(axis, box: Tensor, *, width: float) -> None:
+    """What a stage starts from: a dashed box, or a cross where it is a point."""
+    if bool((box[2:] > box[:2]).any()):
+        draw_box(axis, box, "black", width=width, ls=(0, (4, 2)))
+    else:
+        axis.plot(*box[:2], "+", color="black", ms=8 * width, mew=width, zorder=4)
 
 
 def _scatter_points(axis, trace: StageTrace, query: int, *, size: float, width: float) -> None:
     weights = trace.level_weights[query]
     mean_level = (weights * torch.arange(weights.shape[-1], dtype=torch.float32)).sum(-1)
-    norm = Normalize(0, weights.shape[-1] - 1)
-    axis.scatter(
-        *trace.points[query].T,
-        c=mean_level,
-        cmap=_LEVELS,
-        norm=norm,
-        s=size,
-        lw=width,
-        ec="white",
-        zorder=3,
-    )
+    style = dict(cmap=_LEVELS, norm=Normalize(0, weights.shape[-1] - 1), lw=width, ec="white")
+    points = trace.points[query]
+    if trace.shares is None:
+        axis.scatter(*points.T, c=mean_level, s=size, zorder=3, **style)
+        return
+    shares = trace.shares[query]
+    areas = size * shares / shares.mean()
+    for group in range(int(trace.groups.max()) + 1):
+        own = trace.groups == group
+        axis.scatter(
+            *points[own].T,
+            c=mean_level[own],
+            s=areas[own],
+            marker=_marker(group),
+            zorder=3,
+            **style,
+        )
 
 
 def _view(
@@ -338,14 +379,17 @@ def _trajectories(axis, image, traces, colors) -> None:
         for number, trace in enumerate(traces, start=1):
             share = number / len(traces)
             draw_box(axis, trace.boxes[query], color, width=0.3 + 1.2 * share, alpha=share)
-        # All queries begin with the picture as a whole.
         boxes = torch.stack([traces[0].boxes_before[query], *(t.boxes[query] for t in traces)])
         centers = (boxes[:, :2] + boxes[:, 2:]) / 2
         axis.plot(*centers.T, color="black", lw=1.3, zorder=3)
         axis.plot(*centers.T, color=color, lw=0.8, zorder=3)
         axis.scatter(*centers[1:].T, color=color, s=7, zorder=4, lw=0.4, ec="black")
-    axis.scatter(*centers[0], color="black", marker="s", s=9, zorder=5)
-    axis.set_xlabel("■ start: the whole picture\n● centre after each stage", fontsize=LABEL_SIZE)
+        axis.scatter(*centers[0], color="black", marker="s", s=9, zorder=5)
+    first = torch.stack([traces[0].boxes_before[query] for query in colors])
+    height, width = image.shape[:2]
+    whole = torch.tensor([0.0, 0.0, width, height])
+    start = "start: the whole picture" if (first - whole).abs().max() < 1 else "start"
+    axis.set_xlabel(f"■ {start}\n● centre after each stage", fontsize=LABEL_SIZE)
 
 
 def _refinement(axis, image, traces, query, color) -> None:

@@ -330,6 +330,8 @@ class Page:
                 for s, c in zip(strides, level_colors(len(strides)))
             )
             parts.append(f"<span>sampling point at a level of stride {levels}</span>")
+        if viewed.traces[stage].shares is not None:
+            parts.append("<span>each head has its marker, as large as the point counts</span>")
         return "".join(parts)
 
 
