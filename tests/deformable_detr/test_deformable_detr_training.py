@@ -6,14 +6,13 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from deformable_detr_models import VARIANTS, make_model, small_config
+from deformable_detr_models import VARIANTS, make_model, small_run
 from detectron2.engine import create_ddp_model
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
-from small_runs import make_batch, run_overrides
+from small_runs import make_batch
 
-from detection_toolkit.config import apply_overrides, get_config
-from detection_toolkit.engine import Trainer, prepare_config
+from detection_toolkit.engine import Trainer
 from detection_toolkit.engine.train_loop import DetectionTrainLoop
 
 CROSS_STAGE = [
@@ -134,23 +133,16 @@ def test_mixed_precision_keeps_coordinates_and_losses(variant, tmp_path):
     assert all(x.boxes.dtype == x.queries.geometry.dtype == torch.float32 for x in stages)
 
 
-def run_config(folder, variant, *overrides):
-    config = get_config("deformable_detr/deformable_detr_shapes_tiny.py")
-    config.model = small_config(variant)
-    keys = ("train.", "dataloader.")
-    settings = [x for x in run_overrides(folder, num_images=7) if x.startswith(keys)]
-    return prepare_config(apply_overrides(config, [*settings, *overrides]))
-
-
 @pytest.mark.parametrize("variant", ["plain", "two_stage"])
 def test_a_run_in_two_parts_equals_a_run_in_one(variant, tmp_path):
     def run(folder, *, stop=4, resume=False):
-        config = run_config(
+        config = small_run(
             folder,
             variant,
             "model.encoder.dropout=0.1",
             "model.decoder.dropout=0.1",
             "train.accumulation_steps=2",
+            num_images=7,
         )
         trainer = Trainer(config)
         trainer.resume_or_load(resume=resume)

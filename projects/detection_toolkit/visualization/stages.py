@@ -41,7 +41,7 @@ _QUERY_COLORS = ("#E69F00", "#56B4E9", "#CC79A7", "#009E73", "#F0E442", "#D55E00
 _LEVELS = LinearSegmentedColormap.from_list("levels", ["#0b3c8c", "#1b9e9e", "#e08214", "#b2182b"])
 # Of the groups of points, where a point's share in its group is shown.
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
-_LEGEND = 0.2  # inches, of the markers' legend
+_LEGEND = 0.26  # inches, of the markers' legend
 _BOX = dict(boxstyle="square,pad=0.15", lw=0)
 
 
@@ -97,8 +97,9 @@ def draw_stages(
 
     aspect = min(max(image.shape[0] / image.shape[1], 0.4), 1.5)
     row = 0.94 * TEXT_WIDTH / len(traces) * aspect + 0.17
-    legend = 0.0 if traces[0].shares is None else _LEGEND
-    heights = [row + 0.08, *[0.97 * row + legend] * len(sampled), 1.75]
+    heights = [row + 0.08, *[0.97 * row] * len(sampled), 1.75]
+    if sampled and traces[0].shares is not None:
+        heights[-2] += _LEGEND
     figure = new_figure(sum(heights) + 0.05)
     parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
 
@@ -113,6 +114,7 @@ def draw_stages(
             name=class_name(metadata, classes[query]),
             aspect=aspect,
             strides=strides,
+            with_legend=query == sampled[-1],
         )
     best = next(iter(colors))
     viewers = {name: viewer() for name, viewer in STAGE_VIEWERS if name in traces[0].records}
@@ -160,6 +162,7 @@ def draw_query_stages(
             name=class_name(metadata, classes[query]),
             aspect=aspect,
             strides=strides,
+            with_legend=True,
         )
     axes = parts[-1].subplots(1, 3, width_ratios=[1.2, 1, 1.6])
     _trajectories(axes[0], image, traces, {query: color})
@@ -284,7 +287,7 @@ def _label_style(color) -> dict:
     return {"color": "black", "zorder": 3, "bbox": dict(_BOX, fc=color, alpha=0.85)}
 
 
-def _points_row(part, image, traces, query, *, color, name, aspect, strides) -> None:
+def _points_row(part, image, traces, query, *, color, name, aspect, strides, with_legend) -> None:
     axes = part.subplots(1, len(traces), squeeze=False)[0]
     num_levels = traces[0].level_weights.shape[-1]
     norm = Normalize(0, num_levels - 1)
@@ -304,7 +307,7 @@ def _points_row(part, image, traces, query, *, color, name, aspect, strides) -> 
     bar.set_ticks(range(num_levels), labels=[str(s) for s in strides[:num_levels]])
     bar.ax.tick_params(labelsize=LABEL_SIZE, length=2, pad=1)
     bar.set_label("weighted stride", fontsize=LABEL_SIZE)
-    if traces[0].shares is not None:
+    if with_legend and traces[0].shares is not None:
         numbers = range(int(traces[0].groups.max()) + 1)
         part.legend(
             [Line2D([], [], marker=_marker(i), color="0.3", ls="", ms=3) for i in numbers],
@@ -343,7 +346,7 @@ def _scatter_points(axis, trace: StageTrace, query: int, *, size: float, width: 
         axis.scatter(*points.T, c=mean_level, s=size, zorder=3, **style)
         return
     shares = trace.shares[query]
-    areas = size * shares / shares.mean()
+    areas = 1.6 * size * shares / shares.mean()
     for group in range(int(trace.groups.max()) + 1):
         own = trace.groups == group
         axis.scatter(
