@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from detection_toolkit.errors import NonFinitePredictionError, UserError
+from detection_toolkit.errors import NonFinitePredictionError
 from detection_toolkit.structures import Assignment, ClassTargets, GroundTruth, Predictions
-from detection_toolkit.training import Criterion, CriterionResult
+from detection_toolkit.training import (
+    BranchedCriterion,
+    BranchedResult,
+    Criterion,
+    CriterionResult,
+)
 
 from .schedule import RecollectionSchedule
 
@@ -109,43 +114,41 @@ class RecollectionResult(NamedTuple):
     the class of their match."""
     groups: CriterionResult
     """Everything of every group, with G in the place of S."""
+    branches: Mapping[str, CriterionResult]
+    """Of what is supervised beside the stages, by its name."""
 
     def as_dict(self) -> dict[str, Tensor]:
-        """Scalar losses of the stages under the names that Detectron2's trainers sum and log."""
-        groups = self.groups._replace(
+        """Scalar losses of the stages, then of the branches, under the names that Detectron2's
+        trainers sum and log."""
+        stages = self.groups._replace(
             loss_cls=self.loss_cls, loss_bbox=self.loss_bbox, loss_giou=self.loss_giou
         )
-        return groups.as_dict()
+        return BranchedResult(stages, dict(self.branches)).as_dict()
 
 
 class RecollectionCriterion(nn.Module):
     """Supervises every group by itself and adds up the losses of a stage.
 
     Each group has its own one-to-one matching, its own normalisers, and weight 1: stage t counts
-    as often as it has groups.
+    as often as it has groups. Branches beside the stages, such as a two-stage detector's proposals,
+    are supervised once, as without recollection.
     """
 
-    def __init__(self, criterion: Criterion, schedule: RecollectionSchedule):
+    def __init__(self, criterion: Criterion | BranchedCriterion, schedule: RecollectionSchedule):
         """
         Args:
             criterion: of the plain detector; it is copied.
             schedule: the groups.
-
-        Raises:
-            UserError: the criterion also supervises branches, as that of a two-stage detector.
         """
         super().__init__()
-        if not isinstance(criterion, Criterion):
-            raise UserError(
-                "query recollection (model.decoder.route) supervises the stages alone, but "
-                f"model.criterion is a {type(criterion).__name__}, as two-stage detectors have: "
-                "leave the route out, or take a one-stage config"
-            )
         self.schedule = schedule
         # To the plain criterion every group is a stage. Only the label assigner looks at more
         # than one of them at a time.
         self.criterion = copy.deepcopy(criterion)
-        self.criterion.label_assigner = PathLabelAssigner(criterion.label_assigner, schedule)
+        of_stages = self.criterion
+        if isinstance(of_stages, BranchedCriterion):
+            of_stages = of_stages.main
+        of_stages.label_assigner = PathLabelAssigner(criterion.label_assigner, schedule)
 
     @property
     def of_stages(self) -> Criterion:
@@ -174,16 +177,18 @@ class RecollectionCriterion(nn.Module):
         """
         Args:
             predictions: those of the G groups in the place of stages, as :func:`sqr.recollect`
-                returns them.
+                returns them, and of the branches.
             truth: the objects of the batch.
-            target_counts: (G, 2), as :meth:`count_targets` returns it, when gradients are
-                accumulated; see :class:`~detection_toolkit.training.Criterion`.
+            target_counts: (G, 2) and those of the branches, as :meth:`count_targets` returns them,
+                when gradients are accumulated; see :class:`~detection_toolkit.training.Criterion`.
 
         Raises:
             NonFinitePredictionError: from the matcher.
         """
         with self._stages_in_errors():
-            groups = self.criterion(predictions, truth, target_counts=target_counts)
+            result = self.criterion(predictions, truth, target_counts=target_counts)
+        branched = isinstance(result, BranchedResult)
+        groups, branches = (result.main, result.branches) if branched else (result, {})
         sizes = self.schedule.groups_per_stage
         plain = [self.schedule.groups(t)[-1] for t in range(self.schedule.num_stages)]
         return RecollectionResult(
@@ -192,10 +197,12 @@ class RecollectionCriterion(nn.Module):
             loss_giou=_sum_of_stages(groups.loss_giou, sizes),
             matched_accuracy=groups.matched_accuracy[plain],
             groups=groups,
+            branches=branches,
         )
 
     def count_targets(self, predictions: Predictions, truth: GroundTruth) -> Tensor:
-        """(G, 2): matched queries, and ones in the class targets, of each group in this batch."""
+        """(G, 2): matched queries, and ones in the class targets, of each group in this batch;
+        then those of the branches."""
         with self._stages_in_errors():
             return self.criterion.count_targets(predictions, truth)
 

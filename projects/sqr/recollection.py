@@ -131,6 +131,24 @@ def _run_one_by_one(run_stage: RunStage, states: Sequence[QueryState]) -> list[S
 
 
 def _run_batched(run_stage: RunStage, states: Sequence[QueryState]) -> list[StageResult]:
+    """All groups at once whose tensors have the same shapes. Initial queries may differ, where
+    they have points and the stages make boxes of them."""
+    alike: dict[tuple, list[int]] = {}
+    for place, state in enumerate(states):
+        alike.setdefault(_shapes(state), []).append(place)
+    results: dict[int, StageResult] = {}
+    for places in alike.values():
+        results.update(zip(places, _run_as_one(run_stage, [states[i] for i in places])))
+    return [results[place] for place in range(len(states))]
+
+
+def _shapes(state: QueryState) -> tuple[torch.Size, ...]:
+    shapes: list[torch.Size] = []
+    map_tensors(lambda x: shapes.append(x.shape), state)
+    return tuple(shapes)
+
+
+def _run_as_one(run_stage: RunStage, states: Sequence[QueryState]) -> list[StageResult]:
     """All groups as one batch of R B rows, the groups of an image together.
 
     Self-attention stays within a row. To the sampling the rows of an image are one larger set of

@@ -24,7 +24,7 @@ from detection_toolkit.errors import UserError
 from detection_toolkit.modeling import Execution, FeatureMaps, PlainConvNet
 from detection_toolkit.structures import Assignment, GroundTruth
 from maps import make_maps
-from sqr import QueryRecollection, plain_schedule
+from sqr import QueryRecollection, plain_schedule, selective_schedule
 
 
 def test_attention_of_untrained_heads_looks_in_directions_of_its_own():
@@ -191,16 +191,37 @@ def test_stages_refine_boxes_and_no_gradient_goes_through_them():
     assert not first.queries.geometry.requires_grad and second.boxes.requires_grad
 
 
-def test_the_plain_route_is_the_plain_detector_bit_for_bit():
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_plain_route_is_the_plain_detector_bit_for_bit(variant):
     batch, results = make_batch([2, 1]), []
     for route in (None, QueryRecollection(plain_schedule(2))):
-        detector = make_model("plain").train()
+        detector = make_model(variant).train()
         if route is not None:
             detector.decoder.route = route
             detector.criterion = route.supervise(detector.criterion)
         results.append(detector(batch))
     assert results[0].keys() == results[1].keys()
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("batched", [True, False])
+def test_with_recollection_the_last_groups_are_what_inference_does(variant, batched):
+    """Also where boxes are refined, which the released code does not support."""
+    detector = make_model(variant).double().train()
+    maps = detector.extract_features(detector.preprocess_image(make_batch([1, 1])))
+    queries = detector.initial_queries(maps)
+    expected = detector.decoder(maps, queries)
+    schedule = selective_schedule(2)
+    detector.decoder.route = QueryRecollection(schedule, batched=batched)
+    outputs = detector.decoder(maps, queries)
+    assert len(outputs) == schedule.num_groups == 3
+    for stage, output in enumerate(expected):
+        torch.testing.assert_close(outputs[schedule.groups(stage)[-1]].boxes, output.boxes)
+    # The first group of the last stage starts from the initial queries and their own references.
+    alone, _ = detector.decoder.run_stage(1, queries, maps, None)
+    torch.testing.assert_close(outputs[1].boxes, alone.boxes)
+    torch.testing.assert_close(outputs[1].logits, alone.logits)
 
 
 def test_proposals_too_many_for_the_cells_are_refused():

@@ -7,8 +7,8 @@ import torch
 from small_runs import make_batch
 from sqr_models import NUM_STAGES, losses_and_gradients, make_plain, with_recollection
 
-from detection_toolkit.errors import NonFinitePredictionError, UserError
-from detection_toolkit.structures import GroundTruth, HeadOutput, Predictions, box_iou
+from detection_toolkit.errors import NonFinitePredictionError
+from detection_toolkit.structures import Branch, GroundTruth, HeadOutput, Predictions, box_iou
 from detection_toolkit.training import (
     BranchedCriterion,
     Criterion,
@@ -154,10 +154,21 @@ def test_the_plain_cascade_has_the_plain_detectors_labels_and_losses(name):
         torch.testing.assert_close(getattr(groups, kind)[last], getattr(plain, kind))
 
 
-def test_a_criterion_with_branches_is_refused():
-    branched = BranchedCriterion(plain_criterion("own labels"), {})
-    with pytest.raises(UserError, match="model.criterion is a BranchedCriterion"):
-        RecollectionCriterion(branched, SCHEDULES["selective"])
+def test_branches_beside_the_stages_are_supervised_once():
+    schedule = SCHEDULES["selective"]
+    outputs, truth = random_outputs(schedule, 2), random_truth([3, 1], NUM_CLASSES)
+    (proposals,) = random_outputs(plain_schedule(1), 2, seed=3)
+    predictions = Predictions(outputs, (Branch("encoder", [proposals]),))
+    main, branch = plain_criterion("cross-stage"), plain_criterion("own labels")
+    criterion = RecollectionCriterion(BranchedCriterion(main, {"encoder": branch}), schedule)
+    expected = RecollectionCriterion(main, schedule)(Predictions(outputs), truth).as_dict()
+    expected |= branch(Predictions([proposals]), truth).as_dict("encoder")
+    losses = criterion(predictions, truth).as_dict()
+    assert losses.keys() == expected.keys()
+    assert all(torch.equal(losses[name], value) for name, value in expected.items())
+    assert criterion.count_targets(predictions, truth).shape == (schedule.num_groups + 1, 2)
+    assert criterion.label_assigner is main.label_assigner
+    assert isinstance(criterion.matcher, HungarianMatcher)
 
 
 def test_the_plain_criterion_is_not_changed():
