@@ -11,6 +11,7 @@ import torch
 from deformable_detr_models import VARIANTS, make_model
 from small_runs import make_batch
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from deformable_detr import (
     AnyPairMatcher,
@@ -22,6 +23,7 @@ from deformable_detr.heads import inverse_sigmoid, move_reference
 from deformable_detr.positions import cell_centers, mask_positions, to_maps, to_tokens
 from detection_toolkit.errors import UserError
 from detection_toolkit.modeling import Execution, FeatureMaps, PlainConvNet
+from detection_toolkit.modeling.decoder import _program
 from detection_toolkit.structures import Assignment, GroundTruth
 from maps import make_maps
 from sqr import QueryRecollection, plain_schedule, selective_schedule
@@ -152,6 +154,25 @@ def test_ways_of_computing_agree(variant, execution):
         sum(losses.values()).backward()
         results.append((losses, [p.grad for p in detector.parameters()]))
     torch.testing.assert_close(results[0], results[1])
+
+
+@pytest.mark.parametrize("variant", ["plain", "two_stage"])
+def test_the_compiled_decoder_is_one_program_from_the_second_image_size_on(variant):
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("eager")
+    detector = make_model(variant, "model.execution.compile=default").double().eval()
+    program = partial(_program, detector.decoder)
+    detector.decoder._program = torch.compile(program, backend=counter, fullgraph=True)
+    plain = make_model(variant).double().eval()
+    with torch.no_grad():
+        for height, width in ((96, 128), (80, 200), (160, 130), (200, 70)):
+            large, small = make_batch([1, 1], height=height, width=width)
+            small["image"] = small["image"][:, :70, :90]  # the masks are part of the program
+            images = detector.preprocess_image([large, small])
+            for ours, theirs in zip(detector.predict(images).stages, plain.predict(images).stages):
+                torch.testing.assert_close(ours.boxes, theirs.boxes)
+                torch.testing.assert_close(ours.logits, theirs.logits)
+    assert counter.frame_count == 2
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -7,8 +7,8 @@ G groups, e = C / G channels of a group, P points of a group.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,12 @@ from .execution import Execution
 from .gathering import GatheringSampler, has_triton, warn_without_triton
 
 __all__ = ["FeatureMaps", "sample_by_grid"]
+
+
+def _kept() -> Any:
+    """A field for what is computed once when it is asked for. functools.cached_property would do,
+    but before Python 3.12 it takes a lock, which torch.compile refuses."""
+    return field(default=None, init=False, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,8 @@ class FeatureMaps:
     """Height and width in pixels of the batch. The maps need not divide it."""
     sampler: GatheringSampler | None = None
     """How :meth:`sample` and :meth:`sample_sum` compute; None: by :func:`sample_by_grid`."""
+    _padding_masks: tuple[Tensor, ...] | None = _kept()
+    _valid_ratios: Tensor | None = _kept()
 
     def laid_out(self, execution: Execution, dtype: torch.dtype) -> FeatureMaps:
         """The same maps, laid out once for all stages as ``execution.sampling`` wants them.
@@ -94,12 +102,24 @@ class FeatureMaps:
         places = torch.stack([x, y], dim=-1)
         return sample_by_grid(self.levels, places, weights).sum(dim=-2)
 
-    @cached_property
+    @property
     def padding_masks(self) -> tuple[Tensor, ...]:
         """(B, H_l, W_l) bool of each level: True where a cell lies on padding.
 
         A cell takes the value of the nearest pixel, index floor(i * padded / cells) of each axis.
         """
+        if self._padding_masks is None:
+            object.__setattr__(self, "_padding_masks", self._make_padding_masks())
+        return self._padding_masks
+
+    @property
+    def valid_ratios(self) -> Tensor:
+        """(B, L, 2) share of each map, in x and in y, that is no padding."""
+        if self._valid_ratios is None:
+            object.__setattr__(self, "_valid_ratios", self._make_valid_ratios())
+        return self._valid_ratios
+
+    def _make_padding_masks(self) -> tuple[Tensor, ...]:
         heights, widths = self.image_sizes.to(self.levels[0].device)[:, :, None].unbind(1)
         masks = []
         for level in self.levels:
@@ -110,9 +130,7 @@ class FeatureMaps:
             masks.append((rows >= heights)[:, :, None] | (columns >= widths)[:, None, :])
         return tuple(masks)
 
-    @cached_property
-    def valid_ratios(self) -> Tensor:
-        """(B, L, 2) share of each map, in x and in y, that is no padding."""
+    def _make_valid_ratios(self) -> Tensor:
         return torch.stack(
             [
                 torch.stack([(~mask[:, 0]).float().mean(1), (~mask[:, :, 0]).float().mean(1)], -1)
