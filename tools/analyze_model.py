@@ -38,6 +38,7 @@ from detection_toolkit.studies.model_costs import (
 )
 
 _SI, _ADAMIXER = "stageinteractor/stageinteractor_", "adamixer/adamixer_"
+_DEFORMABLE = "deformable_detr/deformable_detr_"
 PUBLISHED = {
     # Parameters: the released state dicts, buffers left out.
     _SI + "r50_100q_1x.py": Published(mparams=137.28),
@@ -51,6 +52,10 @@ PUBLISHED = {
     _ADAMIXER + "r50_100q_1x.py": Published(mparams=134.79),
     _ADAMIXER + "r50_300q_3x.py": Published(gflops=132),
     _ADAMIXER + "r101_300q_3x.py": Published(gflops=208),
+    # Parameters: the released state dicts. FLOPs: Deformable DETR, table 1.
+    _DEFORMABLE + "r50_50e.py": Published(mparams=40.12, gflops=173),
+    _DEFORMABLE + "refine_r50_50e.py": Published(mparams=40.88),
+    _DEFORMABLE + "two_stage_r50_50e.py": Published(mparams=41.21),
     # What DFvT's authors print, and their table of Mask R-CNN; docs/dfvt.md says why these do not
     # add up.
     "dfvt/classifier_tiny.py": Published(gflops=0.2714),
