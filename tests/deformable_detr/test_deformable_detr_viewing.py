@@ -152,7 +152,7 @@ def test_it_is_evaluated_by_stage_and_reported(run):
     assert {"own_match", "cross_stage"} == set(metrics["label_changes"])
     assert report.main([str(output)]) == 0
     page = (output / "report.html").read_text()
-    for heading in ("Stages", "Label instability", "Precision and recall", "Worst images"):
+    for heading in ("Summary", "Stages", "Scores", "Worst images"):
         assert f"<h2>{heading}</h2>" in page
 
 
