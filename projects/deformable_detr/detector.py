@@ -10,7 +10,7 @@ from detectron2.structures import ImageList, Instances
 from torch import nn
 
 from detection_toolkit.modeling import FeatureMaps, QueryDetector
-from detection_toolkit.structures import HeadOutput, Predictions, StageOutput
+from detection_toolkit.structures import GroundTruth, HeadOutput, Predictions, StageOutput
 
 from .encoder import DeformableEncoder
 from .queries import InitialQueries
@@ -54,7 +54,7 @@ class DeformableDETR(QueryDetector):
         """The encoder's maps of a normalised batch, finest first."""
         return self.encoder(super().extract_features(images))
 
-    def predict(self, images: ImageList) -> Predictions:
+    def predict(self, images: ImageList, truth: GroundTruth | None = None) -> Predictions:
         """Predictions for a normalised batch; in training with the branches of the queries."""
         maps = self.extract_features(images)
         queries, branches = self.initial_queries.propose(maps)

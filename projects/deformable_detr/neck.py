@@ -28,6 +28,7 @@ class ExtraLevelMapper(Backbone):
         out_channels: int,
         *,
         norm_groups: int = 32,
+        bias: bool = False,
     ):
         """
         Args:
@@ -35,6 +36,7 @@ class ExtraLevelMapper(Backbone):
             in_features: names of its maps, finest first.
             out_channels: C.
             norm_groups: groups of the GroupNorms.
+            bias: of the convolutions, as the authors' own code has.
 
         Raises:
             UserError: the backbone has no such map, or C cannot be split into the norms' groups.
@@ -51,10 +53,12 @@ class ExtraLevelMapper(Backbone):
                 kernel_size=size,
                 stride=stride,
                 padding=size // 2,
-                bias=False,
+                bias=bias,
                 norm=nn.GroupNorm(norm_groups, out_channels),
             )
             nn.init.xavier_uniform_(conv.weight)
+            if bias:
+                nn.init.zeros_(conv.bias)
             return conv
 
         self.projections = nn.ModuleList(

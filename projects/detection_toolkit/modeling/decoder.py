@@ -106,10 +106,16 @@ class CascadeDecoder(nn.Module):
             maps: as :meth:`FeatureMaps.laid_out` returns them, which saves time, or plain.
             carry: what the stages before have handed on.
         """
-        arguments = queries, maps, carry
+        arguments = index, queries, maps, carry
         if self.execution.checkpoint and torch.is_grad_enabled():
-            return checkpoint(self.stages[index], *arguments, use_reentrant=False)
-        return self.stages[index](*arguments)
+            return checkpoint(self.pass_stage, *arguments, use_reentrant=False)
+        return self.pass_stage(*arguments)
+
+    def pass_stage(
+        self, index: int, queries: Queries, maps: FeatureMaps, carry: Any
+    ) -> tuple[StageOutput, Any]:
+        """What :meth:`run_stage` computes. A method whose stages share modules calls them here."""
+        return self.stages[index](queries, maps, carry)
 
     def forward(self, maps: FeatureMaps, queries: Queries) -> list[StageOutput]:
         """

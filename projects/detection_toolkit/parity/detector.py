@@ -246,7 +246,7 @@ class QueryCase(CaseKind):
         for feature in features:
             feature.requires_grad_().grad = None
         truth = read_truth(Inputs(self.case, settings), "gt/", self.image_sizes)
-        predictions = model.predict(self.batch(features))
+        predictions = model.predict(self.batch(features), truth)
         run = supervise(model.criterion, predictions, truth, by_output)
         run.total.backward()
         ours = {name: p.grad for name, p in model.named_parameters()}
