@@ -1,4 +1,4 @@
-"""DINO (Zhang et al., ICLR 2023), and DN-Deformable-DETR (Li et al., CVPR 2022) that it stands on."""
+"""DINO (Zhang et al., ICLR 2023), and DN-Deformable-DETR (Li et al., CVPR 2022) before it."""
 
 from . import official_names  # noqa: F401  (registers the formats of official weights)
 from .criterion import DenoisingCriterion, FocalCost, PositiveFocalLoss

@@ -208,8 +208,8 @@ class ContrastiveDenoising(Denoising):
         super().__init__(num_classes, channels, label_noise=label_noise, box_noise=box_noise)
         if budget < 1:
             raise UserError(
-                f"model.denoising.budget must be at least 1, got {budget}: model.denoising=null and "
-                "model.criterion.denoising=null leave denoising out"
+                f"model.denoising.budget must be at least 1, got {budget}: to leave denoising out, "
+                "set model.denoising=null and model.criterion.denoising=null"
             )
         self.budget = budget
 

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from detection_toolkit.checkpoint.name_rules import Renamer, Rule, resnet_rules, swin_rules
 from detection_toolkit.checkpoint.official_format import (
     ASK_CONFIG,
-    BATCH_COUNT,
     CheckpointMismatchError,
     ConvertedWeights,
     Mismatch,

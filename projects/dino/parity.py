@@ -131,6 +131,10 @@ class DenoisingCase(QueryCase):
     def parameter_names(self) -> list[str]:
         return [x for x in super().parameter_names() if not self.repeated.fullmatch(x)]
 
+    def our_name(self, official: str) -> str | None:
+        renamed = self._names.to_ours(official)
+        return renamed[0] if renamed else None
+
     @abstractmethod
     def denoising(self) -> Denoising:
         """What makes denoising queries."""
@@ -193,7 +197,7 @@ class DenoisingCase(QueryCase):
             model.decoder, model.criterion = map(
                 settings.replace_parts, (model.decoder, model.criterion)
             )
-        self.official_format = Names(self.origin, model.state_dict())
+        self._names = Names(self.origin, model.state_dict())
         self.load_weights(model, inputs.weights(self.weights))
         model.denoising.draw = partial(self.noise, inputs)
         return model.to(settings.device, settings.dtype).eval(), features
