@@ -339,7 +339,7 @@ class DINOWeights(WeightFormat):
             may_differ=_RESIZABLE if allow_other_sizes else None,
             label=label,
         )
-        found.shapes += problems
+        found.shapes += [*problems, *_not_shared(weights, model)]
         found.raise_if_any(f"weights of {origin.name} do not fit the model", ASK_CONFIG)
         return ConvertedWeights(
             {name: weights[name] for name in wanted if name in weights}, {**extras, **counters}
@@ -436,6 +436,20 @@ def _differing(state_dict: Mapping[str, Tensor], names: Names) -> list[str]:
         for original in [names.original(name)]
         if original != name and original in state_dict
         if not torch.equal(value, state_dict[original])
+    ]
+
+
+def _not_shared(weights: Mapping[str, Tensor], model: nn.Module) -> list[str]:
+    """Names of the heads that are not the first one, where the model has one for all stages."""
+    if not getattr(model.decoder, "shared_head", False):
+        return []
+    pattern = re.compile(r"decoder\.stages\.(\d+)\.head\.(.*)")
+    found = {name: match for name in weights for match in [pattern.fullmatch(name)] if match}
+    first = {match[2]: weights[name] for name, match in found.items() if match[1] == "0"}
+    return [
+        f"{name} is not that of the first stage: set model.decoder.shared_head=false"
+        for name, match in found.items()
+        if match[2] in first and not torch.equal(weights[name], first[match[2]])
     ]
 
 
