@@ -64,6 +64,10 @@ def _neck(convs: str, extra: str, conv: str, norm: str, count: int) -> Pairs:
     return pairs
 
 
+_DN_QUERIES = [
+    ("tgt_embed.*", "initial_queries.content.*"),
+    ("refpoint_embed.*", "initial_queries.box_logits.*"),
+]
 # A transformer of the authors' code.
 _IDEA_ENCODER = [
     *_below("self_attn.", "attention.", _ATTENTION),
@@ -149,31 +153,41 @@ def _idea_dino(projections: int, stages: int) -> list[Rule]:
 
 
 def _idea_dn(projections: int, stages: int) -> list[Rule]:
-    pairs = [
-        ("tgt_embed.*", "initial_queries.content.*"),
-        ("refpoint_embed.*", "initial_queries.box_logits.*"),
-    ]
-    return [*_idea(projections, stages), *_rules(pairs)]
+    return [*_idea(projections, stages), *_rules(_DN_QUERIES)]
 
 
-def _detrex(projections: int, stages: int) -> list[Rule]:
+def _detrex(projections: int, stages: int) -> Pairs:
     layer = {
         kind: _mm_layer("attentions.0", attention, "ffns.0", of_decoder=kind == "decoder")
         for kind, attention in (("encoder", "attentions.0"), ("decoder", "attentions.1"))
     }
-    pairs = [
+    return [
         *_neck("neck.convs.{}", "neck.extra_convs.0", "conv", "norm", projections),
         *_transformer("transformer.", "level_embeds", layer["encoder"], layer["decoder"]),
         *_heads(stages, "class_embed.{}", "bbox_embed.{}.layers", step=1),
+        ("backbone.*", "backbone.bottom_up.*"),  # names of Detectron2
+    ]
+
+
+def _detrex_dino(projections: int, stages: int) -> list[Rule]:
+    pairs = [
         ("transformer.tgt_embed.*", "initial_queries.content.*"),
         ("transformer.enc_output.*", "initial_queries.memory.*"),
         ("transformer.enc_output_norm.*", "initial_queries.memory_norm.*"),
         (f"class_embed.{stages}.*", "initial_queries.head.classes.*"),
         *_mlp(f"bbox_embed.{stages}.layers", "initial_queries.head.box", step=1),
         ("label_enc.*", "denoising.label_embedding.*"),
-        ("backbone.*", "backbone.bottom_up.*"),  # names of Detectron2
     ]
-    return _rules(pairs)
+    return _rules(_detrex(projections, stages) + pairs)
+
+
+def _detrex_dn(projections: int, stages: int) -> list[Rule]:
+    pairs = [
+        *_DN_QUERIES,
+        ("label_encoder.*", "denoising.label_embedding.*"),
+        ("denoising_generator.label_encoder.*", "denoising.label_embedding.*"),
+    ]
+    return _rules(_detrex(projections, stages) + pairs)
 
 
 def _mmdetection(projections: int, stages: int) -> list[Rule]:
@@ -210,7 +224,7 @@ class Origin:
     certain: bool = True
     """Whether all its models have these settings."""
     has_gaps: bool = False
-    """Whether its classes are COCO's category ids, with one row more of the label embedding."""
+    """Whether its classes are COCO's category ids."""
 
 
 _HEAD_NAMES = r"(class_embed|bbox_embed)\..*"
@@ -228,8 +242,15 @@ ORIGINS = (
         has_gaps=True,
     ),
     Origin(
+        "detrex's DN-Deformable-DETR",
+        r"(denoising_generator\.)?label_encoder\.weight",
+        _detrex_dn,
+        repeated=r"bbox_embed\..*",
+        settings=_COARSE,
+    ),
+    Origin(
         "the authors' DN-Deformable-DETR",
-        r"refpoint_embed\.weight",
+        r"refpoint_embed\.weight",  # those of detrex have it, too: they come first
         _idea_dn,
         repeated=r"bbox_embed\..*",
         settings=_COARSE,
@@ -238,7 +259,7 @@ ORIGINS = (
     Origin(
         "detrex's DINO",
         r"label_enc\.weight",  # the authors' models have it, too: they come first
-        _detrex,
+        _detrex_dino,
         repeated=_HEAD_NAMES,
         settings={**_COARSE, _EPS: 1e-3},
     ),
@@ -405,7 +426,7 @@ def _origin_of(names: Iterable[str]) -> Origin | None:
 
 def _origin_for(model: nn.Module) -> Origin:
     """The code base whose model is like this one."""
-    idea, dn, detrex, mmdetection = ORIGINS
+    idea, _, dn, detrex, mmdetection = ORIGINS
     names = set(model.state_dict())
     if not any(name.startswith("decoder.norm.") for name in names):
         return dn
@@ -456,40 +477,37 @@ def _not_shared(weights: Mapping[str, Tensor], model: nn.Module) -> list[str]:
 _CLASS_ROWS = re.compile(
     r"(transformer\.decoder\.)?class_embed\.\d+\..*|transformer\.enc_out_class_embed\..*"
 )
-_LABEL_ROWS = "label_enc.weight"
+_LABEL_ROWS = re.compile(r"label_enc\.weight|(denoising_generator\.)?label_encoder\.weight")
+"""Of an embedding that may have a row more, which stands for no class."""
 
 
 def _rows_of(
     origin: Origin, name: str, value: Tensor, wanted: torch.Size | None
 ) -> Iterable[int] | None:
     """The rows of a tensor that are of use; None for all."""
-    if not origin.has_gaps or wanted is None:
-        return None
-    more = int(name == _LABEL_ROWS)  # a row that stands for no class
-    if not more and not _CLASS_ROWS.fullmatch(name):
+    is_embedding = _LABEL_ROWS.fullmatch(name)
+    if wanted is None or not (is_embedding or _CLASS_ROWS.fullmatch(name)):
         return None
     num_rows, num_classes = value.shape[0], wanted[0]
-    if num_rows == 91 + more and num_classes == len(COCO_ROWS):
+    if origin.has_gaps and num_classes == len(COCO_ROWS) and num_rows in (91, 92):
         return COCO_ROWS
-    return range(num_classes) if more and num_rows == num_classes + 1 else None
+    return range(num_classes) if is_embedding and num_rows == num_classes + 1 else None
 
 
 def _with_gaps(origin: Origin, name: str, value: Tensor, full: Tensor | None) -> Tensor:
     """A tensor with the rows that ours lacks: as they were, or zeros."""
-    if not origin.has_gaps or not (name == _LABEL_ROWS or _CLASS_ROWS.fullmatch(name)):
+    is_embedding = _LABEL_ROWS.fullmatch(name)
+    if not origin.has_gaps or not (is_embedding or _CLASS_ROWS.fullmatch(name)):
         return value
-    more = int(name == _LABEL_ROWS)
     num_classes = value.shape[0]
-    if full is not None:
-        num_rows = full.shape[0]
-    else:
-        num_rows = (91 if num_classes == len(COCO_ROWS) else num_classes) + more
-        full = value.new_zeros(num_rows, *value.shape[1:])
-    if num_rows == num_classes:
+    if full is None:
+        num_rows = 91 if num_classes == len(COCO_ROWS) else num_classes
+        full = value.new_zeros(num_rows + bool(is_embedding), *value.shape[1:])
+    rows = _rows_of(origin, name, full, value.shape)
+    if rows is None:
         return value
-    rows = COCO_ROWS if num_rows == 91 + more and num_classes == len(COCO_ROWS) else None
     result = full.clone()
-    result[list(rows or range(num_classes))] = value
+    result[list(rows)] = value
     return result
 
 

@@ -342,7 +342,7 @@ class DNDeformableCase(DenoisingCase):
     """DN-Deformable-DETR of the authors' code."""
 
     title = "DN-Deformable-DETR"
-    origin = ORIGINS[1]
+    origin = ORIGINS[2]
     repeated = re.compile(r"bbox_embed\..*")
     prefixes = {"": "loss_{}{}", "denoising": "tgt_loss_{}{}"}
 

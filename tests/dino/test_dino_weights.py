@@ -170,3 +170,71 @@ def test_a_detector_without_denoising_does_without_its_embedding():
     assert set(converted.extras) == {"dn_query_generator.label_embedding.weight"}
     back = convert_to_official(converted.model, model, extras=converted.extras)
     assert back.keys() == official.keys()
+
+
+IDEA_TO_DETREX = [
+    (r"^backbone\.0\.body\.conv1\.", "backbone.stem.conv1."),
+    (r"^backbone\.0\.body\.bn1\.", "backbone.stem.conv1.norm."),
+    (r"^backbone\.0\.body\.layer1\.", "backbone.res2."),
+    (r"^backbone\.0\.body\.layer2\.", "backbone.res3."),
+    (r"^backbone\.0\.body\.layer3\.", "backbone.res4."),
+    (r"^backbone\.0\.body\.layer4\.", "backbone.res5."),
+    (r"\.bn(\d)\.", r".conv\1.norm."),
+    (r"\.downsample\.0\.", ".shortcut."),
+    (r"\.downsample\.1\.", ".shortcut.norm."),
+    (r"^input_proj\.(\d)\.0\.", r"neck.convs.\1.conv."),
+    (r"^input_proj\.(\d)\.1\.", r"neck.convs.\1.norm."),
+    (r"^neck\.convs\.3\.", "neck.extra_convs.0."),
+    (r"level_embed$", "level_embeds"),
+    (r"(encoder\.layers\.\d+)\.self_attn\.", r"\1.attentions.0."),
+    (r"(encoder\.layers\.\d+)\.norm1\.", r"\1.norms.0."),
+    (r"(encoder\.layers\.\d+)\.norm2\.", r"\1.norms.1."),
+    (r"(decoder\.layers\.\d+)\.self_attn\.", r"\1.attentions.0.attn."),
+    (r"(decoder\.layers\.\d+)\.cross_attn\.", r"\1.attentions.1."),
+    (r"(decoder\.layers\.\d+)\.norm2\.", r"\1.norms.0."),
+    (r"(decoder\.layers\.\d+)\.norm1\.", r"\1.norms.1."),
+    (r"(decoder\.layers\.\d+)\.norm3\.", r"\1.norms.2."),
+    (r"\.linear1\.", ".ffns.0.layers.0.0."),
+    (r"\.linear2\.", ".ffns.0.layers.1."),
+    (r"^label_enc\.", "label_encoder."),
+]
+
+
+def dn_model() -> nn.Module:
+    with torch.device("meta"):
+        return instantiate(get_config("dino/dn_deformable_r50_50e.py").model)
+
+
+def dn_weights() -> tuple[nn.Module, dict[str, Tensor], dict[str, Tensor]]:
+    """A model, its weights, and those under the authors' names."""
+    model, generator = dn_model(), torch.Generator().manual_seed(0)
+    ours = {
+        name: torch.randn(x.shape, generator=generator) for name, x in model.state_dict().items()
+    }
+    return model, ours, convert_to_official(ours, model)
+
+
+def test_weights_of_dn_deformable_detr_round_trip():
+    model, ours, official = dn_weights()
+    assert official["label_enc.weight"].shape == (92, 255)
+    assert official["tgt_embed.weight"].shape == (300, 255)
+    assert official["class_embed.5.weight"].shape == (91, 256)
+    repeated = official["transformer.decoder.bbox_embed.0.layers.2.weight"]
+    assert torch.equal(repeated, official["bbox_embed.0.layers.2.weight"])
+    again = convert_official_state_dict(official, model).model
+    assert all(torch.equal(again[name], x) for name, x in ours.items())
+
+
+def test_detrex_names_the_same_tensors_of_dn_deformable_detr():
+    model, ours, official = dn_weights()
+    renamed = {}
+    for name, tensor in official.items():
+        for pattern, replacement in IDEA_TO_DETREX:
+            name = re.sub(pattern, replacement, name)
+        if re.fullmatch(r"class_embed\..*|label_encoder\..*", name):
+            extra = [0] if name.startswith("label") else []
+            tensor = tensor[[*COCO_ROWS, *extra]]
+        renamed[name] = tensor
+    assert not any(re.search(r"norm1|self_attn|body", name) for name in renamed)
+    again = convert_official_state_dict(renamed, model).model
+    assert all(torch.equal(again[name], x) for name, x in ours.items())
