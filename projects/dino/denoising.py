@@ -108,8 +108,9 @@ class Denoising(nn.Module, ABC):
             truth: the objects; where there are none in the whole batch, D is 0.
         """
         num_slots = max(truth.num_objects)
-        counts = torch.tensor(truth.num_objects, device=truth.labels.device)
-        slots = torch.arange(num_slots, device=truth.labels.device)
+        device = truth.labels.device
+        counts = torch.tensor(truth.num_objects).to(device, non_blocking=True)
+        slots = torch.arange(num_slots, device=device)
         real = slots < counts[:, None]  # (B, M)
         truth = truth.to(queries.geometry.dtype)
         labels = truth.labels[:, :num_slots]
@@ -122,13 +123,13 @@ class Denoising(nn.Module, ABC):
         reference = inverse_sigmoid(self.noised(corners, noise), EPS).sigmoid()
         reference = reference.masked_fill(~real[..., None], 0.5)
         # Queries of the first kind are to restore their object, others are background.
-        restores = real & (torch.arange(self.num_kinds, device=real.device) == 0)[:, None, None]
+        restores = real & (torch.arange(self.num_kinds, device=device) == 0)[:, None, None]
         index = torch.where(restores, slots, -1).expand(shape)
         return Denoised(
             Queries(
                 torch.cat([_in_a_row(content), queries.content], dim=1),
                 torch.cat([_in_a_row(reference), queries.geometry], dim=1),
-                attention_mask=_apart(shape, queries.content.shape[1], real.device),
+                attention_mask=_apart(shape, queries.content.shape[1], device),
             ),
             _in_a_row(index),
         )
