@@ -258,7 +258,7 @@ ORIGINS = (
     ),
     Origin(
         "detrex's DINO",
-        r"label_enc\.weight",  # the authors' models have it, too: they come first
+        r"transformer\.tgt_embed\.weight",  # the authors' models have it, too: they come first
         _detrex_dino,
         repeated=_HEAD_NAMES,
         settings={**_COARSE, _EPS: 1e-3},
