@@ -351,6 +351,20 @@ def test_ways_of_computing_agree(variant, execution):
     torch.testing.assert_close(results[0], results[1])
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_is_compiled_is_the_detector_at_inference(variant, monkeypatch):
+    """In training the number of queries changes from batch to batch."""
+
+    def refuse(*arguments, **options):
+        raise AssertionError("compiled")
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    detector = make_model(variant, "model.execution.compile=default")
+    assert detector(make_batch([2, 1]))
+    with pytest.raises(AssertionError, match="compiled"):
+        detector.eval()(make_batch([1]))
+
+
 def test_without_denoising_no_query_is_added():
     detector = make_model("dino", "model.denoising=null", "model.criterion.denoising=null")
     losses = detector(make_batch([2, 1]))

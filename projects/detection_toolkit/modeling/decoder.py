@@ -128,7 +128,10 @@ class CascadeDecoder(nn.Module):
         """
         if self.training and self.route is not None:
             return self.route(self, self._lay_out(maps, queries), queries)
-        if self.execution.compile and not torch.compiler.is_compiling():
+        # A program is for one number of queries. A mask tells of denoising ones among them, whose
+        # number changes from batch to batch.
+        fixed = queries.attention_mask is None
+        if self.execution.compile and fixed and not torch.compiler.is_compiling():
             return self._compiled(maps, queries)
         return self._cascade(self._lay_out(maps, queries), queries)
 
