@@ -27,9 +27,12 @@ from .heads import PredictionHead, boxes_in_pixels, move_reference
 
 __all__ = [
     "DeformableDETRDecoder",
+    "DeformableDecoder",
     "DeformableDecoderStage",
     "RefiningDeformableDETRDecoder",
     "keep_reference",
+    "on_levels",
+    "refining_heads",
     "take_box",
 ]
 
@@ -56,6 +59,7 @@ class DeformableDecoderStage(nn.Module):
         head: PredictionHead,
         next_reference: Callable[[Tensor, Tensor], Tensor],
         dropout: float,
+        eps: float = 1e-5,
     ):
         """
         Args:
@@ -63,6 +67,7 @@ class DeformableDecoderStage(nn.Module):
             head: of this stage, or of all.
             next_reference: (reference, predicted box) -> reference of the next stage.
             dropout: of the deformable attention's output.
+            eps: of :func:`~deformable_detr.heads.inverse_sigmoid`, of the references.
         """
         super().__init__()
         self.self_attention = self_attention
@@ -72,6 +77,7 @@ class DeformableDecoderStage(nn.Module):
         self.ffn = ffn
         self.head = head
         self.next_reference = next_reference
+        self.eps = eps
 
     def forward(self, queries: Queries, maps: FeatureMaps, carry: Any) -> tuple[StageOutput, Any]:
         """
@@ -80,22 +86,31 @@ class DeformableDecoderStage(nn.Module):
             maps: the encoder's.
             carry: none; handed on.
         """
-        content, reference, position, mask = queries
-        content = self.self_attention(content, position, mask)
-        ratios = maps.valid_ratios.to(reference)
-        ratios = ratios.repeat_interleave(content.shape[0] // ratios.shape[0], 0)[:, None]
-        on_levels = reference[:, :, None] * ratios.repeat(1, 1, 1, reference.shape[-1] // 2)
-        attended = self.attention(content + position, on_levels, maps)
-        content = self.ffn(self.norm(content + self.dropout(attended)))
+        content, reference = self.attend(queries, maps), queries.geometry
         logits, delta = self.head(content)
         # Under autocast, coordinates stay in the precision of the references.
-        box = move_reference(reference, delta.to(reference.dtype))
+        box = move_reference(reference, delta.to(reference.dtype), self.eps)
         moved = queries._replace(content=content, geometry=self.next_reference(reference, box))
         return StageOutput(logits, boxes_in_pixels(box, maps.image_sizes), moved), carry
 
+    def attend(self, queries: Queries, maps: FeatureMaps) -> Tensor:
+        """(R B, N, C) content of queries that have looked at one another and at the maps."""
+        content, reference, position, mask = queries
+        content = self.self_attention(content, position, mask)
+        places = on_levels(reference, maps)
+        attended = self.attention(content + position, places, maps)
+        return self.ffn(self.norm(content + self.dropout(attended)))
 
-class _DeformableDecoder(CascadeDecoder):
-    """What the decoders with and without refinement share."""
+
+def on_levels(reference: Tensor, maps: FeatureMaps) -> Tensor:
+    """References (R B, N, D) as shares of each padded map, (R B, N, L, D)."""
+    ratios = maps.valid_ratios.to(reference)
+    ratios = ratios.repeat_interleave(reference.shape[0] // ratios.shape[0], 0)[:, None]
+    return reference[:, :, None] * ratios.repeat(1, 1, 1, reference.shape[-1] // 2)
+
+
+class DeformableDecoder(CascadeDecoder):
+    """What the decoders with deformable attention share; a method gives them heads."""
 
     def __init__(
         self,
@@ -108,9 +123,17 @@ class _DeformableDecoder(CascadeDecoder):
         num_points: int,
         ffn_channels: int,
         dropout: float,
+        eps: float = 1e-5,
         execution: Execution | None,
         route: Route | None,
     ):
+        """
+        Args:
+            heads: of the S stages; one may be that of several.
+            next_reference, dropout, eps: see :class:`DeformableDecoderStage`.
+            channels, num_levels, num_heads, num_points, ffn_channels, execution, route: see
+                :class:`DeformableDETRDecoder`.
+        """
         super().__init__(
             [
                 DeformableDecoderStage(
@@ -126,6 +149,7 @@ class _DeformableDecoder(CascadeDecoder):
                     head=head,
                     next_reference=next_reference,
                     dropout=dropout,
+                    eps=eps,
                 )
                 for head in heads
             ],
@@ -139,7 +163,7 @@ class _DeformableDecoder(CascadeDecoder):
 
 
 @QUERY_HEADS.register()
-class DeformableDETRDecoder(_DeformableDecoder):
+class DeformableDETRDecoder(DeformableDecoder):
     """Stages that share one prediction head, and the initial references; the defaults are
     released."""
 
@@ -186,7 +210,7 @@ class DeformableDETRDecoder(_DeformableDecoder):
 
 
 @QUERY_HEADS.register()
-class RefiningDeformableDETRDecoder(_DeformableDecoder):
+class RefiningDeformableDETRDecoder(DeformableDecoder):
     """Stages with heads of their own, each of which refines the box of the one before (paper,
     section 4.3); the defaults are released."""
 
@@ -215,12 +239,8 @@ class RefiningDeformableDETRDecoder(_DeformableDecoder):
         Raises:
             UserError: no stage.
         """
-        first = PredictionHead(channels, num_classes, size_logit=first_size_logit)
-        heads = [first, *(copy.deepcopy(first) for _ in range(_at_least_one(num_stages) - 1))]
-        for head in heads[1:]:
-            nn.init.zeros_(head.box[-1].bias)
         super().__init__(
-            heads,
+            refining_heads(num_stages, channels, num_classes, first_size_logit=first_size_logit),
             take_box,
             channels=channels,
             num_levels=num_levels,
@@ -231,6 +251,21 @@ class RefiningDeformableDETRDecoder(_DeformableDecoder):
             execution=execution,
             route=route,
         )
+
+
+def refining_heads(
+    num_stages: int, channels: int, num_classes: int, *, first_size_logit: float
+) -> list[PredictionHead]:
+    """Heads of S stages that start alike, but for the size of the first stage's boxes.
+
+    Raises:
+        UserError: no stage.
+    """
+    first = PredictionHead(channels, num_classes, size_logit=first_size_logit)
+    heads = [first, *(copy.deepcopy(first) for _ in range(_at_least_one(num_stages) - 1))]
+    for head in heads[1:]:
+        nn.init.zeros_(head.box[-1].bias)
+    return heads
 
 
 def _at_least_one(num_stages: int) -> int:

@@ -11,7 +11,7 @@ from torch import nn
 
 from detection_toolkit.errors import UserError
 from detection_toolkit.modeling import FeatureMaps, QueryDetector
-from detection_toolkit.structures import HeadOutput, Predictions, StageOutput
+from detection_toolkit.structures import GroundTruth, HeadOutput, Predictions, StageOutput
 
 from .attention import DeformableAttention
 from .decoder import DeformableDETRDecoder
@@ -81,7 +81,7 @@ class DeformableDETR(QueryDetector):
         """The encoder's maps of a normalised batch, finest first."""
         return self.encoder(super().extract_features(images))
 
-    def predict(self, images: ImageList) -> Predictions:
+    def predict(self, images: ImageList, truth: GroundTruth | None = None) -> Predictions:
         """Predictions for a normalised batch; in training with the branches of the queries."""
         maps = self.extract_features(images)
         queries, branches = self.initial_queries.propose(maps)

@@ -13,7 +13,14 @@ from detection_toolkit.errors import UserError
 from detection_toolkit.modeling import Execution, FeatureMaps
 
 from .attention import DeformableAttention, FeedForward
-from .positions import cell_centers, coordinate_type, mask_positions, to_maps, to_tokens
+from .positions import (
+    TEMPERATURE,
+    cell_centers,
+    coordinate_type,
+    mask_positions,
+    to_maps,
+    to_tokens,
+)
 
 __all__ = ["DeformableEncoder", "EncoderLayer"]
 
@@ -54,6 +61,8 @@ class DeformableEncoder(nn.Module):
         num_points: int = 4,
         ffn_channels: int = 1024,
         dropout: float = 0.1,
+        position_temperature: float = TEMPERATURE,
+        position_offset: float = -0.5,
         execution: Execution | None = None,
     ):
         """
@@ -64,11 +73,15 @@ class DeformableEncoder(nn.Module):
             num_heads, num_points: of the attention.
             ffn_channels: hidden width of the FFN.
             dropout: of attention and FFN.
+            position_temperature, position_offset: of the tokens' sine codes, see
+                :func:`~deformable_detr.positions.mask_positions`. Weights do not tell them.
             execution: how to compute.
         """
         super().__init__()
         if channels % 4:
             raise UserError(f"channels must be a multiple of 4, got {channels}")
+        self.position_temperature = position_temperature
+        self.position_offset = position_offset
         self.execution = execution or Execution()
         self.level_embedding = nn.Parameter(torch.empty(num_levels, channels))
         nn.init.normal_(self.level_embedding)
@@ -108,7 +121,14 @@ class DeformableEncoder(nn.Module):
         dtype = coordinate_type(maps)
         position = to_tokens(
             [
-                mask_positions(mask, channels, dtype) + embedding[:, None, None]
+                mask_positions(
+                    mask,
+                    channels,
+                    dtype,
+                    temperature=self.position_temperature,
+                    offset=self.position_offset,
+                )
+                + embedding[:, None, None]
                 for mask, embedding in zip(maps.padding_masks, self.level_embedding)
             ]
         )

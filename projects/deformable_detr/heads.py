@@ -55,12 +55,13 @@ def inverse_sigmoid(shares: Tensor, eps: float = 1e-5) -> Tensor:
     return torch.log(shares.clamp(min=eps) / (1 - shares).clamp(min=eps))
 
 
-def move_reference(reference: Tensor, delta: Tensor) -> Tensor:
+def move_reference(reference: Tensor, delta: Tensor, eps: float = 1e-5) -> Tensor:
     """The box (..., 4) that a change (..., 4) of logits makes of a reference (..., D).
 
-    A point has no size to change: there the change is the logit of the size.
+    A point has no size to change: there the change is the logit of the size. ``eps`` is that of
+    :func:`inverse_sigmoid`.
     """
-    logits = inverse_sigmoid(reference)
+    logits = inverse_sigmoid(reference, eps)
     return (delta + F.pad(logits, (0, 4 - logits.shape[-1]))).sigmoid()
 
 

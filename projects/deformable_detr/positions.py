@@ -80,28 +80,38 @@ def cell_centers(maps: FeatureMaps) -> Tensor:
     return torch.cat(centers, dim=1)
 
 
-def sine_code(shares: Tensor, channels: int) -> Tensor:
+def sine_code(shares: Tensor, channels: int, temperature: float = TEMPERATURE) -> Tensor:
     """Sines and cosines of shares of an image.
 
     Args:
         shares: (...) values in [0, 1].
         channels: of the code, an even number; sine on even and cosine on odd places.
+        temperature: ratio of the longest to the shortest wavelength.
 
     Returns:
         (..., channels).
     """
     place = torch.arange(0, channels, 2, device=shares.device, dtype=shares.dtype)
-    angle = 2 * math.pi * shares[..., None] / TEMPERATURE ** (place / channels)
+    angle = 2 * math.pi * shares[..., None] / temperature ** (place / channels)
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2)
 
 
-def mask_positions(padding_mask: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
+def mask_positions(
+    padding_mask: Tensor,
+    channels: int,
+    dtype: torch.dtype,
+    *,
+    temperature: float = TEMPERATURE,
+    offset: float = -0.5,
+) -> Tensor:
     """Sine code of where a cell lies among those that are no padding.
 
     Args:
         padding_mask: (B, H, W) bool.
         channels: C, of which y fills the first half and x the second.
         dtype: of the code.
+        temperature: of the sine code.
+        offset: added to the count, which begins at 1; -0.5 for the centre of a cell.
 
     Returns:
         (B, C, H, W).
@@ -111,5 +121,5 @@ def mask_positions(padding_mask: Tensor, channels: int, dtype: torch.dtype) -> T
         # Whole numbers: a sum of others may differ from call to call on a GPU.
         count = (~padding_mask).cumsum(axis).to(dtype)
         last = count.narrow(axis, -1, 1)
-        codes.append(sine_code((count - 0.5) / (last + 1e-6), channels // 2))
+        codes.append(sine_code((count + offset) / (last + 1e-6), channels // 2, temperature))
     return torch.cat(codes, dim=-1).permute(0, 3, 1, 2)

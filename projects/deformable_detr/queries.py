@@ -17,7 +17,7 @@ from detection_toolkit.structures import Branch, HeadOutput, Queries
 from .heads import PredictionHead, boxes_in_pixels
 from .positions import cell_centers, sine_code, to_tokens
 
-__all__ = ["InitialQueries", "LearnedQueries", "ProposedQueries"]
+__all__ = ["EncoderProposals", "InitialQueries", "LearnedQueries", "ProposedQueries"]
 
 
 class InitialQueries(nn.Module, ABC):
@@ -68,11 +68,10 @@ class LearnedQueries(InitialQueries):
         return Queries(*(x.expand(shape) for x in (content, reference, position))), ()
 
 
-class ProposedQueries(InitialQueries):
-    """The N best of what a head predicts at every cell of the encoder's maps (paper, section 4.3).
+class EncoderProposals(InitialQueries):
+    """The N best of what a head predicts at every cell of the encoder's maps.
 
-    A proposal is a box around the cell, larger on coarser levels, which the head changes. The best
-    are those with the highest logit of class 0, to which alone the head is trained.
+    A proposal is a box around the cell, larger on coarser levels, which the head changes.
     """
 
     branch = "encoder"
@@ -92,29 +91,20 @@ class ProposedQueries(InitialQueries):
         self.memory = nn.Linear(channels, channels)
         self.memory_norm = nn.LayerNorm(channels)
         self.head = PredictionHead(channels, num_classes, size_logit=0.0)
-        self.code = nn.Linear(2 * channels, 2 * channels)  # position, content
-        self.code_norm = nn.LayerNorm(2 * channels)
         nn.init.xavier_uniform_(self.memory.weight)
-        nn.init.xavier_uniform_(self.code.weight)
 
-    def propose(self, maps: FeatureMaps) -> tuple[Queries, tuple[Branch, ...]]:
-        """Boxes (B, N, 4), and the branch of all T proposals.
+    def best(self, scores: Tensor) -> Tensor:
+        """(B, N, 1) the cells with the highest of scores (B, T), in their order.
 
         Raises:
             UserError: more queries than cells.
         """
-        logits, box_logits = self.predict(maps)
-        if logits.shape[1] < self.num_queries:
+        if scores.shape[1] < self.num_queries:
             raise UserError(
-                f"{self.num_queries} queries cannot be chosen from {logits.shape[1]} cells: lower "
+                f"{self.num_queries} queries cannot be chosen from {scores.shape[1]} cells: lower "
                 "model.initial_queries.num_queries, or use larger images"
             )
-        best = logits[..., 0].topk(self.num_queries, dim=1).indices  # (B, N)
-        reference = box_logits.detach().gather(1, best[..., None].expand(-1, -1, 4)).sigmoid()
-        code = sine_code(reference, self.memory.out_features // 2).flatten(2)  # (B, N, 2 C)
-        position, content = _halves(self.code_norm(self.code(code)))
-        proposals = HeadOutput(logits, boxes_in_pixels(box_logits.sigmoid(), maps.image_sizes))
-        return Queries(content, reference, position), (Branch(self.branch, [proposals]),)
+        return scores.topk(self.num_queries, dim=1).indices[..., None]
 
     def predict(self, maps: FeatureMaps) -> tuple[Tensor, Tensor]:
         """Class logits (B, T, K) and boxes (B, T, 4), as logits, of all cells. A box is infinite,
@@ -139,6 +129,39 @@ class ProposedQueries(InitialQueries):
         padding = torch.cat([mask.flatten(1) for mask in maps.padding_masks], dim=1)
         inside = ((boxes > self.margin) & (boxes < 1 - self.margin)).all(-1)
         return boxes, (inside & ~padding)[..., None]
+
+
+class ProposedQueries(EncoderProposals):
+    """Boxes, contents and positions of the N best proposals (paper, section 4.3).
+
+    The best are those with the highest logit of class 0, to which alone the head is trained.
+    """
+
+    def __init__(self, num_queries: int, channels: int, num_classes: int):
+        """
+        Args:
+            num_queries: N.
+            channels: C.
+            num_classes: K.
+        """
+        super().__init__(num_queries, channels, num_classes)
+        self.code = nn.Linear(2 * channels, 2 * channels)  # position, content
+        self.code_norm = nn.LayerNorm(2 * channels)
+        nn.init.xavier_uniform_(self.code.weight)
+
+    def propose(self, maps: FeatureMaps) -> tuple[Queries, tuple[Branch, ...]]:
+        """Boxes (B, N, 4), and the branch of all T proposals.
+
+        Raises:
+            UserError: more queries than cells.
+        """
+        logits, box_logits = self.predict(maps)
+        best = self.best(logits[..., 0])
+        reference = box_logits.detach().gather(1, best.expand(-1, -1, 4)).sigmoid()
+        code = sine_code(reference, self.memory.out_features // 2).flatten(2)  # (B, N, 2 C)
+        position, content = _halves(self.code_norm(self.code(code)))
+        proposals = HeadOutput(logits, boxes_in_pixels(box_logits.sigmoid(), maps.image_sizes))
+        return Queries(content, reference, position), (Branch(self.branch, [proposals]),)
 
 
 def _halves(embedding: Tensor) -> tuple[Tensor, ...]:

@@ -39,6 +39,7 @@ class CrossStageMatcher(LabelAssigner):
         iou_threshold: float = 0.5,
         *,
         stage_offsets: Sequence[Sequence[int]] | None = None,
+        keep_own: bool = False,
     ):
         """
         Args:
@@ -46,12 +47,15 @@ class CrossStageMatcher(LabelAssigner):
             stage_offsets: for each stage t the offsets k - t of the *other* stages that it
                 listens to; offsets that lead outside the decoder are ignored. By default the
                 released scope, A(t) = {t - 1, t, t + 1, ..., S - 1}.
+            keep_own: a query keeps the label of its own match whatever its box, so that labels are
+                only added. Neither the paper nor the released code does so.
         """
         super().__init__()
         if not 0.0 <= iou_threshold <= 1.0:
             raise UserError(f"iou_threshold must lie in [0, 1], got {iou_threshold}")
         self.iou_threshold = iou_threshold
         self.stage_offsets = stage_offsets
+        self.keep_own = keep_own
 
     def listens_to(self, num_stages: int) -> Tensor:
         """(S, S) bool: entry (t, k) says whether stage t listens to stage k.
@@ -84,4 +88,7 @@ class CrossStageMatcher(LabelAssigner):
 
         iou = box_iou(boxes[:, :, :, None], objects)  # (S_t, B, N, S_k)
         scope = self.listens_to(num_stages).to(boxes.device, non_blocking=True)
-        return (iou >= self.iou_threshold) & (source >= 0) & scope[:, None, None, :]
+        covers = iou >= self.iou_threshold
+        if self.keep_own:
+            covers |= torch.eye(num_stages, dtype=torch.bool, device=iou.device)[:, None, None, :]
+        return covers & (source >= 0) & scope[:, None, None, :]

@@ -106,10 +106,16 @@ class CascadeDecoder(nn.Module):
             maps: as :meth:`FeatureMaps.laid_out` returns them, which saves time, or plain.
             carry: what the stages before have handed on.
         """
-        arguments = queries, maps, carry
+        arguments = index, queries, maps, carry
         if self.execution.checkpoint and torch.is_grad_enabled():
-            return checkpoint(self.stages[index], *arguments, use_reentrant=False)
-        return self.stages[index](*arguments)
+            return checkpoint(self.pass_stage, *arguments, use_reentrant=False)
+        return self.pass_stage(*arguments)
+
+    def pass_stage(
+        self, index: int, queries: Queries, maps: FeatureMaps, carry: Any
+    ) -> tuple[StageOutput, Any]:
+        """What :meth:`run_stage` computes. A method whose stages share modules calls them here."""
+        return self.stages[index](queries, maps, carry)
 
     def forward(self, maps: FeatureMaps, queries: Queries) -> list[StageOutput]:
         """
@@ -122,7 +128,10 @@ class CascadeDecoder(nn.Module):
         """
         if self.training and self.route is not None:
             return self.route(self, self._lay_out(maps, queries), queries)
-        if self.execution.compile and not torch.compiler.is_compiling():
+        # A program is for one number of queries. A mask tells of denoising ones among them, whose
+        # number changes from batch to batch.
+        fixed = queries.attention_mask is None
+        if self.execution.compile and fixed and not torch.compiler.is_compiling():
             return self._compiled(maps, queries)
         return self._cascade(self._lay_out(maps, queries), queries)
 

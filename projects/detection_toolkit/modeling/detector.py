@@ -127,7 +127,8 @@ class QueryDetector(nn.Module):
             detections = self._detect(*self._answer(images), images, batched_inputs)
             return [{"instances": instances} for instances in detections]
         truth = self.prepare_ground_truth(batched_inputs, images.image_sizes)
-        result = self.criterion(self.predict(images), truth, target_counts=target_counts)
+        predictions = self.predict(images, truth)
+        result = self.criterion(predictions, truth, target_counts=target_counts)
         self.matched_accuracy = result.matched_accuracy
         return result.as_dict()
 
@@ -168,7 +169,7 @@ class QueryDetector(nn.Module):
             return counts.to(self.device, non_blocking=True)
         images = self.preprocess_image(batched_inputs)
         truth = self.prepare_ground_truth(batched_inputs, images.image_sizes)
-        return self.criterion.count_targets(self.predict(images), truth)
+        return self.criterion.count_targets(self.predict(images, truth), truth)
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalise, pad and batch the images."""
@@ -192,8 +193,13 @@ class QueryDetector(nn.Module):
             padded_size=tuple(batch.shape[-2:]),
         )
 
-    def predict(self, images: ImageList) -> Predictions:
-        """Predictions for a normalised batch: of all stages, or in training of the route."""
+    def predict(self, images: ImageList, truth: GroundTruth | None = None) -> Predictions:
+        """Predictions for a normalised batch: of all stages, or in training of the route.
+
+        Args:
+            images: the batch.
+            truth: in training, its objects, which some methods make queries of.
+        """
         maps = self.extract_features(images)
         return Predictions(self.decoder(maps, self.initial_queries(maps)))
 

@@ -183,6 +183,11 @@ class QueryCase(CaseKind):
         names = [name[len(self.weights) :] for name in self.case.below(self.weights)]
         return [name for name in names if not name.endswith(self.buffers)]
 
+    def our_name(self, official: str) -> str | None:
+        """Our name of a weight; None if we have none."""
+        renamed = self.official_format.to_ours(official)
+        return renamed[0] if renamed else None
+
     def batch(self, features: Sequence[Tensor]) -> ImageList:
         """The batch of images that the features would come from."""
         height, width = (x * self.strides[0] for x in features[0].shape[-2:])
@@ -246,14 +251,13 @@ class QueryCase(CaseKind):
         for feature in features:
             feature.requires_grad_().grad = None
         truth = read_truth(Inputs(self.case, settings), "gt/", self.image_sizes)
-        predictions = model.predict(self.batch(features))
+        predictions = model.predict(self.batch(features), truth)
         run = supervise(model.criterion, predictions, truth, by_output)
         run.total.backward()
         ours = {name: p.grad for name, p in model.named_parameters()}
         gradients: dict[Any, Tensor | None] = {i: x.grad for i, x in enumerate(features)}
         for official in self.parameter_names():
-            renamed = self.official_format.to_ours(official)
-            gradients[official] = ours.get(renamed[0]) if renamed else None
+            gradients[official] = ours.get(self.our_name(official))
         return replace(run, model=model, gradients=gradients)
 
     def compare_gradients(

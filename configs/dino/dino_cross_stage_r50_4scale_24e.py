@@ -1,0 +1,10 @@
+"""DINO with cross-stage labels, ResNet-50, four levels, 24 epochs: no published figure."""
+
+from detectron2.config import LazyCall as L
+
+from stageinteractor import CrossStageMatcher
+
+from .dino_r50_4scale_24e import dataloader, lr_multiplier, model, optimizer, train
+
+model.criterion.main.label_assigner = L(CrossStageMatcher)()
+train.output_dir = "./output/dino_cross_stage_r50_4scale_24e"

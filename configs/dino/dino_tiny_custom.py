@@ -1,0 +1,13 @@
+"""A tiny DINO on your own data: the recipe of stageinteractor_tiny_custom.py."""
+
+from ..common.models.dino_tiny import model
+from ..stageinteractor.stageinteractor_tiny_custom import (
+    dataloader,
+    lr_multiplier,
+    optimizer,
+    train,
+)
+
+model.initial_queries.num_queries = 60
+model.denoising.budget = 50
+train.output_dir = "./output/dino_tiny_custom"
