@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deformable_detr.checkpoint import CATEGORY_ROWS
 from detection_toolkit.checkpoint.name_rules import Renamer, Rule, resnet_rules, swin_rules
 from detection_toolkit.checkpoint.official_format import (
     ASK_CONFIG,
@@ -28,14 +29,9 @@ from detection_toolkit.checkpoint.official_format import (
     take_weights,
 )
 
-__all__ = ["DINO_WEIGHTS", "ORIGINS", "COCO_ROWS", "Names", "Origin"]
+__all__ = ["DINO_WEIGHTS", "ORIGINS", "Names", "Origin"]
 
 logger = logging.getLogger(__name__)
-
-_GAPS = {0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
-COCO_ROWS = tuple(i for i in range(91) if i not in _GAPS)
-"""The 80 of COCO's category ids that name a class; the authors' class branches have a row each for
-all from 0 to 90."""
 
 Pairs = list[tuple[str, str]]
 
@@ -211,7 +207,10 @@ def _mmdetection(projections: int, stages: int) -> list[Rule]:
 class Origin:
     """A code base, and what its weights are computed with."""
 
+    source: str
+    """Short name, for the command line."""
     name: str
+    """For messages."""
     mark: str
     """Regular expression that only the names of its checkpoints match."""
     rules: Callable[[int, int], list[Rule]]
@@ -223,8 +222,17 @@ class Origin:
     """Entries of the model's config that no weight tells."""
     certain: bool = True
     """Whether all its models have these settings."""
+    is_dino: bool = True
+    """Or DN-Deformable-DETR."""
     has_gaps: bool = False
     """Whether its classes are COCO's category ids."""
+    has_spare_label: bool = False
+    """Whether its label embedding has a row more, which stands for no class."""
+
+    def mark_matches(self, names: Iterable[str]) -> bool:
+        """Whether the mark is among the names."""
+        pattern = re.compile(rf"(module\.)?({self.mark})")
+        return any(pattern.fullmatch(name) for name in names)
 
 
 _HEAD_NAMES = r"(class_embed|bbox_embed)\..*"
@@ -234,29 +242,38 @@ _EPS = "model.decoder.prediction_eps"
 
 ORIGINS = (
     Origin(
+        "original",
         "the authors' DINO",
         r"transformer\.enc_out_class_embed\..*",
         _idea_dino,
         repeated=_HEAD_NAMES,
         settings={**_FINE, _EPS: 1e-3},
         has_gaps=True,
+        has_spare_label=True,
     ),
     Origin(
+        "detrex",
         "detrex's DN-Deformable-DETR",
         r"(denoising_generator\.)?label_encoder\.weight",
         _detrex_dn,
+        is_dino=False,
+        has_spare_label=True,
         repeated=r"bbox_embed\..*",
         settings=_COARSE,
     ),
     Origin(
+        "original",
         "the authors' DN-Deformable-DETR",
         r"refpoint_embed\.weight",  # those of detrex have it, too: they come first
         _idea_dn,
+        is_dino=False,
         repeated=r"bbox_embed\..*",
         settings=_COARSE,
         has_gaps=True,
+        has_spare_label=True,
     ),
     Origin(
+        "detrex",
         "detrex's DINO",
         r"transformer\.tgt_embed\.weight",  # the authors' models have it, too: they come first
         _detrex_dino,
@@ -264,6 +281,7 @@ ORIGINS = (
         settings={**_COARSE, _EPS: 1e-3},
     ),
     Origin(
+        "mmdetection3",
         "MMDetection's DINO",
         r"dn_query_generator\.label_embedding\.weight",
         _mmdetection,
@@ -305,11 +323,13 @@ class Names:
 class DINOWeights(WeightFormat):
     """Weights of DINO and DN-Deformable-DETR.
 
-    On the way back a model with one head for all stages becomes the authors' DINO, others detrex's
-    or MMDetection's: the latter's neck has no bias.
+    Where no source is named on the way back, it is the one whose model is like this: with one head
+    for all stages the authors', with one for each detrex, and without a bias in the neck
+    MMDetection. DN-Deformable-DETR is the authors'.
     """
 
     name = "DINO"
+    sources = ("original", "detrex", "mmdetection3")
 
     def recognises(self, names: Iterable[str]) -> bool:
         return _origin_of(names) is not None
@@ -324,6 +344,7 @@ class DINOWeights(WeightFormat):
         *,
         allow_other_sizes: bool = False,
         require_unused: bool = False,
+        description: Mapping[str, Any] | None = None,
     ) -> ConvertedWeights:
         origin = _origin_of(state_dict)
         assert origin is not None
@@ -372,12 +393,13 @@ class DINOWeights(WeightFormat):
         model: nn.Module,
         *,
         extras: Mapping[str, Tensor] | None = None,
+        source: str = "",
     ) -> dict[str, Tensor]:
         wanted = model.state_dict()
         Mismatch.between(weights, wanted).raise_if_any(
             "the weights do not fit the model", ASK_CONFIG
         )
-        origin = _origin_for(model)
+        origin = _origin_for(model, source)
         names, extras = Names(origin, wanted), dict(extras or {})
         official: dict[str, Tensor] = {}
         nameless = []
@@ -403,6 +425,11 @@ class DINOWeights(WeightFormat):
             )
         return {**official, **extras}
 
+    def contain(self, official: Mapping[str, Tensor], *, source: str = "") -> dict[str, Any]:
+        if ORIGINS[-1].mark_matches(official):
+            return super().contain(official)
+        return {"model": dict(official)}
+
 
 _RESIZABLE = re.compile(
     r"(decoder\.stages\.\d+|initial_queries)\.head\.classes\..*"
@@ -417,22 +444,32 @@ def _count(pattern: str, names: Iterable[str]) -> int:
 
 def _origin_of(names: Iterable[str]) -> Origin | None:
     keys = list(names)
-    for origin in ORIGINS:
-        pattern = re.compile(rf"(module\.)?({origin.mark})")
-        if any(pattern.fullmatch(key) for key in keys):
-            return origin
-    return None
+    return next((origin for origin in ORIGINS if origin.mark_matches(keys)), None)
 
 
-def _origin_for(model: nn.Module) -> Origin:
-    """The code base whose model is like this one."""
-    idea, _, dn, detrex, mmdetection = ORIGINS
+def _origin_for(model: nn.Module, source: str) -> Origin:
+    """The code base of that source, or, where it is empty, the one whose model is like this one.
+
+    Raises:
+        CheckpointMismatchError: the source has no such model.
+    """
     names = set(model.state_dict())
-    if not any(name.startswith("decoder.norm.") for name in names):
-        return dn
-    if getattr(model.decoder, "shared_head", False):
-        return idea
-    return detrex if "backbone.extra.bias" in names else mmdetection
+    is_dino = any(name.startswith("decoder.norm.") for name in names)
+    shared, bias = getattr(model.decoder, "shared_head", False), "backbone.extra.bias" in names
+    if not source:
+        source = "original" if shared or not is_dino else "detrex" if bias else "mmdetection3"
+    for origin in ORIGINS:
+        if origin.source == source and origin.is_dino == is_dino:
+            break
+    else:
+        raise CheckpointMismatchError(f"{source} has no weights of DN-Deformable-DETR")
+    if is_dino and (shared, bias) != (origin.source == "original", origin.source != "mmdetection3"):
+        raise CheckpointMismatchError(
+            f"the model is unlike {origin.name}, which has "
+            + ("one head for all stages" if origin.source == "original" else "a head a stage")
+            + f" and {'no' if origin.source == 'mmdetection3' else 'a'} bias in the neck"
+        )
+    return origin
 
 
 def _check_settings(origin: Origin, model: nn.Module) -> None:
@@ -478,7 +515,6 @@ _CLASS_ROWS = re.compile(
     r"(transformer\.decoder\.)?class_embed\.\d+\..*|transformer\.enc_out_class_embed\..*"
 )
 _LABEL_ROWS = re.compile(r"label_enc\.weight|(denoising_generator\.)?label_encoder\.weight")
-"""Of an embedding that may have a row more, which stands for no class."""
 
 
 def _rows_of(
@@ -489,20 +525,22 @@ def _rows_of(
     if wanted is None or not (is_embedding or _CLASS_ROWS.fullmatch(name)):
         return None
     num_rows, num_classes = value.shape[0], wanted[0]
-    if origin.has_gaps and num_classes == len(COCO_ROWS) and num_rows in (91, 92):
-        return COCO_ROWS
+    if origin.has_gaps and num_classes == len(CATEGORY_ROWS) and num_rows in (91, 92):
+        return CATEGORY_ROWS
     return range(num_classes) if is_embedding and num_rows == num_classes + 1 else None
 
 
 def _with_gaps(origin: Origin, name: str, value: Tensor, full: Tensor | None) -> Tensor:
     """A tensor with the rows that ours lacks: as they were, or zeros."""
     is_embedding = _LABEL_ROWS.fullmatch(name)
-    if not origin.has_gaps or not (is_embedding or _CLASS_ROWS.fullmatch(name)):
+    if not is_embedding and not _CLASS_ROWS.fullmatch(name):
         return value
     num_classes = value.shape[0]
     if full is None:
-        num_rows = 91 if num_classes == len(COCO_ROWS) else num_classes
-        full = value.new_zeros(num_rows + bool(is_embedding), *value.shape[1:])
+        has_gaps = origin.has_gaps and num_classes == len(CATEGORY_ROWS)
+        num_rows = 91 if has_gaps else num_classes
+        spare = is_embedding is not None and origin.has_spare_label
+        full = value.new_zeros(num_rows + spare, *value.shape[1:])
     rows = _rows_of(origin, name, full, value.shape)
     if rows is None:
         return value

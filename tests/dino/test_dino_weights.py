@@ -12,15 +12,16 @@ import torch
 from detectron2.config import instantiate
 from torch import Tensor, nn
 
+from deformable_detr.checkpoint import CATEGORY_ROWS
 from detection_toolkit.checkpoint.official import (
     CheckpointMismatchError,
     adapt_checkpoint,
     convert_official_state_dict,
     convert_to_official,
     is_official_state_dict,
+    official_file,
 )
 from detection_toolkit.config import apply_overrides, get_config
-from dino.official_names import COCO_ROWS
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 CONFIGS = {
@@ -78,7 +79,7 @@ def test_the_authors_have_so_many_parameters():
 
 
 def test_classes_are_those_of_coco_without_the_gaps():
-    assert len(COCO_ROWS) == 80
+    assert len(CATEGORY_ROWS) == 80
     official, model = random_checkpoint("idea"), empty_model("idea")
     converted = convert_official_state_dict(official, model)
     for ours, theirs in (
@@ -233,8 +234,30 @@ def test_detrex_names_the_same_tensors_of_dn_deformable_detr():
             name = re.sub(pattern, replacement, name)
         if re.fullmatch(r"class_embed\..*|label_encoder\..*", name):
             extra = [0] if name.startswith("label") else []
-            tensor = tensor[[*COCO_ROWS, *extra]]
+            tensor = tensor[[*CATEGORY_ROWS, *extra]]
         renamed[name] = tensor
     assert not any(re.search(r"norm1|self_attn|body", name) for name in renamed)
     again = convert_official_state_dict(renamed, model).model
     assert all(torch.equal(again[name], x) for name, x in ours.items())
+
+
+def test_a_source_whose_model_this_is_not_is_refused():
+    model, ours, _ = dn_weights()
+    with pytest.raises(CheckpointMismatchError, match="mmdetection3 has no weights of DN"):
+        convert_to_official(ours, model, source="mmdetection3")
+    detrex = convert_to_official(ours, model, source="detrex")
+    assert detrex["label_encoder.weight"].shape == (81, 255)
+    again = convert_official_state_dict(detrex, model).model
+    assert all(torch.equal(again[name], x) for name, x in ours.items())
+    official, shared = random_checkpoint("idea"), empty_model("idea")
+    converted = convert_official_state_dict(official, shared)
+    with pytest.raises(CheckpointMismatchError, match="a head a stage"):
+        convert_to_official(converted.model, shared, source="detrex")
+
+
+@pytest.mark.parametrize(("origin", "key"), [("idea", "model"), ("mmdet", "state_dict")])
+def test_files_are_as_their_code_base_writes_them(origin, key):
+    official, model = random_checkpoint(origin), empty_model(origin)
+    converted = convert_official_state_dict(official, model)
+    content = official_file(converted.model, model, extras=converted.extras)
+    assert content[key].keys() == official.keys()
