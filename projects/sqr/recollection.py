@@ -157,14 +157,21 @@ def _run_as_one(run_stage: RunStage, states: Sequence[QueryState]) -> list[Stage
     groups = len(states)
     if groups == 1:
         return _run_one_by_one(run_stage, states)
+    # Who sees whom is the same in all groups, and no row of the batch.
+    mask = states[0].queries.attention_mask
+    states = [x._replace(queries=x.queries._replace(attention_mask=None)) for x in states]
     # What is handed on is nested alike: all states of a stage have passed the same stages.
-    result = run_stage(*map_tensors(_fold, *states))
+    queries, carry = map_tensors(_fold, *states)
+    output, carry = run_stage(queries._replace(attention_mask=mask), carry)
+    result = output._replace(queries=output.queries._replace(attention_mask=None)), carry
     parts: list[tuple[Tensor, ...]] = []  # of each tensor, those of the groups
     map_tensors(lambda x: parts.append(x.unflatten(0, (-1, groups)).unbind(1)), result)
     results = []
     for of_group in zip(*parts):
         tensors = iter(of_group)
-        results.append(map_tensors(lambda _, tensors=tensors: next(tensors), result))
+        output, carry = map_tensors(lambda _, tensors=tensors: next(tensors), result)
+        masked = output.queries._replace(attention_mask=mask)
+        results.append((output._replace(queries=masked), carry))
     return results
 
 

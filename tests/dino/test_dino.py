@@ -19,7 +19,7 @@ from detection_toolkit.structures import Assignment, GroundTruth, Queries
 from detection_toolkit.training import StagewiseMatcher
 from dino import BoxDenoising, ContrastiveDenoising, PositiveFocalLoss
 from dino.denoising import Noise
-from sqr import QueryRecollection, plain_schedule
+from sqr import QueryRecollection, plain_schedule, selective_schedule
 from stageinteractor import CrossStageMatcher
 
 SIZES = [(64, 96), (72, 100)]
@@ -375,13 +375,20 @@ def test_without_denoising_no_query_is_added():
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_recollection_is_refused(variant):
-    cfg = small_config(variant)
-    cfg.decoder.route = None
-    decoder = instantiate(cfg).decoder
-    decoder.route = QueryRecollection(plain_schedule(2))
-    with pytest.raises(UserError, match="DenoisingCriterion"):
-        decoder.route.supervise(make_model(variant).criterion)
+@pytest.mark.parametrize("schedule", [plain_schedule(2), selective_schedule(2)])
+def test_groups_of_recollection_are_denoised_apart_or_at_once(variant, schedule):
+    results = []
+    for batched in (True, False):
+        detector = make_model(variant)
+        detector.decoder.route = QueryRecollection(schedule, batched=batched)
+        detector.criterion = detector.decoder.route.supervise(detector.criterion)
+        torch.manual_seed(1)
+        losses = detector(make_batch([2, 1]))
+        sum(losses.values()).backward()
+        results.append((losses, [p.grad for p in detector.parameters()]))
+    torch.testing.assert_close(results[0], results[1])
+    groups = sum(name.startswith("loss_cls_denoising") for name in results[0][0])
+    assert groups == schedule.num_groups
 
 
 @pytest.mark.parametrize(
