@@ -1,4 +1,4 @@
-"""DINO, Swin-L, five levels, 12 epochs: 57.3 AP published."""
+"""DINO, Swin-L, five levels, 12 epochs: 56.8 to 58.5 AP published, by schedule and levels."""
 
 from ..common.models.dino_5scale_swin_l import model
 from .dino_r50_4scale_12e import dataloader, lr_multiplier, optimizer, train
