@@ -8,7 +8,6 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,23 +64,16 @@ def _put(values: Mapping[str, float], iteration: int) -> None:
     get_event_storage().put_scalars(cur_iter=iteration, **values)
 
 
-def _put_losses(values: Mapping[str, float], iteration: int, *, count: int) -> None:
-    """Losses under their names for the console, and behind them the seconds of data, if given.
-
-    Args:
-        values: ``count`` losses, then the seconds of each process.
-    """
-    items = list(values.items())
+def _put_losses(values: Mapping[str, float], iteration: int) -> None:
+    """Losses under their names for the console; each stage's own beside."""
     sums: dict[str, float] = {}
-    for name, value in items[:count]:
+    for name, value in values.items():
         match = _STAGE_LOSS.fullmatch(name)
         if match is not None:
             name, kind, stage = match.groups()
             _put({f"stage{stage}/{kind}": value}, iteration)
         sums[name] = sums.get(name, 0.0) + value
-    _put({"total_loss": sum(value for _, value in items[:count]), **sums}, iteration)
-    if items[count:]:
-        _put({"data_time": max(seconds for _, seconds in items[count:])}, iteration)
+    _put({"total_loss": sum(values.values()), **sums}, iteration)
 
 
 class DetectionTrainLoop(SimpleTrainer):
@@ -181,13 +173,16 @@ class DetectionTrainLoop(SimpleTrainer):
         if (self.iter + 1) % self.log_period == 0:
             self.write_scalars()
 
-    def write_scalars(self) -> None:
+    def write_scalars(self, *, alone: bool = False) -> None:
         """Put the scalars of all steps since the last time into the event storage.
 
         Each has the iteration that it is of. A run calls it before it ends; otherwise it happens
-        every ``log_period`` steps.
+        every ``log_period`` steps. With several processes, they exchange what they have.
+
+        Args:
+            alone: the other processes may not be there any more: this one's numbers have to do.
         """
-        self._scalars.flush()
+        self._scalars.flush(alone=alone)
 
     def _update(
         self,
@@ -361,26 +356,23 @@ class DetectionTrainLoop(SimpleTrainer):
     def _write_losses(self, losses: Mapping[str, Tensor], data_time: float) -> None:
         """Sums over stages under the names that the console shows, each stage's own beside.
 
-        All are means over the processes, which are the losses of the whole batch.
+        All are means over the processes, which are the losses of the whole batch, and the longest
+        wait for data.
         """
         self._last_losses = losses
-        names = list(losses)
-        values = torch.stack([losses[name] for name in names]).double()
-        world_size = comm.get_world_size()
-        storage = get_event_storage()
-        storage.put_scalar("rank_data_time", data_time)
-        if world_size == 1:
-            storage.put_scalar("data_time", data_time)
-        else:
-            times = values.new_zeros(world_size)
-            times[comm.get_rank()].fill_(data_time)
-            values = torch.cat([values / world_size, times])
-            dist.all_reduce(values)
-            names += [f"data_time of process {i}" for i in range(world_size)]
-        if comm.is_main_process():
-            count = len(losses)
+        get_event_storage().put_scalar("rank_data_time", data_time)
+        is_main = comm.is_main_process()
+        values = torch.stack(list(losses.values()))
+        for names, numbers, write, reduction in (
+            (list(losses), values, _put_losses, "mean"),
+            (["data_time"], values.new_full((1,), data_time).double(), _put, "max"),
+        ):
             self._scalars.add(
-                names, values, iteration=self.iter, write=partial(_put_losses, count=count)
+                names,
+                numbers,
+                iteration=self.iter,
+                write=write if is_main else None,
+                reduction=reduction,
             )
 
     def _skip(

@@ -270,7 +270,7 @@ class Trainer(DefaultTrainer):
             super().after_train()
             return
         try:
-            self._trainer.write_scalars()
+            self._trainer.write_scalars(alone=True)
         except Exception as error:
             logger.warning("the scalars of the last steps are lost: %s", error)
         for hook in self._hooks:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from detectron2.config import instantiate
 from detectron2.utils.events import EventStorage
 from small_runs import make_batch
@@ -15,6 +16,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from detection_toolkit.config import get_config
+from detection_toolkit.engine import device_scalars
+from detection_toolkit.engine.device_scalars import DeviceScalars
 from detection_toolkit.engine.train_loop import DetectionTrainLoop
 
 # Python's ways to numbers, and operators whose result has a size that depends on numbers.
@@ -155,3 +158,41 @@ def test_scalars_that_are_read_later_are_those_of_their_steps(tmp_path):
     assert histories[0] == histories[1]
     assert {"stage0/matched_accuracy", "stage3/cls", "total_loss", "grad_norm"} <= set(histories[0])
     assert [iteration for _, iteration in histories[0]["total_loss"]] == [0, 1, 2, 3, 4]
+
+
+def test_several_processes_exchange_scalars_only_where_they_log(monkeypatch):
+    """Here the other process has twice the values of this one."""
+    exchanges = []
+
+    def all_reduce(values, op):
+        exchanges.append(op)
+        values *= 3 if op == dist.ReduceOp.SUM else 2
+
+    monkeypatch.setattr(device_scalars.dist, "all_reduce", all_reduce)
+    monkeypatch.setattr(device_scalars.comm, "get_world_size", lambda: 2)
+    scalars, written = DeviceScalars(), []
+
+    def note(values, iteration):
+        written.append((iteration, values))
+
+    def add_steps():
+        for iteration in range(2):
+            one = torch.tensor([1.0 + iteration])
+            scalars.add(["loss"], one, iteration=iteration, write=note, reduction="mean")
+            scalars.add(["seconds"], one, iteration=iteration, write=note, reduction="max")
+            scalars.add(["own"], one, iteration=iteration, write=note)
+            scalars.add(["of another"], one, iteration=iteration, write=None, reduction="mean")
+
+    add_steps()
+    assert exchanges == []
+    scalars.flush()
+    assert exchanges == [dist.ReduceOp.SUM, dist.ReduceOp.MAX]
+    assert written == [
+        *((0, {"loss": 1.5}), (0, {"seconds": 2.0}), (0, {"own": 1.0})),
+        *((1, {"loss": 3.0}), (1, {"seconds": 4.0}), (1, {"own": 2.0})),
+    ]
+    add_steps()
+    scalars.flush(alone=True)
+    assert len(exchanges) == 2
+    assert written[-1] == (1, {"own": 2.0})
+    assert written[-3] == (1, {"loss": 2.0})
