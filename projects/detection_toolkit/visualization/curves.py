@@ -70,7 +70,9 @@ def read_metrics(metrics_file: str | Path) -> dict[str, tuple[np.ndarray, np.nda
 
 
 def plot_loss_curves(metrics_file: str | Path, output: str | Path) -> str:
-    """Draw the losses of a training: the total, each kind, each stage, and the learning rate.
+    """Draw the losses of a run: the total, each kind, each stage, and the learning rate.
+
+    Those on the test set, where there are any, stand beside the total and those of the stages.
 
     Args:
         metrics_file: see :func:`read_metrics`.
@@ -109,12 +111,17 @@ def plot_loss_curves(metrics_file: str | Path, output: str | Path) -> str:
     for index, kind in enumerate(sorted(by_kind)):
         _draw(axes[1], *by_kind[kind], label=_KIND_NAMES.get(kind, kind), color=f"C{index}")
     if by_stage:
-        axes[-1].set_title("By stage, summed over the kinds")
+        points = "; points: on the test set" if "validation/total" in series else ""
+        axes[-1].set_title(f"By stage, summed over the kinds{points}")
     for stage in sorted(by_stage):
         # Viridis from dark to light: the order of the stages is visible without the legend.
         position = stage / max(1, max(by_stage)) * 0.85
         color = colormaps["viridis"](position)
         _draw(axes[-1], *_sum(by_stage[stage]), label=f"stage {stage + 1}", color=color)
+        prefix = f"validation/stage{stage}/"
+        on_test_set = [series[name] for name in series if name.startswith(prefix)]
+        if on_test_set:
+            axes[-1].plot(*_sum(on_test_set), marker="o", markersize=4, color=color)
     for axis in axes:
         axis.set_ylabel("loss")
         axis.set_ylim(bottom=0)

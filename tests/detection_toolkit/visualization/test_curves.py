@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import cv2
@@ -71,11 +72,13 @@ def test_loss_curves_are_drawn_in_new_folders(tmp_path, steps):
 def test_the_loss_on_the_test_set_is_drawn_beside_that_of_training(tmp_path):
     records = [record(20 * i + 19, total_loss=9.0 / (i + 1)) for i in range(3)]
     pictures = []
-    for values in ({}, {"validation/total": 8.0}):
+    of_stages = {f"validation/stage{t}/{kind}": 2.0 for t in (0, 1) for kind in ("cls", "giou")}
+    for values in ({}, {"validation/total": 8.0}, of_stages):
         records[-1].update(values)
         file = write(tmp_path / "metrics.json", records)
         pictures.append(cv2.imread(plot_loss_curves(file, tmp_path / "loss.png")))
-    assert pictures[0].shape == pictures[1].shape and (pictures[0] != pictures[1]).any()
+    for picture, richer in itertools.pairwise(pictures):
+        assert picture.shape == richer.shape and (picture != richer).any()
 
 
 def test_curves_of_nothing_are_refused(tmp_path):
