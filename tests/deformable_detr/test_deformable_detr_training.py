@@ -49,7 +49,7 @@ def test_targets_are_counted_without_predictions_where_the_objects_decide(
     expected = detector.criterion.count_targets(detector.predict(images), truth)
     calls = []
     predict = detector.predict
-    monkeypatch.setattr(detector, "predict", lambda images: calls.append(1) or predict(images))
+    monkeypatch.setattr(detector, "predict", lambda *args: calls.append(1) or predict(*args))
     torch.testing.assert_close(detector.count_targets(batch), expected, rtol=0, atol=0)
     # Seven objects are more than the six queries, but not more than the proposals.
     needed = kind == "cross_stage" or (kind.startswith("two_stage") and 7 in counts)

@@ -23,7 +23,7 @@ from detection_toolkit.structures import (
 )
 from dino.denoising import Noise
 
-DATA = Path(__file__).resolve().parents[1] / "data" / "dino_losses.npz"
+DATA = Path(__file__).resolve().parents[1] / "data" / "dino" / "losses.npz"
 CONFIGS = {"dino": "dino/dino_r50_4scale_12e.py", "dn": "dino/dn_deformable_r50_50e.py"}
 TERMS = {"loss_cls": "loss_ce", "loss_bbox": "loss_bbox", "loss_giou": "loss_giou"}
 STAGES = 3

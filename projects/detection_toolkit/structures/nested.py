@@ -30,7 +30,7 @@ def map_tensors(function: Callable[..., Any], first: Any, *others: Any) -> Any:
     if isinstance(first, Mapping):
         return {k: map_tensors(function, *(x[k] for x in (first, *others))) for k in first}
     if is_dataclass(first) and not isinstance(first, type):
-        names = [field.name for field in fields(first)]
+        names = [field.name for field in fields(first) if field.init]
         return replace(
             first,
             **{

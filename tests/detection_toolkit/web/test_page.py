@@ -122,7 +122,7 @@ def own_environment(monkeypatch):
     ("argv", "message"),
     [
         (["--weights", "missing.pth"], "error: checkpoint missing.pth does not exist"),
-        (["--config-file", "shapes_tny.py"], "Did you mean stageinteractor/shapes_tiny.py"),
+        (["--config-file", "shapes_tny.py"], "stageinteractor/shapes_tiny.py"),
         (
             ["--config-file", "stageinteractor/stageinteractor_r50_100q_1x.py"],
             "error: no trained weights for stageinteractor/stageinteractor_r50_100q_1x.py",
