@@ -87,9 +87,7 @@ def test_a_recording_holds_the_constants_that_its_graph_reads(monkeypatch):
 
     recordings = Recordings()
     recordings(times, [torch.ones(2)], [])
-    for n in range(
-        1000
-    ):  # of images of other sizes
+    for n in range(1000):  # of images of other sizes
         numbers([n])
     assert read[-1]() is not None
     assert numbers([7, 9]) is not read[-1]()
