@@ -1,10 +1,11 @@
 """A tiny DINO on your own data: the recipe of stageinteractor_tiny_custom.py."""
 
 from ..common.models.dino_tiny import model
-from ..stageinteractor.stageinteractor_tiny_custom import (
+from ..stageinteractor.stageinteractor_tiny_custom import (  # noqa: F401
     dataloader,
     lr_multiplier,
     optimizer,
+    recipe,
     train,
 )
 
