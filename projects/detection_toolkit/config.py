@@ -363,16 +363,21 @@ def arguments_of_target(node: DictConfig) -> set[str]:
 
 
 def _parameters_of_target(node: DictConfig) -> dict[str, inspect.Parameter]:
-    target = None if node._is_none() else node.get("_target_")
-    if target is None:
-        return {}
-    target = locate(target) if isinstance(target, str) else target
-    try:
-        parameters = inspect.signature(target).parameters.values()
-    except (TypeError, ValueError):
-        return {}
+    signature = _signature_of_target(node)
+    parameters = () if signature is None else signature.parameters.values()
     kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return {p.name: p for p in parameters if p.kind in kinds}
+
+
+def _signature_of_target(node: DictConfig) -> inspect.Signature | None:
+    target = None if node._is_none() else node.get("_target_")
+    if target is None:
+        return None
+    target = locate(target) if isinstance(target, str) else target
+    try:
+        return inspect.signature(target)
+    except (TypeError, ValueError):
+        return None
 
 
 def _flat_keys(node: DictConfig | ListConfig, prefix: str = "") -> list[str]:
@@ -397,4 +402,15 @@ def _no_such_key(cfg: DictConfig, key: str, node: object, found: str) -> str:
     last = key.rsplit(".", 1)[-1]
     near += [c for c in sorted(candidates) if c.rsplit(".", 1)[-1] == last and c not in near][:3]
     hint = f"the nearest keys are {', '.join(near)}" if near else "no key is spelled alike"
-    return f"the config has no key {key!r}; {hint}. +{key}=... would add it"
+    # A call refuses an argument that it does not know, and a run an unknown setting.
+    closed = found.split(".")[0] == "train" or _takes_no_more(node)
+    addition = "" if closed else f". +{key}=... would add it"
+    return f"the config has no key {key!r}; {hint}{addition}"
+
+
+def _takes_no_more(node: object) -> bool:
+    """Whether a node calls something that takes the arguments alone that it names."""
+    signature = _signature_of_target(node) if isinstance(node, DictConfig) else None
+    if signature is None:
+        return False
+    return all(p.kind is not p.VAR_KEYWORD for p in signature.parameters.values())

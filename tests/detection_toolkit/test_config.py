@@ -86,6 +86,16 @@ def test_an_unknown_key_is_an_error_that_names_the_nearest(cfg, override, neares
     assert nearest in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "key, can_be_added",
+    [("mine", True), ("dataloader.mine", True), ("train.mine", False), ("optimizer.mine", False)],
+)
+def test_plus_is_named_only_where_it_would_add_a_key(cfg, key, can_be_added):
+    with pytest.raises(KeyError) as error:
+        apply_overrides(cfg, [f"{key}=1"])
+    assert (f"+{key}=... would add it" in str(error.value)) == can_be_added
+
+
 def test_several_keys_of_a_group_may_be_set_at_once(cfg):
     apply_overrides(cfg, ["train.amp={enabled:true,precision:bfloat16}"])
     assert cfg.train.amp == {"enabled": True, "evaluation": False, "precision": "bfloat16"}

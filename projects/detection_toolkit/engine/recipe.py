@@ -172,7 +172,7 @@ def follow_recipe(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
         _set(cfg, {_QUERIES: queries})
         said.append(f"{queries} queries")
     batch = cfg.dataloader.train.total_batch_size * cfg.train.get("accumulation_steps", 1)
-    has_epochs = cfg.train.get("max_epochs") is not None
+    has_epochs = cfg.train.get("max_epochs") is not None and _STEPS not in given
     if not has_epochs and _is_default(cfg, given, _STEPS, recipe.max_iter):
         _set(cfg, {_STEPS: recipe.choose_steps(data, batch)})
         said.append(f"{cfg.train.max_iter} iterations")
@@ -180,7 +180,8 @@ def follow_recipe(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     for key, what in zip(_PERIODS, ("evaluation", "checkpoint")):
         if _is_default(cfg, given, key, recipe.period(recipe.max_iter)):
             _set(cfg, {key: period})
-            said.append(f"{what} every {period}")
+            if not has_epochs:  # they change it, and the log says what it becomes
+                said.append(f"{what} every {period}")
     logger.info(
         "recipe for %d images with up to %d objects: %s. A key that you set yourself wins",
         data.num_images,

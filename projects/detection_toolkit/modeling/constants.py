@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["constants"]
+__all__ = ["collect_constants", "constants"]
+
+_collected: ContextVar[list[Tensor] | None] = ContextVar("collected", default=None)
 
 
 def constants(numbers: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -19,7 +23,26 @@ def constants(numbers: Sequence[int], *, dtype: torch.dtype, device: torch.devic
     """
     if torch.compiler.is_compiling() or not all(type(n) is int for n in numbers):
         return torch.stack([torch.full((), n, dtype=dtype, device=device) for n in numbers])
-    return _kept(tuple(numbers), dtype, device)
+    tensor = _kept(tuple(numbers), dtype, device)
+    collected = _collected.get()
+    if collected is not None:
+        collected.append(tensor)
+    return tensor
+
+
+@contextlib.contextmanager
+def collect_constants() -> Iterator[list[Tensor]]:
+    """A list of the constants that are read meanwhile.
+
+    Whoever reads their memory later, as a CUDA graph does, has to hold them: they are not kept
+    for ever.
+    """
+    collected: list[Tensor] = []
+    before = _collected.set(collected)
+    try:
+        yield collected
+    finally:
+        _collected.reset(before)
 
 
 @functools.lru_cache(maxsize=256)

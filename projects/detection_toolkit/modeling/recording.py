@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..errors import UserError
+from .constants import collect_constants
 
 __all__ = ["Recordings"]
 
@@ -94,7 +95,10 @@ class Recordings:
             graph = torch.cuda.CUDAGraph()
             try:
                 # Recordings are replayed one after another, so that they may share their memory.
-                with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                with (
+                    collect_constants() as read,
+                    torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
+                ):
                     outputs = function(*kept)
             except RuntimeError as error:
                 raise UserError(
@@ -103,13 +107,22 @@ class Recordings:
                 ) from error
         self._pool = graph.pool() if self._pool is None else self._pool
 
-        def replay(inputs: Sequence[Tensor]) -> Tensors:
-            for own, value in zip(kept, inputs):
-                own.copy_(value)
-            graph.replay()
-            return tuple(x.clone() for x in outputs)
+        return _Recording(graph, kept, outputs, read)
 
-        return replay
+
+class _Recording(NamedTuple):
+    """A graph, and all memory outside of its pool that it reads and writes."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: list[Tensor]
+    outputs: Tensors
+    constants: list[Tensor]
+
+    def __call__(self, inputs: Sequence[Tensor]) -> Tensors:
+        for own, value in zip(self.inputs, inputs):
+            own.copy_(value)
+        self.graph.replay()
+        return tuple(x.clone() for x in self.outputs)
 
 
 def _precision() -> tuple:

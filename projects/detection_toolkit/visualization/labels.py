@@ -118,7 +118,7 @@ def _places(box: Bbox, width: float, height: float, limits: Bbox, centred: bool)
         for x in (max(lefts), min(rights)):
             corners += [(x, visible.y1 - height), (x, visible.y0)]
     for x, y in corners:
-        place = Bbox.from_bounds(min(max(x, limits.x0), limits.x1 - width), y, width, height)
+        place = Bbox.from_bounds(max(min(x, limits.x1 - width), limits.x0), y, width, height)
         if place.y0 >= limits.y0 - 1 and place.y1 <= limits.y1 + 1:
             yield place
 

@@ -123,10 +123,13 @@ def test_periods_follow_the_length_that_is_given(files):
     )
 
 
-def test_epochs_that_are_given_are_the_length(files):
+def test_epochs_that_are_given_are_the_length(files, caplog):
     own = ["train.max_epochs=400", *files]
-    cfg = prepare_config(apply_overrides(get_config(CUSTOM[0]), own), own)
+    with caplog.at_level(logging.INFO):
+        cfg = prepare_config(apply_overrides(get_config(CUSTOM[0]), own), own)
     assert (cfg.train.max_iter, cfg.train.eval_period) == (150, 30)
+    assert "recipe for 3 images" in caplog.text
+    assert "every 500" not in caplog.text  # the period of another length
 
 
 def test_a_whole_augmentation_of_ones_own_stays(files):

@@ -2,10 +2,13 @@
 
 import copy
 import pickle
+import weakref
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 
+from detection_toolkit.modeling.constants import constants
 from detection_toolkit.modeling.recording import Recordings
 
 
@@ -67,3 +70,24 @@ def test_a_recording_is_of_one_precision(recordings):
 def test_copies_are_empty(recordings):
     recordings(double, [torch.rand(2)], [])
     assert len(copy.deepcopy(recordings)) == len(pickle.loads(pickle.dumps(recordings))) == 0
+
+
+def test_a_recording_holds_the_constants_that_its_graph_reads(monkeypatch):
+    for name in ("current_stream", "Stream", "stream", "CUDAGraph", "graph"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    read = []
+
+    def numbers(values):
+        return constants(values, dtype=torch.long, device=torch.device("cpu"))
+
+    def times(x):
+        factor = numbers([7, 9])
+        read.append(weakref.ref(factor))
+        return (factor * x,)
+
+    recordings = Recordings()
+    recordings(times, [torch.ones(2)], [])
+    for n in range(1000):  # of images of other sizes
+        numbers([n])
+    assert read[-1]() is not None
+    assert numbers([7, 9]) is not read[-1]()

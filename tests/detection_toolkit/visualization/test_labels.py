@@ -104,3 +104,12 @@ def test_the_best_detections_are_labelled_where_not_all_can_be(monkeypatch):
     draw_detections(np.zeros((60, 80, 3), np.uint8), instances)
     assert len(seen) == 33 and list(seen)[0] == "0 90%" and seen["0 90%"]
     assert not all(seen.values()) and not seen["0 10%"]
+
+
+@pytest.mark.parametrize("x", [10, 150])
+def test_a_label_wider_than_the_picture_shows_its_beginning(x):
+    axis = make_axis()
+    texts = place_labels(axis, [BoxLabel([x, 40, x + 30, 70], "class " * 40)], size=6)
+    ((left, _, right, _),) = areas(texts)
+    assert right > WIDTH
+    assert 0 <= left < 5
