@@ -66,6 +66,7 @@ class Recordings:
         addresses = tuple(tensor.data_ptr() for tensor in tensors)
         if addresses != self._addresses:
             self._replays.clear()
+            self._pool = None  # it goes with the last of its graphs
             self._addresses = addresses
         key = (*_precision(), *((x.shape, x.stride(), x.dtype, x.device) for x in inputs))
         replay = self._replays.get(key)
@@ -100,6 +101,8 @@ class Recordings:
                     torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
                 ):
                     outputs = function(*kept)
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError as error:
                 raise UserError(
                     f"the detector cannot be recorded as a CUDA graph ({error}): set "
