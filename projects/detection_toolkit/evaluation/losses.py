@@ -88,6 +88,10 @@ class LossEvaluator(DatasetEvaluator):
             self._problem = f"{strange[0].get('file_name', 'an image')} is none of the data set's"
             return
         objects = [objects_as_seen(self._truth[x["image_id"]], x) for x in inputs]
+        num_classes = stages[0].logits.shape[-1]
+        if any(len(labels) and int(labels.max()) >= num_classes for _, labels, _ in objects):
+            self._problem = f"the data set has more classes than the model's {num_classes}"
+            return
         truth = GroundTruth.collate(
             [boxes[~crowd] for boxes, _, crowd in objects],
             [labels[~crowd] for _, labels, crowd in objects],
