@@ -145,15 +145,13 @@ class RecollectionCriterion(nn.Module):
         # To the plain criterion every group is a stage. Only the label assigner looks at more
         # than one of them at a time.
         self.criterion = copy.deepcopy(criterion)
-        of_stages = self.criterion
-        if isinstance(of_stages, BranchedCriterion):
-            of_stages = of_stages.main
-        of_stages.label_assigner = PathLabelAssigner(criterion.label_assigner, schedule)
+        assigner = PathLabelAssigner(criterion.label_assigner, schedule)
+        self.criterion.of_stages.label_assigner = assigner
 
     @property
     def of_stages(self) -> Criterion:
         """The plain detector's, for a plain cascade."""
-        criterion = copy.deepcopy(self.criterion)
+        criterion = copy.deepcopy(self.criterion.of_stages)
         criterion.label_assigner = self.label_assigner
         return criterion
 

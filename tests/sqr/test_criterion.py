@@ -168,6 +168,9 @@ def test_branches_beside_the_stages_are_supervised_once():
     assert all(torch.equal(losses[name], value) for name, value in expected.items())
     assert criterion.count_targets(predictions, truth).shape == (schedule.num_groups + 1, 2)
     assert criterion.label_assigner is main.label_assigner
+    # The losses of a plain cascade, as an evaluation computes them.
+    assert type(criterion.of_stages) is type(main)
+    assert isinstance(criterion.of_stages.label_assigner, CrossStageMatcher)
     assert isinstance(criterion.matcher, HungarianMatcher)
 
 

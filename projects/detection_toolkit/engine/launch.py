@@ -30,9 +30,9 @@ __all__ = [
     "read_process_environment",
 ]
 
-# SLURM gives no port. Jobs on one machine differ in their job id.
 # What PyTorch says of a port that another program listens at.
 _TAKEN = "EADDRINUSE"
+# SLURM gives no port. Jobs on one machine differ in their job id.
 _SLURM_BASE_PORT = 20000
 
 

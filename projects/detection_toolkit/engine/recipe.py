@@ -73,9 +73,9 @@ def summarize_data(dicts: Sequence[Mapping[str, Any]]) -> DataSummary:
 class SizeRecipe:
     """A recipe for a small model on a CPU, of three numbers.
 
-    Images are as large as a tenth of the objects being smaller than ``object_side`` takes, and no
-    larger than they are. Queries are half as many again as the objects of the fullest image. The
-    run sees every image ``epochs`` times, in no fewer and no more steps than its limits.
+    Images are so large that a tenth of the objects is smaller than ``object_side``, and, but for
+    rounding, no larger than they are. Queries are half as many again as the objects of the fullest
+    image. The run sees every image ``epochs`` times, in no fewer and no more steps than its limits.
     """
 
     def __init__(

@@ -8,6 +8,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -362,18 +363,11 @@ class DetectionTrainLoop(SimpleTrainer):
         self._last_losses = losses
         get_event_storage().put_scalar("rank_data_time", data_time)
         is_main = comm.is_main_process()
+        add = partial(self._scalars.add, iteration=self.iter)
         values = torch.stack(list(losses.values()))
-        for names, numbers, write, reduction in (
-            (list(losses), values, _put_losses, "mean"),
-            (["data_time"], values.new_full((1,), data_time).double(), _put, "max"),
-        ):
-            self._scalars.add(
-                names,
-                numbers,
-                iteration=self.iter,
-                write=write if is_main else None,
-                reduction=reduction,
-            )
+        seconds = values.new_full((1,), data_time, dtype=torch.double)
+        add(list(losses), values, write=_put_losses if is_main else None, reduction="mean")
+        add(["data_time"], seconds, write=_put if is_main else None, reduction="max")
 
     def _skip(
         self,

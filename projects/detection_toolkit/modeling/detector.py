@@ -168,7 +168,6 @@ class QueryDetector(nn.Module):
             counts = torch.tensor(known, dtype=dtype)[:, None].repeat(1, 2)
             return counts.to(self.device, non_blocking=True)
         images = self.preprocess_image(batched_inputs)
-        truth = self.prepare_ground_truth(batched_inputs, images.image_sizes)
         return self.criterion.count_targets(self.predict(images, truth), truth)
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:

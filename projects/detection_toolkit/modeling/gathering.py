@@ -66,57 +66,46 @@ class GatheringSampler:
                 :func:`has_triton`. Not where the program is traced.
         """
         compiling = torch.compiler.is_compiling()
-        self.fused = fused and not compiling
         maps = [level.permute(0, 2, 3, 1) for level in levels]
-        if self.fused:
-            self.tables = _side_by_side([table.detach() for table in maps])
+        self._shapes = [table.shape for table in maps]  # (B, H_l, W_l, C)
+        # The gradient takes another path than through the tables.
+        self._table: Tensor | None = None
+        self.tables: list[Tensor] = []
+        if fused and not compiling:
+            self._table = _side_by_side(maps)
         else:
             maps = [table.to(dtype).contiguous() for table in maps]
             self.tables = maps if compiling else [table.detach() for table in maps]
-        # (B, H_l, W_l, C) each. The gradient takes another path than through these.
         self._gradients: _MapGradients | None = None
         self._token: Tensor | None = None
         needs_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in levels)
         if needs_gradient and not compiling:
             self._gradients = _MapGradients(
-                [table.shape for table in maps],
-                dtype=torch.float32 if self.fused else dtype,
+                self._shapes,
+                dtype=dtype if self._table is None else torch.float32,
                 device=levels[0].device,
             )
             self._token = _CollectGradients.apply(self._gradients, *maps)
 
     def __call__(self, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
         """See :meth:`~detection_toolkit.modeling.FeatureMaps.sample`."""
-        shape, groups = x.shape[1:], x.shape[3]
-        if self.fused:
-            return self._sample_fused(x, y, weights, summed=False).view(*shape, -1)
-        rows, factors = self._rows_and_factors(x, y, weights)
-        rows = rows.transpose(1, 2).contiguous()  # (L, n, 4)
-        factors = factors.transpose(1, 2).contiguous()
-        return self._gather(rows, factors, groups).view(*shape, -1)
+        return self._sample(x, y, weights, of_bag=1).view(*x.shape[1:], -1)
 
     def sum(self, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
         """See :meth:`~detection_toolkit.modeling.FeatureMaps.sample_sum`."""
-        shape, groups, num_points = x.shape[1:4], x.shape[3], x.shape[4]
-        if self.fused:
-            return self._sample_fused(x, y, weights, summed=True).view(*shape, -1)
-        # All points of a group are one bag: rows and factors (L, R B N G, 4 P).
-        rows, factors = (
-            t.unflatten(-1, (-1, num_points)).transpose(1, 2).flatten(2)
-            for t in self._rows_and_factors(x, y, weights)
-        )
-        return self._gather(rows, factors, groups).view(*shape, -1)
+        return self._sample(x, y, weights, of_bag=x.shape[4]).view(*x.shape[1:4], -1)
 
-    def _rows_and_factors(self, x: Tensor, y: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """(L, 4, n) rows of the tables next to each point, and how much each counts."""
-        rows, corners = corner_rows([table.shape for table in self.tables], x, y)
-        return rows, corners * weights.to(corners.dtype).flatten(1)[:, None]
-
-    def _gather(self, rows: Tensor, factors: Tensor, groups: int) -> Tensor:
-        """(n, e) sums over all levels, of the rows (L, n, k) with their factors (L, n, k)."""
+    def _sample(self, x: Tensor, y: Tensor, weights: Tensor, *, of_bag: int) -> Tensor:
+        """(bags, e), a bag being so many consecutive points, which are summed."""
+        if self._table is not None:
+            sampled = _FusedSample.apply(
+                x, y, weights, self._token, self._table, self._shapes, of_bag, self._gradients
+            )
+            return sampled.to(x.dtype)
+        rows, factors = _rows_and_factors(self._shapes, x, y, weights, of_bag=of_bag)
         sampled = None
         for table, row, factor in zip(self.tables, rows, factors):
-            table = table.view(-1, table.shape[-1] // groups)  # (B H_l W_l G, e)
+            table = table.view(-1, table.shape[-1] // x.shape[3])  # (B H_l W_l G, e)
             values = F.embedding_bag(row, table, per_sample_weights=factor, mode="sum")
             sampled = values if sampled is None else sampled.add_(values)
         if self._token is not None:
@@ -125,35 +114,28 @@ class GatheringSampler:
             )
         return sampled
 
-    def _sample_fused(self, x: Tensor, y: Tensor, weights: Tensor, *, summed: bool) -> Tensor:
-        """(bags, e), a bag being a point of its own, or summed all those of a query's group."""
-        _, rows, num_queries, groups, num_points = x.shape
-        batch, _, _, channels = self.tables[0].shape
-        of_bag = num_points if summed else 1
-        layout = Layout(
-            geometry=_geometry([table.shape for table in self.tables], x.device),
-            groups=groups,
-            bags_per_image=rows // batch * num_queries * groups * (num_points // of_bag),
-            bags_per_group=num_points // of_bag,
-        )
-        sampled = _FusedSample.apply(
-            *(t.reshape(t.shape[0], -1, of_bag) for t in (x, y, weights)),
-            self._token,
-            _whole(self.tables).view(-1, channels // groups),
-            layout,
-            self._gradients,
-        )
-        return sampled.to(x.dtype)
+
+def _rows_and_factors(
+    shapes: Sequence[torch.Size], x: Tensor, y: Tensor, weights: Tensor, *, of_bag: int
+) -> tuple[Tensor, Tensor]:
+    """(L, bags, k) rows of each level's table that a bag sums, and how much each counts."""
+    rows, corners = corner_rows(shapes, x, y)
+    factors = corners * weights.to(corners.dtype).flatten(1)[:, None]
+    rows, factors = (
+        t.unflatten(-1, (-1, of_bag)).transpose(1, 2).flatten(2).contiguous()
+        for t in (rows, factors)
+    )
+    return rows, factors
 
 
-def _side_by_side(maps: Sequence[Tensor]) -> list[Tensor]:
-    """Copies of the maps (B, H_l, W_l, C), one behind the other in one piece of memory."""
+def _side_by_side(maps: Sequence[Tensor]) -> Tensor:
+    """Copies of the maps (B, H_l, W_l, C), one behind the other in one row of numbers."""
     dtype = maps[0].dtype if maps[0].dtype in _HALF else torch.float32
     shapes = [table.shape for table in maps]
-    tables = _split(torch.empty(_numel(shapes), dtype=dtype, device=maps[0].device), shapes)
-    for table, level in zip(tables, maps):
-        table.copy_(level)
-    return tables
+    whole = torch.empty(_numel(shapes), dtype=dtype, device=maps[0].device)
+    for table, level in zip(_split(whole, shapes), maps):
+        table.copy_(level.detach())
+    return whole
 
 
 def _numel(shapes: Sequence[torch.Size]) -> int:
@@ -166,19 +148,20 @@ def _split(whole: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
     return [part.view(shape) for part, shape in zip(parts, shapes)]
 
 
-def _whole(parts: Sequence[Tensor]) -> Tensor:
-    """What :func:`_split` has split."""
-    first = parts[0]
-    return first.as_strided((_numel([part.shape for part in parts]),), (1,))
-
-
-def _geometry(shapes: Sequence[torch.Size], device: torch.device) -> Tensor:
-    """(L, 4) int64: cells of all images before a level, cells per image, height, width."""
+def _layout(shapes: Sequence[torch.Size], x: Tensor, of_bag: int) -> Layout:
+    """What the fused kernel needs to know of the maps and of the points x (L, R B, N, G, P)."""
     numbers, before = [], 0
     for batch, height, width, _ in shapes:
         numbers += [before, height * width, height, width]
         before += batch * height * width
-    return constants(numbers, dtype=torch.long, device=device).view(-1, 4)
+    _, rows, num_queries, groups, num_points = x.shape
+    bags_per_group = num_points // of_bag
+    return Layout(
+        geometry=constants(numbers, dtype=torch.long, device=x.device).view(-1, 4),
+        groups=groups,
+        bags_per_image=rows // shapes[0][0] * num_queries * groups * bags_per_group,
+        bags_per_group=bags_per_group,
+    )
 
 
 class _MapGradients:
@@ -347,14 +330,14 @@ class _FusedSample(torch.autograd.Function):
     """Sampling of all levels in one kernel; gradients of the maps go where they are collected."""
 
     @staticmethod
-    def forward(
-        ctx, x, y, weights, token, table, layout: Layout, gradients: _MapGradients | None
-    ) -> Tensor:
+    def forward(ctx, x, y, weights, token, table, shapes, of_bag, gradients) -> Tensor:
         from . import triton_sampling
 
         ctx.save_for_backward(x, y, weights, table)
-        ctx.layout, ctx.gradients = layout, gradients
-        return triton_sampling.forward(table, layout, x, y, weights)
+        ctx.shapes, ctx.of_bag, ctx.gradients = shapes, of_bag, gradients
+        layout = _layout(shapes, x, of_bag)
+        table = table.view(-1, shapes[0][-1] // layout.groups)
+        return triton_sampling.forward(table, layout, *_bags(x, y, weights, of_bag))
 
     @staticmethod
     @once_differentiable
@@ -362,41 +345,27 @@ class _FusedSample(torch.autograd.Function):
         from . import triton_sampling
 
         x, y, weights, table = ctx.saved_tensors
-        collected = None if ctx.gradients is None else ctx.gradients.whole().view_as(table)
-        by_atomics = not torch.are_deterministic_algorithms_enabled()
+        gradient, gradients = gradient.float(), ctx.gradients
+        # What the kernel adds, it adds in whatever order the device reaches it.
+        in_order = torch.are_deterministic_algorithms_enabled()
         to_points = triton_sampling.backward(
-            table, ctx.layout, x, y, weights, gradient, collected if by_atomics else None
+            table.view(-1, gradient.shape[-1]),
+            _layout(ctx.shapes, x, ctx.of_bag),
+            *_bags(x, y, weights, ctx.of_bag),
+            grad=gradient,
+            grad_table=None if gradients is None or in_order else gradients.whole(),
         )
-        if collected is not None and not by_atomics:
-            _add_in_order(collected, ctx.layout, gradient.float(), x, y, weights)
-        to_token = None if collected is None else gradient.new_zeros(())
-        return *(g.to(t.dtype) for g, t in zip(to_points, (x, y, weights))), to_token, *[None] * 3
+        if gradients is not None and in_order:
+            terms = _rows_and_factors(
+                ctx.shapes, x.float(), y.float(), weights.float(), of_bag=ctx.of_bag
+            )
+            gradients.add(gradient, *terms)
+        to_token = None if gradients is None else gradient.new_zeros(())
+        points = zip(to_points, (x, y, weights))
+        return *(g.view_as(t).to(t.dtype) for g, t in points), to_token, *[None] * 4
 
 
-def _add_in_order(
-    collected: Tensor, layout: Layout, gradient: Tensor, x: Tensor, y: Tensor, weights: Tensor
-) -> None:
-    """The table's gradient as the kernel adds it, by sums whose order is always the same.
-
-    Args:
-        collected: (rows, e) is added to.
-        layout: of the table.
-        gradient: (bags, e).
-        x, y, weights: (L, bags, K).
-    """
-    before, cells, heights, widths = layout.geometry.unbind(1)
-    bag = torch.arange(x.shape[1], device=x.device)
-    image, group = bag // layout.bags_per_image, bag // layout.bags_per_group % layout.groups
-    column, column_weight = _neighbours(x.flatten(1).float() - 0.5, widths)
-    row, row_weight = _neighbours(y.flatten(1).float() - 0.5, heights)
-    first = before[:, None] + image * cells[:, None]  # (L, bags)
-    first = first.repeat_interleave(x.shape[2], 1)
-    group = group.repeat_interleave(x.shape[2])
-    for i in range(2):
-        for j in range(2):
-            cell = first + row[:, i] * widths[:, None] + column[:, j]
-            rows = cell * layout.groups + group
-            factors = row_weight[:, i] * column_weight[:, j] * weights.flatten(1)
-            for level in range(len(x)):
-                of_points = gradient.repeat_interleave(x.shape[2], 0)
-                collected.index_add_(0, rows[level], of_points * factors[level, :, None])
+def _bags(x: Tensor, y: Tensor, weights: Tensor, of_bag: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(L, R B, N, G, P) each -> (L, bags, K), without a copy where strides allow."""
+    x, y, weights = (t.reshape(t.shape[0], -1, of_bag) for t in (x, y, weights))
+    return x, y, weights

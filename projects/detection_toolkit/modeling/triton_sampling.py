@@ -227,6 +227,7 @@ def backward(
     x: Tensor,
     y: Tensor,
     weights: Tensor,
+    *,
     grad: Tensor,
     grad_table: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:

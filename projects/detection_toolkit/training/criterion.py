@@ -25,7 +25,6 @@ from ..structures import (
 )
 from ..structures.boxes import xyxy_norm
 from .losses import LabelNormalizer, Normalizer, SigmoidFocalLoss
-from .matcher import HungarianMatcher
 
 __all__ = ["BranchedCriterion", "BranchedResult", "Criterion", "CriterionResult"]
 
@@ -180,12 +179,10 @@ class Criterion(nn.Module):
             for each stage the matched queries, which are as many as the ones in the class targets;
             None where it takes predictions to know.
         """
-        matcher, assigner = self.matcher, self.label_assigner
-        if not isinstance(matcher, HungarianMatcher) or matcher.repeats != 1:
+        count = getattr(self.matcher, "count_matches", None)
+        if count is None or not self.label_assigner.one_label_per_match:
             return None
-        if not assigner.one_label_per_match:
-            return None
-        return [sum(min(count, num_queries) for count in truth.num_objects)] * num_stages
+        return count(truth.num_objects, num_stages=num_stages, num_queries=num_queries)
 
     def supervise(
         self, outputs: Outputs, truth: GroundTruth, assignment: Assignment | None = None

@@ -111,6 +111,33 @@ class HungarianMatcher(nn.Module):
         total = self.class_weight * classification + self.l1_weight * l1 + self.giou_weight * giou
         return MatchingCost(classification, l1, giou, total)
 
+    def count_matches(
+        self, num_objects: Sequence[int], *, num_stages: int, num_queries: int
+    ) -> list[int]:
+        """Queries of a batch that each stage has matched, whatever it predicts.
+
+        Args:
+            num_objects: of each image.
+            num_stages, num_queries: S and N.
+        """
+        self._check_repeats(num_stages)
+        return [
+            sum(min(n * self._copies(stage, n, num_queries), num_queries) for n in num_objects)
+            for stage in range(num_stages)
+        ]
+
+    def _check_repeats(self, num_stages: int) -> None:
+        if not isinstance(self.repeats, int) and len(self.repeats) != num_stages:
+            raise UserError(
+                f"the matcher has repeats for {len(self.repeats)} stages, the predictions are of "
+                f"{num_stages}"
+            )
+
+    def _copies(self, stage: int, num_objects: int, num_queries: int) -> int:
+        """How often each object of an image is to be matched at a stage."""
+        repeats = self.repeats if isinstance(self.repeats, int) else self.repeats[stage]
+        return max(1, min(repeats, num_queries // max(num_objects, 1)))
+
     @torch.no_grad()
     def forward(self, logits: Tensor, boxes: Tensor, truth: GroundTruth) -> Assignment:
         """Match every object of every stage and image, as far as there are queries.
@@ -126,12 +153,7 @@ class HungarianMatcher(nn.Module):
         # One copy to the host for all stages and images.
         total = self.cost(logits, boxes, truth).total.cpu().numpy()
         num_stages, num_images, num_queries, _ = total.shape
-        repeats = [self.repeats] * num_stages if isinstance(self.repeats, int) else self.repeats
-        if len(repeats) != num_stages:
-            raise UserError(
-                f"the matcher has repeats for {len(repeats)} stages, the predictions are of "
-                f"{num_stages}"
-            )
+        self._check_repeats(num_stages)
         matches = np.full((num_stages, num_images, num_queries), -1, dtype=np.int64)
 
         def match(b: int) -> list[tuple[int, int]]:
@@ -142,8 +164,8 @@ class HungarianMatcher(nn.Module):
                 if not np.isfinite(cost).all():
                     not_finite.append((s, b))
                     continue
-                copies = max(1, min(repeats[s], num_queries // max(count, 1)))
-                queries, objects = linear_sum_assignment(np.tile(cost, copies))
+                tiled = np.tile(cost, self._copies(s, count, num_queries))
+                queries, objects = linear_sum_assignment(tiled)
                 matches[s, b, queries] = objects % max(count, 1)
             return not_finite
 

@@ -105,6 +105,10 @@ def test_an_object_is_matched_to_k_queries_as_far_as_there_are(count, num_querie
     least = repeated[rows, columns].sum()
     assert cost[queries, matched].sum() == pytest.approx(least, rel=1e-5, abs=1e-6)
     assert torch.equal(index[1], HungarianMatcher()(logits, boxes, truth).object_index[1])
+    counts = HungarianMatcher(repeats=[k, 1]).count_matches(
+        truth.num_objects, num_stages=2, num_queries=num_queries
+    )
+    assert counts == (index >= 0).sum((1, 2)).tolist()
 
 
 def test_repeats_that_do_not_fit_are_refused():
