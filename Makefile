@@ -11,7 +11,7 @@ COMPILE := uv pip compile --quiet --universal --python-version 3.9 --annotation-
 	--custom-compile-command "make requirements"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo web test test-isa soak lint docs gpu ablation ablation-smoke clean distclean requirements shapes-checkpoint
+.PHONY: help demo web test test-all test-isa soak lint docs gpu ablation ablation-smoke clean distclean requirements shapes-checkpoint
 
 help:  ## list the targets
 	@echo "make <target> [PYTHON=python3] [ARGS='...']"
@@ -26,7 +26,10 @@ web: $(READY)  ## show the shipped detector on a page in the browser: docs/web.m
 # One thread a worker: PyTorch would start one a core in each of them.
 TEST = OMP_NUM_THREADS=1 $(RUN) -m pytest tests -n $(TEST_WORKERS) --dist loadscope --durations=15 $(ARGS)
 
-test: $(READY)  ## run the tests; ARGS="-k matcher" chooses some
+test: $(READY)  ## run the tests but for slow ones; ARGS="-k matcher" chooses some
+	$(TEST) -m "not slow"
+
+test-all: $(READY)  ## run all tests, as CI does
 	$(TEST)
 
 # Instruction sets add in different orders. These keep PyTorch's own kernels, or oneDNN's, from using

@@ -58,6 +58,7 @@ def test_the_program_agrees(detector, program, tmp_path):
         run(torch.zeros(1, 3, 75, 43), torch.tensor([[75, 43]]))
 
 
+@pytest.mark.slow
 def test_onnx_agrees(detector, program):
     for package in ("onnx", "onnxruntime", "onnxscript"):
         pytest.importorskip(package)

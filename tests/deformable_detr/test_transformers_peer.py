@@ -65,6 +65,7 @@ def test_transformers_reads_what_is_written_here(pair, tmp_path):
     assert torch.equal(run_peer(again, images).pred_boxes, run_peer(peer, images).pred_boxes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", CONFIGS)
 def test_predictions_at_the_released_size_are_the_same(variant):
     peer = make_peer(variant)

@@ -404,6 +404,7 @@ def test_senseless_denoising_is_refused(change, said):
         instantiate(small_config("dino", f"model.denoising.{change}"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_exported_program_takes_any_batch_and_size(variant):
     detector = exportable_detector(small_config(variant), make_model(variant).float().state_dict())

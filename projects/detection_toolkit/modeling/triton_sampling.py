@@ -23,7 +23,7 @@ __all__ = ["backward", "forward"]
 
 _SHAPES = [(8, 1), (16, 1), (16, 2), (32, 2), (32, 4), (64, 4)]
 if os.environ.get("TRITON_INTERPRET") == "1":
-    _SHAPES = _SHAPES[1:2]  # there is no device to measure them on
+    _SHAPES = _SHAPES[-1:]  # there is no device to measure them on; fewest programs
 _CONFIGS = [triton.Config({"BAGS": bags}, num_warps=warps) for bags, warps in _SHAPES]
 _KEY = ["L", "K", "E"]
 # They change with the image, and the kernels need not be compiled anew for that.
