@@ -498,9 +498,9 @@ def test_help_lists_the_targets_and_needs_no_environment(checkout):
     assert "set-up" not in listed
 
 
-@pytest.mark.parametrize("failing", [None, "lint", "test", "docs", "ablation-smoke"])
+@pytest.mark.parametrize("failing", [None, "lint", "test", "test-all", "docs", "ablation-smoke"])
 def test_ci_runs_every_step_and_fails_if_one_does(tmp_path, failing):
-    steps = ("lint", "test", "docs", "ablation-smoke")
+    steps = ("lint", "test", "test-all", "docs", "ablation-smoke")
     (tmp_path / ".ci").mkdir()
     (tmp_path / ".ci" / "run").write_text((ROOT / ".ci" / "run").read_text())
     (tmp_path / "Makefile").write_text(
