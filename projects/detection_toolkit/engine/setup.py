@@ -39,7 +39,7 @@ def prepare_config(
         overrides: the command line's; a number of classes among them must agree with the data.
         training: also look at the training set, and let the run follow it where a ``recipe`` or
             ``train.max_epochs`` asks for it. Otherwise a recipe is followed where the training set
-            is at hand, so that a model is evaluated as it was trained.
+            is found, so that a model is evaluated as it was trained.
         with_files: the data sets' files are needed, too; see ``dataset_names``.
 
     Raises:
