@@ -38,7 +38,7 @@ from .diagnosis import (
     match_detections,
 )
 from .inference import run_evaluator
-from .truth import annotated_records, objects_as_seen, objects_of
+from .truth import annotated_records, collate_objects, objects_as_seen, objects_of
 
 __all__ = [
     "AllStages",
@@ -182,11 +182,7 @@ class StageEvaluator(DatasetEvaluator):
         self._count_label_changes(
             torch.stack([logits for logits, _, _ in predictions], 1),
             torch.stack([boxes for _, boxes, _ in predictions], 1),
-            GroundTruth.collate(
-                [boxes[~crowd] for boxes, _, crowd in truth],
-                [labels[~crowd] for _, labels, crowd in truth],
-                [tuple(x["image"].shape[-2:]) for x in inputs],
-            ),
+            collate_objects(truth, inputs),
         )
         self._images += len(inputs)
 
