@@ -1,5 +1,6 @@
 """Losses of training on a test set: what they are, where they are told, what they leave alone."""
 
+import contextlib
 import copy
 import json
 import logging
@@ -18,6 +19,7 @@ from tolerances import tolerance
 from detection_toolkit.config import get_config
 from detection_toolkit.data import dataset_names
 from detection_toolkit.engine import Trainer, prepare_config
+from detection_toolkit.errors import UserError
 from detection_toolkit.evaluation import build_loss_evaluator, run_evaluator
 from detection_toolkit.modeling import QueryDetector
 
@@ -201,6 +203,10 @@ def test_objects_of_a_class_that_the_model_lacks_cost_the_losses_and_not_ap(
     reason = "needs 4 classes, and the model has 3"
     assert [reason in r.getMessage() for r in caplog.records].count(True) == 1 - iscrowd
     assert math.isfinite(results["bbox"]["AP"])
+    cfg.train.stage_evaluation = True
+    refusal = contextlib.nullcontext() if iscrowd else pytest.raises(UserError, match=reason)
+    with refusal:
+        Trainer.test(cfg, model)
 
 
 def test_a_query_that_is_not_finite_costs_the_losses_and_not_ap(tmp_path, monkeypatch, caplog):
