@@ -124,8 +124,9 @@ def official_file(
     source: str = "",
 ) -> dict[str, Any]:
     """What an official file of our weights holds; see :func:`convert_to_official`."""
-    official = convert_to_official(weights, model, extras=extras, source=source)
-    return _with_source(weights, model, source).contain(official, source=source)
+    weight_format = _with_source(weights, model, source)
+    official = weight_format.convert_back(weights, model, extras=extras, source=source)
+    return weight_format.contain(official, source=source)
 
 
 def _with_source(weights: Iterable[str], model: nn.Module, source: str) -> WeightFormat:

@@ -14,9 +14,15 @@ from torch import Tensor, nn
 
 from ..errors import NonFinitePredictionError
 from ..modeling import QueryDetector
-from ..structures import GroundTruth, StageOutput
+from ..structures import StageOutput
 from ..training import Criterion
-from .truth import annotated_records, objects_as_seen, objects_of
+from .truth import (
+    annotated_records,
+    collate_objects,
+    count_needed_classes,
+    objects_as_seen,
+    objects_of,
+)
 
 __all__ = ["VALIDATION", "LossEvaluator", "build_loss_evaluator"]
 
@@ -26,6 +32,7 @@ logger = logging.getLogger(__name__)
 VALIDATION = "validation"
 # Without "loss", which Detectron2 would have on every later line of the console.
 _NAMES = ("cls", "bbox", "giou")
+_NONE = "there is no validation loss: %s"
 
 
 class LossEvaluator(DatasetEvaluator):
@@ -40,7 +47,7 @@ class LossEvaluator(DatasetEvaluator):
     ):
         """
         Args:
-            records: Detectron2's dicts of the data set, with "annotations".
+            records: Detectron2's dicts of the data set, with "annotations" of the model's classes.
             decoder: of the model that is evaluated.
             criterion: of its stages.
         """
@@ -81,23 +88,13 @@ class LossEvaluator(DatasetEvaluator):
         if not stages or len(stages[0].logits) != len(inputs):
             self._problem = "the model answers in another way than by one pass through its stages"
             return
-        keys = ("image_id", "width", "height")
-        strange = [x for x in inputs if any(k not in x for k in keys)]
-        strange = strange or [x for x in inputs if x["image_id"] not in self._truth]
+        keys = {"image_id", "width", "height"}
+        strange = [x for x in inputs if not keys <= x.keys() or x["image_id"] not in self._truth]
         if strange:
             self._problem = f"{strange[0].get('file_name', 'an image')} is none of the data set's"
             return
         objects = [objects_as_seen(self._truth[x["image_id"]], x) for x in inputs]
-        num_classes = stages[0].logits.shape[-1]
-        if any(len(labels) and int(labels.max()) >= num_classes for _, labels, _ in objects):
-            self._problem = f"the data set has more classes than the model's {num_classes}"
-            return
-        truth = GroundTruth.collate(
-            [boxes[~crowd] for boxes, _, crowd in objects],
-            [labels[~crowd] for _, labels, crowd in objects],
-            [tuple(x["image"].shape[-2:]) for x in inputs],
-            device=stages[0].boxes.device,
-        )
+        truth = collate_objects(objects, inputs, device=stages[0].boxes.device)
         try:
             sums = self._criterion.loss_sums(stages, truth).double()
         except NonFinitePredictionError as error:
@@ -118,7 +115,7 @@ class LossEvaluator(DatasetEvaluator):
         problems = [problem for _, problem in gathered if problem]
         sums = [part for part, _ in gathered if part is not None]
         if problems or not sums:
-            logger.warning("there is no validation loss: %s", (*problems, "no image")[0])
+            logger.warning(_NONE, (*problems, "no image")[0])
             return {}
         losses = self._criterion.losses_of_sums(torch.stack(sums).sum(0))  # (S, 3)
         values = {"total": float(losses.sum())}
@@ -133,7 +130,8 @@ def build_loss_evaluator(model: nn.Module, dataset_name: str) -> LossEvaluator |
     """That of a model on a data set; None where there are no losses.
 
     These are other models than query-based detectors, those without a criterion or with one of
-    another kind, and data sets without annotations.
+    another kind, and data sets without annotations, or with objects of classes that the model
+    lacks, which is logged.
     """
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
@@ -143,4 +141,11 @@ def build_loss_evaluator(model: nn.Module, dataset_name: str) -> LossEvaluator |
     if not isinstance(criterion, Criterion):
         return None
     records = annotated_records(dataset_name)
-    return LossEvaluator(records, model.decoder, criterion) if records else None
+    if not records:
+        return None
+    needed = count_needed_classes(records)
+    if needed > model.num_classes:
+        reason = f"{dataset_name} needs {needed} classes, and the model has {model.num_classes}"
+        logger.warning(_NONE, reason)
+        return None
+    return LossEvaluator(records, model.decoder, criterion)

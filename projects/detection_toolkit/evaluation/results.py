@@ -125,11 +125,8 @@ def _is_detection(entry: Any) -> bool:
 
 def read_validation_loss(folder: Path) -> dict[str, float] | None:
     """The losses of an evaluation, see :class:`LossEvaluator`; None where there are none."""
-    try:
-        document = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        return document["results"][VALIDATION]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    results = _recorded(folder).get("results")
+    return results.get(VALIDATION) if isinstance(results, dict) else None
 
 
 def read_stages(path: Path) -> dict[str, Any] | None:
@@ -157,21 +154,26 @@ def read_facts(output_dir: Path, folder: Path) -> dict[str, str | None]:
         "config": its name, with what the command line changed; "checkpoint"; "weights": "plain" or
         "averaged"; "date": of the evaluation. None for what is not known.
     """
-    try:
-        document = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        facts = {key: document.get(key) for key in ("checkpoint", "weights", "date")}
-    except (OSError, ValueError, AttributeError):
-        facts = dict.fromkeys(("checkpoint", "weights", "date"))
+    document = _recorded(folder)
+    facts = {key: document.get(key) for key in ("checkpoint", "weights", "date")}
     return {"config": _read_config_name(output_dir), **facts}
 
 
 def read_max_dets(folder: Path) -> int:
     """Detections of an image and class that counted in an evaluation."""
     try:
-        document = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        return int(document["max_dets_per_image"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return int(_recorded(folder)["max_dets_per_image"])
+    except (KeyError, TypeError, ValueError):
         return DETECTIONS
+
+
+def _recorded(folder: Path) -> dict[str, Any]:
+    """What an evaluation wrote beside its detections; empty where nothing can be read."""
+    try:
+        document = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}
 
 
 def _read_config_name(output_dir: Path) -> str | None:

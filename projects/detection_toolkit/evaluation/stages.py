@@ -38,7 +38,13 @@ from .diagnosis import (
     match_detections,
 )
 from .inference import run_evaluator
-from .truth import annotated_records, objects_as_seen, objects_of
+from .truth import (
+    annotated_records,
+    collate_objects,
+    count_needed_classes,
+    objects_as_seen,
+    objects_of,
+)
 
 __all__ = [
     "AllStages",
@@ -130,9 +136,9 @@ class StageEvaluator(DatasetEvaluator):
             facts: further entries at the top of the JSON.
 
         Raises:
-            UserError: the data set has no annotations.
+            UserError: the data set has no annotations, or some of classes beyond K.
         """
-        records = _require_annotations(dataset_name)
+        records = _require_annotations(dataset_name, num_classes)
         self.dataset_name = dataset_name
         self.num_stages = num_stages
         self.num_classes = num_classes
@@ -182,11 +188,7 @@ class StageEvaluator(DatasetEvaluator):
         self._count_label_changes(
             torch.stack([logits for logits, _, _ in predictions], 1),
             torch.stack([boxes for _, boxes, _ in predictions], 1),
-            GroundTruth.collate(
-                [boxes[~crowd] for boxes, _, crowd in truth],
-                [labels[~crowd] for _, labels, crowd in truth],
-                [tuple(x["image"].shape[-2:]) for x in inputs],
-            ),
+            collate_objects(truth, inputs),
         )
         self._images += len(inputs)
 
@@ -367,7 +369,8 @@ def evaluate_stages(
         the evaluator's results, and the metrics by stage; both empty but in the main process.
 
     Raises:
-        UserError: the model has no stages, or the data set no annotations.
+        UserError: the model has no stages, or the data set no annotations, or some of classes that
+            the model lacks.
         NonFinitePredictionError: an image has no finite prediction; in all processes.
     """
     detector = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
@@ -431,19 +434,27 @@ def check_stage_evaluation(
     """Tell before a training what would stop the evaluation after it.
 
     Raises:
-        UserError: the model has no stages, or a data set no annotations.
+        UserError: the model has no stages, or a data set no annotations, or some of classes that
+            the model lacks.
     """
-    compared_label_assigners(AllStages(model).detector, label_assigners)
+    detector = AllStages(model).detector
+    compared_label_assigners(detector, label_assigners)
     for name in dataset_names:
-        _require_annotations(name)
+        _require_annotations(name, detector.num_classes)
 
 
-def _require_annotations(dataset_name: str) -> list[dict[str, Any]]:
+def _require_annotations(dataset_name: str, num_classes: int) -> list[dict[str, Any]]:
     records = annotated_records(dataset_name)
     if not records:
         raise UserError(
             f"data set {dataset_name} has no annotated objects: evaluation by stage "
             "(train.stage_evaluation) needs some"
+        )
+    needed = count_needed_classes(records)
+    if needed > num_classes:
+        raise UserError(
+            f"{dataset_name} needs {needed} classes, and the model has {num_classes}: evaluation "
+            "by stage (train.stage_evaluation) needs a model with all of them"
         )
     return records
 

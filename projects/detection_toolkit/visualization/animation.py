@@ -18,9 +18,7 @@ from torch import Tensor
 from ..checkpoint.durable import write_durably
 from .labels import BoxLabel, place_labels
 from .paper import draw_box
-from .pictures import DEFAULT_SCORE_THRESHOLD
-from .pictures import _class_color as class_color
-from .pictures import _class_name as class_name
+from .pictures import DEFAULT_SCORE_THRESHOLD, class_color, class_name
 from .stage_traces import StageTrace, resize_trace
 from .stages import choose_queries
 

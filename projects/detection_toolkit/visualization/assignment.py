@@ -21,7 +21,7 @@ from ..training import LabelAssigner
 from .fonts import use_fonts
 from .labels import BoxLabel, place_labels
 from .paper import TEXT_WIDTH, draw_box, fix_layout, new_figure, prepare_picture
-from .pictures import _class_name as class_name
+from .pictures import class_name
 
 __all__ = ["LabelDecision", "LabelSource", "draw_assignment", "explain_labels"]
 

@@ -25,6 +25,8 @@ from .labels import BoxLabel, place_labels
 
 __all__ = [
     "DEFAULT_SCORE_THRESHOLD",
+    "class_color",
+    "class_name",
     "contact_sheet",
     "distinct_names",
     "draw_detections",
@@ -78,7 +80,7 @@ def draw_detections(
     instances = select_confident(instances, threshold)
     classes = instances.pred_classes.tolist()
     labels = [
-        f"{_class_name(metadata, c)} {100 * s:.0f}%"
+        f"{class_name(metadata, c)} {100 * s:.0f}%"
         for c, s in zip(classes, instances.scores.tolist())
     ]
     boxes = instances.pred_boxes
@@ -107,7 +109,7 @@ def draw_ground_truth(
     boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
     classes = [a["category_id"] for a in annotations]
     labels = [
-        _class_name(metadata, c) + ("|crowd" if a.get("iscrowd") else "")
+        class_name(metadata, c) + ("|crowd" if a.get("iscrowd") else "")
         for c, a in zip(classes, annotations)
     ]
     boxes = Boxes(np.asarray(boxes, dtype="float32").reshape(-1, 4))
@@ -218,7 +220,7 @@ def _draw(
     areas = boxes.area().tolist()
     for i in sorted(range(len(corners)), key=lambda i: -areas[i]):  # small ones on top
         # Detectron2's default is half transparent: lost on a busy background.
-        visualizer.draw_box(corners[i], alpha=1.0, edge_color=_class_color(metadata, classes[i]))
+        visualizer.draw_box(corners[i], alpha=1.0, edge_color=class_color(metadata, classes[i]))
     if font_size is None:
         font_size = max(9.0, scale * (image.shape[0] * image.shape[1]) ** 0.5 / 90)
     background = {"facecolor": "black", "alpha": 0.8, "pad": 1.5, "edgecolor": "none"}
@@ -229,7 +231,7 @@ def _draw(
                 corners[i],
                 labels[i],
                 {
-                    "color": [0.4 + 0.6 * x for x in _class_color(metadata, classes[i])],
+                    "color": [0.4 + 0.6 * x for x in class_color(metadata, classes[i])],
                     "bbox": background,
                     "zorder": 10,
                 },
@@ -241,12 +243,14 @@ def _draw(
     return visualizer.output.get_image()
 
 
-def _class_name(metadata: Metadata | None, index: int) -> str:
+def class_name(metadata: Metadata | None, index: int) -> str:
+    """As matplotlib can draw it; the number of a class without a name."""
     names = metadata.get("thing_classes", None) if metadata is not None else None
     return drawable(str(names[index])) if names is not None and index < len(names) else str(index)
 
 
-def _class_color(metadata: Metadata | None, index: int) -> tuple[float, float, float]:
+def class_color(metadata: Metadata | None, index: int) -> tuple[float, float, float]:
+    """RGB, 0 to 1: the data set's ``thing_colors`` where it has them."""
     colors = metadata.get("thing_colors", None) if metadata is not None else None
     if colors is not None and index < len(colors):
         return tuple(channel / 255 for channel in colors[index])

@@ -125,7 +125,6 @@ def _training(metrics_file: Path, dataset: str) -> list[charts.Part]:
         drawn = charts.training_charts(metrics_file, prefix)
         values = {m: dict(zip(*series.get(prefix + m, ((), ())))) for m in METRICS[:3]}
         rows = [[int(i), *(values[m].get(i) for m in values)] for i in values["AP"]]
-        rows = [[i, *(float(v) if v is not None else None for v in row)] for i, *row in rows]
     if not drawn:
         return [("text", "No training was recorded in this folder.")]
     parts: list[charts.Part] = [("image", drawn["loss"])] if "loss" in drawn else []

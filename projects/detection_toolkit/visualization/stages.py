@@ -21,9 +21,7 @@ from ..errors import UserError
 from .fonts import use_fonts
 from .labels import BoxLabel, place_labels
 from .paper import TEXT_WIDTH, draw_box, fix_layout, new_figure, prepare_picture
-from .pictures import DEFAULT_SCORE_THRESHOLD
-from .pictures import _class_color as class_color
-from .pictures import _class_name as class_name
+from .pictures import DEFAULT_SCORE_THRESHOLD, class_color, class_name
 from .stage_traces import StageTrace
 from .viewers import LABEL_SIZE, STAGE_VIEWERS
 

@@ -1,5 +1,7 @@
 """Losses of training on a test set: what they are, where they are told, what they leave alone."""
 
+import contextlib
+import copy
 import json
 import logging
 import math
@@ -17,6 +19,7 @@ from tolerances import tolerance
 from detection_toolkit.config import get_config
 from detection_toolkit.data import dataset_names
 from detection_toolkit.engine import Trainer, prepare_config
+from detection_toolkit.errors import UserError
 from detection_toolkit.evaluation import build_loss_evaluator, run_evaluator
 from detection_toolkit.modeling import QueryDetector
 
@@ -180,6 +183,30 @@ def test_without_annotations_or_stages_there_are_none(tmp_path):
     assert build_loss_evaluator(model, name) is None
     assert "validation" not in Trainer.test(cfg, model)
     assert build_loss_evaluator(torch.nn.Linear(1, 1), name) is None
+
+
+@pytest.mark.parametrize("iscrowd", [0, 1])
+def test_objects_of_a_class_that_the_model_lacks_cost_the_losses_and_not_ap(
+    tmp_path, document, iscrowd, caplog
+):
+    cfg, model, _ = build(tmp_path, document=document)  # three classes
+    extended = copy.deepcopy(document)
+    extended["categories"].append({"id": 99, "name": "other"})
+    extended["annotations"][0] |= {"category_id": 99, "iscrowd": iscrowd}
+    json_file, root = write_dataset(tmp_path / "extended", extended)
+    cfg.dataloader.test.dataset.json_file = str(json_file)
+    cfg.dataloader.test.dataset.image_root = str(root)
+    with caplog.at_level(logging.WARNING):
+        results = Trainer.test(cfg, model)
+    # Crowds are no objects.
+    assert set(results) == ({"bbox", "validation"} if iscrowd else {"bbox"})
+    reason = "needs 4 classes, and the model has 3"
+    assert [reason in r.getMessage() for r in caplog.records].count(True) == 1 - iscrowd
+    assert math.isfinite(results["bbox"]["AP"])
+    cfg.train.stage_evaluation = True
+    refusal = contextlib.nullcontext() if iscrowd else pytest.raises(UserError, match=reason)
+    with refusal:
+        Trainer.test(cfg, model)
 
 
 def test_a_query_that_is_not_finite_costs_the_losses_and_not_ap(tmp_path, monkeypatch, caplog):
