@@ -1,6 +1,7 @@
 """The benchmark of the attention layer."""
 
 from benchmarks import deformable_attention
+
 from detection_toolkit.studies.steps import StepCost
 
 
