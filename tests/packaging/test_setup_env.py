@@ -484,7 +484,7 @@ def test_every_target_sets_up_only_when_something_changed(checkout, target):
 )
 def test_the_tests_run_with_other_instructions(checkout, isa, setting):
     # `make test-isa ISA=...` exports ISA to what it runs, this test included.
-    plain = make(checkout, "-n", "test", "ARGS=-k matcher")
+    plain = make(checkout, "-n", "test-all", "ARGS=-k matcher")
     assert make(checkout, "-n", "test-isa", f"ISA={isa}", "ARGS=-k matcher") == setting + plain
     with pytest.raises(AssertionError, match="ISA=sse is none of avx2, default, onednn"):
         make(checkout, "-n", "test-isa", "ISA=sse")
