@@ -30,10 +30,11 @@ import torch
 from torch import nn
 
 from detection_toolkit.modeling import Execution
+from detection_toolkit.modeling.execution import PLAIN
 from detection_toolkit.parity import CaseError, Report, Row, Settings, check_case
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-DIRECT = Execution(sampling="grid", mixing="direct", channels_last=False)
+DIRECT = Execution(**PLAIN)
 FORMS = ("default", "direct", "plain")
 HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -18,7 +18,11 @@ SIZES = [*PARITY_SIZES, [(75, 66)], [(131, 203), (90, 203), (131, 77)]]
 SMALL = [[(75, 43)], [(33, 70), (64, 41)]]
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
+# Two-stage has all that the others have.
+OTHERS = [pytest.param(x, marks=pytest.mark.slow) for x in VARIANTS if x != "two_stage"]
+
+
+@pytest.fixture(scope="module", params=["two_stage", *OTHERS])
 def variant(request):
     return request.param
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from detection_toolkit.modeling import Execution
+from detection_toolkit.modeling.execution import PLAIN
 from detection_toolkit.parity import Settings, check_case
 
 DATA = Path(__file__).resolve().parents[1] / "data"
@@ -25,7 +26,7 @@ def test_the_released_numbers_are_met(name, dtype):
 
 
 def test_the_plain_form_meets_them_too():
-    execution = Execution(sampling="grid", channels_last=False)
+    execution = Execution(**PLAIN)
     report = check_case(DATA / f"{TWO_STAGE}.npz", Settings(execution=execution))
     assert report.ok, [row for row in report.rows if not row.ok]
 

@@ -70,6 +70,7 @@ model = L(DeformableDETR)(
         sampling="auto",  # "triton" on a GPU, else "gather"; or "grid", the plain form
         mixing="factored",  # of other detectors
         channels_last=True,
+        fold_norms=True,  # fixed batch norms go into the weights of the convolutions
         checkpoint=False,  # less memory, more time
         compile="",  # mode of torch.compile for the decoder
         cuda_graphs=False,  # at inference: one recording per image size

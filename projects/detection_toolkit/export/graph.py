@@ -19,15 +19,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import UserError
 from ..modeling import QueryDetector, require_query_detector
+from ..modeling.execution import PLAIN
 
 __all__ = ["INPUT_TYPES", "DetectionGraph", "exportable_detector", "plain_attention", "trace"]
 
 INPUT_TYPES = {"float32": torch.float32, "uint8": torch.uint8}
-
-# Step by step, as the equations are written: these forms consist of operators that ONNX has.
-_EXECUTION = dict(
-    sampling="grid", mixing="direct", channels_last=False, checkpoint=False, compile=""
-)
 
 
 def exportable_detector(model_cfg: DictConfig, state: dict[str, Tensor]) -> QueryDetector:
@@ -46,7 +42,7 @@ def exportable_detector(model_cfg: DictConfig, state: dict[str, Tensor]) -> Quer
             "only query-based detectors can be exported, whose config has model.execution; this "
             f"one describes a {getattr(model_cfg.get('_target_'), '__name__', 'model of others')}"
         )
-    model_cfg.execution.update(_EXECUTION)
+    model_cfg.execution.update(PLAIN)  # consists of operators that ONNX has
     detector = require_query_detector(instantiate(model_cfg), "an export")
     detector.load_state_dict(state)
     return detector.eval().requires_grad_(False)

@@ -17,6 +17,7 @@ from ..errors import NonFinitePredictionError, UserError
 from ..structures import GroundTruth, HeadOutput, Predictions, StageOutput
 from .execution import Execution
 from .feature_maps import FeatureMaps
+from .folding import fold_frozen_norms
 from .recording import Recordings
 
 __all__ = ["QueryDetector", "require_query_detector"]
@@ -78,6 +79,8 @@ class QueryDetector(nn.Module):
         self.execution = execution or Execution()
         if self.execution.channels_last:
             backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.execution.fold_norms:
+            fold_frozen_norms(backbone)
         self.backbone = backbone
         self.strides = tuple(shape.stride for shape in backbone.output_shape().values())
         self.initial_queries = initial_queries

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from ..errors import UserError
 
-__all__ = ["Execution"]
+__all__ = ["PLAIN", "Execution"]
+
+PLAIN: Mapping[str, Any] = {
+    "sampling": "grid",
+    "mixing": "direct",
+    "channels_last": False,
+    "fold_norms": False,
+    "checkpoint": False,
+    "compile": "",
+    "cuda_graphs": False,
+}
+"""As the equations have it, step by step."""
 
 CHOICES = {
     "sampling": ("auto", "gather", "triton", "grid"),
@@ -17,8 +31,7 @@ class Execution:
     """Ways of computing the same function.
 
     Results agree up to the rounding of the arithmetic type, whatever is chosen. Weights do not
-    depend on the choice. ``Execution(sampling="grid", mixing="direct", channels_last=False)``
-    follows the equations step by step.
+    depend on the choice. ``Execution(**PLAIN)`` follows the equations step by step.
     """
 
     # No dataclass: a config holds those as text, and at text LazyConfig.to_py stops.
@@ -28,6 +41,7 @@ class Execution:
         sampling: str = "auto",
         mixing: str = "factored",
         channels_last: bool = True,
+        fold_norms: bool = True,
         checkpoint: bool = False,
         compile: str = "",
         cuda_graphs: bool = False,
@@ -41,6 +55,8 @@ class Execution:
             mixing: ``factored``: no adapted channel filter is written out, and less is kept for
                 the backward pass; ``direct``: every filter as the equations have it.
             channels_last: run the backbone in channels-last memory format.
+            fold_norms: let the backbone's convolutions take norms with fixed statistics into their
+                weights, see :class:`~detection_toolkit.modeling.folding.FoldedConv2d`.
             checkpoint: keep only the inputs of each stage for the backward pass, and compute the
                 stage again.
             compile: mode of ``torch.compile`` for the decoder, "" for none. ``reduce-overhead``
@@ -56,6 +72,7 @@ class Execution:
         self.sampling = sampling
         self.mixing = mixing
         self.channels_last = channels_last
+        self.fold_norms = fold_norms
         self.checkpoint = checkpoint
         self.compile = compile
         self.cuda_graphs = cuda_graphs

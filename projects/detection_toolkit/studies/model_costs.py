@@ -38,6 +38,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from ..config import apply_overrides, get_config
 from ..modeling.detector import QueryDetector
+from ..modeling.execution import PLAIN
 
 __all__ = [
     "ModelCosts",
@@ -273,7 +274,7 @@ def prepare(cfg: DictConfig, device: str, *, step_by_step: bool = True) -> nn.Mo
             in the faster ways that the config chooses.
     """
     if step_by_step and OmegaConf.select(cfg, "model.execution") is not None:
-        cfg.model.execution.update(sampling="grid", mixing="direct", channels_last=False)
+        cfg.model.execution.update(PLAIN)
     if OmegaConf.select(cfg, "model.roi_heads.box_predictor") is not None:
         predictor = cfg.model.roi_heads.box_predictor
         predictor.update(test_score_thresh=0.0, test_nms_thresh=2.0)

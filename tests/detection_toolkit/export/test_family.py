@@ -32,6 +32,7 @@ def tool():
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", CASES)
 def test_the_tool_exports_it_and_finds_no_difference(tool, tmp_path, capsys, config):
     kind, overrides = CASES[config]

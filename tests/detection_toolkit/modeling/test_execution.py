@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from detection_toolkit.modeling import Execution
 from detection_toolkit.modeling.decoder import _program
+from detection_toolkit.modeling.execution import PLAIN
 from detection_toolkit.modeling.gathering import GatheringSampler
 from detection_toolkit.modeling.sampling import sample_features
 from detection_toolkit.structures import Queries, map_tensors
@@ -23,7 +24,7 @@ from maps import make_maps
 from stageinteractor import CascadeDynamicMixing, FactoredDynamicMixing, StageInteractorDecoder
 from stageinteractor.sampling import level_weights
 
-DIRECT = Execution(sampling="grid", mixing="direct", channels_last=False)
+DIRECT = Execution(**PLAIN)
 STRIDES = (4, 8)
 SIZE = (48, 64)
 

@@ -34,6 +34,7 @@ def without_other_processes(monkeypatch):
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 def test_every_figure_is_measured(without_other_processes, tmp_path, capsys):
     path = tmp_path / "figures" / "benchmark.json"
     assert benchmark.main([*ARGUMENTS, "--json", str(path), *SMALL_MODEL]) == 0

@@ -10,6 +10,7 @@ import torch
 from omegaconf import DictConfig
 
 from ...modeling import Execution
+from ...modeling.execution import PLAIN
 
 __all__ = [
     "COMPILED",
@@ -24,7 +25,7 @@ __all__ = [
 
 # Beside the default values of Execution.
 FORMS: Mapping[str, Mapping[str, Any]] = {
-    "plain": {"sampling": "grid", "mixing": "direct", "channels_last": False},
+    "plain": PLAIN,
     "gather": {"sampling": "gather"},
     "triton": {"sampling": "triton"},
     "recorded": {"sampling": "triton", "cuda_graphs": True},
