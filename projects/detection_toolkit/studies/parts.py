@@ -91,7 +91,7 @@ def time_parts(
     device: torch.device,
     rounds: int,
 ) -> list[Part]:
-    """Median seconds of each part of ``run``, with its operations and bytes.
+    """Median seconds of each part of ``run``, an inference, with its operations and bytes.
 
     Parts whose modules are not called are left out.
     """
@@ -142,9 +142,27 @@ def _operations_of_parts(
     def after(module: nn.Module, *_: object) -> None:
         found[names[id(module)]] += counter.get_total_flops() - at[id(module)]
 
-    with counter, _hooks([m for group in parts.values() for m in group], before, after):
+    modules = [module for group in parts.values() for module in group]
+    with counter, _frozen(modules), _hooks(modules, before, after):
         run()
     return found
+
+
+@contextmanager
+def _frozen(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Without parameters that are trained.
+
+    PyTorch's counter asks inputs of modules that require gradients for their history, and views of
+    parameters have none in inference mode.
+    """
+    trained = [x for module in modules for x in module.parameters() if x.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def _bytes_of_parts(
