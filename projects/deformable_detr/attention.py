@@ -167,5 +167,5 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
-        hidden = self.dropout(self.linear1(x).relu())
+        hidden = self.dropout(self.linear1(x).relu_())
         return self.norm(x + self.dropout(self.linear2(hidden)))

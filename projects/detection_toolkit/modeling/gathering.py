@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -32,6 +32,8 @@ __all__ = [
 ]
 
 _HALF = (torch.float16, torch.bfloat16)
+# Of each level at a time, on a CPU: some megabytes of numbers.
+_POINTS = 2**16
 
 
 class Layout(NamedTuple):
@@ -89,11 +91,19 @@ class GatheringSampler:
 
     def __call__(self, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
         """See :meth:`~detection_toolkit.modeling.FeatureMaps.sample`."""
-        return self._sample(x, y, weights, of_bag=1).view(*x.shape[1:], -1)
+        return self._in_pieces(x, y, weights, of_bag=1).unflatten(2, x.shape[3:])
 
     def sum(self, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
         """See :meth:`~detection_toolkit.modeling.FeatureMaps.sample_sum`."""
-        return self._sample(x, y, weights, of_bag=x.shape[4]).view(*x.shape[1:4], -1)
+        return self._in_pieces(x, y, weights, of_bag=x.shape[4])
+
+    def _in_pieces(self, x: Tensor, y: Tensor, weights: Tensor, *, of_bag: int) -> Tensor:
+        """(R B, N, bags of a query, e)."""
+        sampled = [
+            self._sample(*piece, of_bag=of_bag).unflatten(0, (*piece[0].shape[1:3], -1))
+            for piece in _pieces(x, y, weights)
+        ]
+        return sampled[0] if len(sampled) == 1 else torch.cat(sampled, dim=1)
 
     def _sample(self, x: Tensor, y: Tensor, weights: Tensor, *, of_bag: int) -> Tensor:
         """(bags, e), a bag being so many consecutive points, which are summed."""
@@ -115,17 +125,61 @@ class GatheringSampler:
         return sampled
 
 
+def _pieces(x: Tensor, y: Tensor, weights: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The points (L, R B, N, G, P), on a CPU of so few queries at a time that what is computed of
+    each stays in the cache until it is used."""
+    points = x.shape[1] * x.shape[3] * x.shape[4]
+    count = max(_POINTS // max(points, 1), 1)
+    # In a program that is traced the number of pieces would be that of one image.
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if x.device.type != "cpu" or traced or x.shape[2] <= count:
+        return iter([(x, y, weights)])
+    return zip(*(t.split(count, dim=2) for t in (x, y, weights)))
+
+
 def _rows_and_factors(
     shapes: Sequence[torch.Size], x: Tensor, y: Tensor, weights: Tensor, *, of_bag: int
 ) -> tuple[Tensor, Tensor]:
     """(L, bags, k) rows of each level's table that a bag sums, and how much each counts."""
     rows, corners = corner_rows(shapes, x, y)
     factors = corners * weights.to(corners.dtype).flatten(1)[:, None]
-    rows, factors = (
-        t.unflatten(-1, (-1, of_bag)).transpose(1, 2).flatten(2).contiguous()
-        for t in (rows, factors)
-    )
-    return rows, factors
+    if torch.compiler.is_compiling():
+        rows, factors = (
+            t.unflatten(-1, (-1, of_bag)).transpose(1, 2).flatten(2).contiguous()
+            for t in (rows, factors)
+        )
+        return rows, factors
+    return _exchange(rows, of_bag), _Exchange.apply(factors, of_bag)
+
+
+def _exchange(t: Tensor, of_bag: int) -> Tensor:
+    """(L, k, bags of_bag) -> (L, bags, k of_bag): what belongs to a bag, side by side. It is its
+    own inverse."""
+    wide = _wide(t.dtype, of_bag)
+    exchanged = t.view(wide).unflatten(-1, (t.shape[-1] // of_bag, -1)).transpose(1, 2)
+    return exchanged.contiguous().flatten(2).view(t.dtype)
+
+
+def _wide(dtype: torch.dtype, count: int) -> torch.dtype:
+    """A type that holds several of ``count`` numbers at once, which are then moved as one: short
+    inner dimensions are slow."""
+    for wide in (torch.complex128, torch.complex64):
+        if count * dtype.itemsize % wide.itemsize == 0:
+            return wide
+    return dtype
+
+
+class _Exchange(torch.autograd.Function):
+    """:func:`_exchange` with a gradient, which a change of type has not."""
+
+    @staticmethod
+    def forward(ctx, t: Tensor, of_bag: int) -> Tensor:
+        ctx.of_bag = of_bag
+        return _exchange(t, of_bag)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        return _exchange(gradient.contiguous(), ctx.of_bag), None
 
 
 def _side_by_side(maps: Sequence[Tensor]) -> Tensor:
@@ -289,7 +343,8 @@ def _neighbours(place: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
     # What is not a number stays so in the weights, but must not become an address.
     low = low.nan_to_num(0.0)
     cells = torch.stack([low, low + 1], dim=1)
-    inside = torch.minimum(cells.clamp(min=0), (sizes - 1).to(place.dtype)[:, None, None])
+    last = (sizes - 1).to(place.dtype)[:, None, None]
+    inside = cells.clamp(min=torch.zeros_like(last), max=last)
     weights = torch.stack([1 - fraction, fraction], dim=1) * (cells == inside)
     return inside.to(sizes.dtype), weights
 

@@ -13,7 +13,7 @@ from small_runs import SMALL_MODEL, make_batch
 from tolerances import tolerance
 
 from detection_toolkit.config import apply_overrides, get_config
-from detection_toolkit.modeling import Execution, FeatureMaps
+from detection_toolkit.modeling import Execution, FeatureMaps, gathering
 from maps import make_maps
 
 CONFIGS = (
@@ -93,10 +93,13 @@ def random_points(sets: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
     )
 
 
-@pytest.mark.parametrize("sampling", ["gather", "grid"])
+@pytest.mark.parametrize("sampling", ["gather", "gather in pieces", "grid"])
 @pytest.mark.parametrize("sets", [1, 2])
-def test_the_sum_over_points_is_that_of_grid_sample(sampling, sets):
+def test_the_sum_over_points_is_that_of_grid_sample(sampling, sets, monkeypatch):
     """Values, and gradients of maps, places and weights, written out level by level."""
+    if sampling == "gather in pieces":  # of two queries, and one
+        monkeypatch.setattr("detection_toolkit.modeling.gathering._POINTS", 2 * sets * 2 * 3 * 4)
+        sampling = "gather"
     torch.manual_seed(0)
     dtype = torch.float64
     levels = [torch.randn(2, 6, *size, dtype=dtype) for size in ((5, 4), (3, 2))]
@@ -127,6 +130,23 @@ def test_the_sum_over_points_is_that_of_grid_sample(sampling, sets):
         torch.autograd.grad(expected, inputs, direction),
     ):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("num_points", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_points_of_a_query_are_exchanged_with_those_of_a_corner(dtype, num_points):
+    """Whatever a point's size, and by as many points at once as a wide number holds."""
+    torch.manual_seed(0)
+    factors = torch.randn(2, 4, 5 * num_points, dtype=dtype, requires_grad=True)
+    expected = factors.unflatten(-1, (5, num_points)).transpose(1, 2).flatten(2)
+    exchanged = gathering._Exchange.apply(factors, num_points)
+    assert torch.equal(exchanged, expected)
+    direction = torch.randn_like(expected)
+    ours, theirs = (torch.autograd.grad(x, factors, direction)[0] for x in (exchanged, expected))
+    assert torch.equal(ours, theirs)
+    rows = torch.arange(8 * 5 * num_points, dtype=torch.int).view(2, 4, -1)
+    expected = rows.unflatten(-1, (5, num_points)).transpose(1, 2).flatten(2)
+    assert torch.equal(gathering._exchange(rows, num_points), expected)
 
 
 @pytest.mark.parametrize("sampling", ["gather", "grid"])
