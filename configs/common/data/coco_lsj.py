@@ -1,7 +1,7 @@
 """COCO with large-scale jitter and copy-paste at 1024 x 1024 pixels, every image twice."""
 
 from detectron2.config import LazyCall as L
-from detectron2.data.transforms import FixedSizeCrop, RandomFlip
+from detectron2.data.transforms import FixedSizeCrop, RandomCrop, RandomFlip
 
 from detection_toolkit.data import CopyPaste
 from detection_toolkit.data.transforms import OpenCVResizeScale, OpenCVResizeShortestEdge
@@ -14,7 +14,7 @@ def use_jitter(dataloader, side: int):
     pad = L(FixedSizeCrop)(crop_size=[side, side], pad=True, pad_value=114)
     dataloader.train.mapper.augmentations = [
         L(OpenCVResizeScale)(min_scale=0.1, max_scale=2.0, target_height=side, target_width=side),
-        L(FixedSizeCrop)(crop_size=[side, side], pad=False),
+        L(RandomCrop)(crop_type="absolute", crop_size=[side, side]),
         L(RandomFlip)(prob=0.5),
         pad,
     ]

@@ -55,7 +55,7 @@ RECTANGLES = [(6, 8, 40, 30), (50, 10, 90, 40), (12, 36, 44, 60)]
 def jitter(side=SIDE):
     return [
         OpenCVResizeScale(0.1, 2.0, side, side),
-        FixedSizeCrop((side, side), pad=False),
+        RandomCrop("absolute", (side, side)),
         RandomFlip(prob=0.5),
         FixedSizeCrop((side, side), pad=True, pad_value=114),
     ]
@@ -350,6 +350,13 @@ def content(batches):
     ]
 
 
+def test_accumulated_batches_have_the_pairs_of_a_larger_one(dataset):
+    halves = content(itertools.islice(make_loader(dataset, batch=2), 6))
+    wholes = content(itertools.islice(make_loader(dataset, batch=4), 3))
+    for first, second, whole in zip(halves[::2], halves[1::2], wholes):
+        assert [*first[:2], *second[:2], *first[2:], *second[2:]] == whole
+
+
 def test_a_batch_of_b_images_has_2b_inputs(dataset, caplog):
     caplog.set_level("INFO")
     for batch in itertools.islice(make_loader(dataset), 4):
@@ -402,30 +409,65 @@ def test_detections_of_a_padded_image_are_scaled_to_the_image(tmp_path, size):
     assert (plain["height"], plain["width"]) == size
 
 
-@pytest.mark.parametrize("name", ["coco_weak_strong", "coco_lsj"])
-def test_the_coco_configs_augment_as_they_say(name):
-    train = get_config(f"common/data/{name}.py").dataloader.train
+@pytest.fixture(params=["coco_weak_strong", "coco_lsj"])
+def coco(request):
+    """Name and loader of a config, in Detectron2's channel order."""
+    train = get_config(f"common/data/{request.param}.py").dataloader.train
     train.mapper.image_format = "BGR"
+    return request.param, train
+
+
+def test_the_coco_configs_are_as_released(coco):
+    name, train = coco
     mapper = instantiate(train.mapper)
     color, geometric = mapper.strong_augmentations.augs[0].augs
-    assert color.image_format == "BGR" and len(color.operations) == 9
-    assert len(geometric.operations) == 5
+    assert color.image_format == "BGR"
+    assert (len(color.operations), len(geometric.operations)) == (9, 5)
     is_jittered = name == "coco_lsj"
-    assert (mapper.copy_paste is not None) == is_jittered
+    assert (mapper.copy_paste is not None) == is_jittered == mapper.recompute_boxes
     assert train.aspect_ratio_grouping == train.dataset.filter_empty == (not is_jittered)
     assert train.total_batch_size == 16
-    mapper.paste_from([])
-    image = np.zeros((427, 640, 3), np.uint8)
+
+
+def applied(mapper, count, height=427, width=640):
+    """What the weak augmentations did to images, and the images' sizes."""
+    image = np.zeros((height, width, 3), np.uint8)
     np.random.seed(0)
-    sizes = set()
-    for _ in range(40):
+    for _ in range(count):
         augmented = AugInput(image)
-        mapper.augmentations(augmented)
-        sizes.add(augmented.image.shape[:2])
-    if is_jittered:
-        assert sizes == {(1024, 1024)}
-    else:
-        assert all(min(s) <= 800 and max(s) <= 1333 for s in sizes) and len(sizes) > 15
+        yield mapper.augmentations(augmented).transforms, augmented.image.shape[:2]
+
+
+def test_sizes_of_the_weak_augmentation():
+    mapper = instantiate(get_config("common/data/coco_weak_strong.py").dataloader.train.mapper)
+    crops, sizes = [], []
+    for transforms, size in applied(mapper, 400):
+        sizes.append(size)
+        crops += [(t.h, t.w) for t in transforms if isinstance(t, CropTransform)]
+    sizes, crops = np.array(sizes), np.array(crops)
+    assert (sizes.max(1) <= 1333).all()
+    short = sizes.min(1)[sizes.max(1) < 1333]
+    assert set(short.tolist()) == set(range(480, 801, 32))
+    assert abs(len(crops) / 400 - 0.5) < 5 * 0.5 / 20
+    assert crops.min() >= 384 and crops.max() <= 600
+    assert crops[:, 1].max() > 590 and abs(np.corrcoef(crops.T)[0, 1]) < 0.5
+
+
+def test_sizes_and_places_of_the_jitter():
+    mapper = instantiate(get_config("common/data/coco_lsj.py").dataloader.train.mapper)
+    ratios, places = [], []
+    for transforms, size in applied(mapper, 300):
+        assert size == (1024, 1024)
+        resize, crop = transforms[:2]
+        ratios.append(resize.new_w / 1024)
+        free = np.array([resize.new_h - crop.h, resize.new_w - crop.w])
+        if (free > 50).all():
+            places.append([crop.y0, crop.x0] / free)
+    ratios, places = np.array(ratios), np.array(places)
+    assert ratios.min() >= 0.099 and ratios.max() <= 2.0
+    assert abs(ratios.mean() - 1.05) < 5 * 1.9 / np.sqrt(12 * 300)
+    # Height and width by themselves.
+    assert len(places) > 30 and abs(np.corrcoef(places.T)[0, 1]) < 5 / np.sqrt(len(places))
 
 
 @pytest.mark.parametrize("name", ["shapes_weak_strong", "shapes_lsj"])
