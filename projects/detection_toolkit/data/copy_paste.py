@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 import torch
@@ -38,6 +39,8 @@ class AnnotatedImage:
 
     def select(self, kept: np.ndarray) -> AnnotatedImage:
         """With some of the objects: (N,) bool, or indices."""
+        if kept.dtype == bool and kept.all():
+            return self  # masks are large
         masks = None if self.masks is None else self.masks[kept]
         boxes, classes = self.boxes[kept], self.classes[kept]
         return dataclasses.replace(self, boxes=boxes, classes=classes, masks=masks)
@@ -83,7 +86,9 @@ def transform_masks(
             polygons = [np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], dtype=np.float64)]
         # Not apply_polygons: what is outside is left out below, without the package shapely.
         moved = [transforms.apply_coords(polygon).reshape(-1) for polygon in polygons]
-        mask[:] = polygons_to_bitmask(moved, *new_size)
+        drawn = polygons_to_bitmask(moved, *new_size)
+        # It is stored column by column, which NumPy is slow to turn.
+        mask[:] = cv2.transpose(drawn.T.view(np.uint8))
     # Padding has another value than 1, whichever.
     masks &= transforms.apply_segmentation(np.ones(size, dtype=np.uint8)) == 1
     return masks
@@ -169,12 +174,17 @@ class CopyPaste:
         """
         assert image.masks is not None
         masks = image.masks & ~covered
-        pixels = masks.sum((1, 2))
+        pixels = _count(masks)
         boxes = boxes_of_masks(masks)
-        has_lost = pixels < image.masks.sum((1, 2))
+        has_lost = pixels < _count(image.masks)
         has_moved = (np.abs(boxes - image.boxes) > self.max_moved).any(1)
         kept = (pixels > 0) & ~(has_lost & has_moved & (pixels <= self.min_pixels))
         return dataclasses.replace(image, boxes=boxes, masks=masks).select(kept)
+
+
+def _count(masks: np.ndarray) -> np.ndarray:
+    """(N,) pixels of masks (N, H, W)."""
+    return np.array([np.count_nonzero(mask) for mask in masks], dtype=np.int64)
 
 
 def _shown(size: tuple[int, int]) -> str:
