@@ -74,9 +74,8 @@ def build_train_loader(
         )
     _check_files(dataset, mapper, "train", skip_missing=skip_unreadable)
     _check_sizes(dataset, mapper, "train")
-    images = DatasetFromList(dataset, copy=False)
+    makes_pairs = isinstance(mapper, WeakStrongMapper)
     if isinstance(mapper, WeakStrongMapper):
-        mapper.paste_from(images)
         logger.info(
             "%d images a step are %d inputs of the model: every image enters %d times",
             total_batch_size,
@@ -93,7 +92,12 @@ def build_train_loader(
     )
     return TrainLoader(
         stream,
-        SeededDataset(images, mapper, seed=stream.seed),
+        SeededDataset(
+            DatasetFromList(dataset, copy=False),
+            mapper,
+            seed=stream.seed,
+            with_others=makes_pairs,
+        ),
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
     )

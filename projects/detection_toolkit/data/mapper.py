@@ -215,7 +215,7 @@ class SkipUnreadable:
 
     def __init__(
         self,
-        mapper: Callable[[dict[str, Any]], Any],
+        mapper: Callable[..., Any],
         num_images: int,
         max_named: int = 5,
     ):
@@ -231,14 +231,17 @@ class SkipUnreadable:
         self.max_named = max_named
         self.skipped: set[str] = set()
 
-    def __call__(self, dataset_dict: dict[str, Any]) -> Any:
+    def __call__(self, dataset_dict: dict[str, Any], *others: Sequence[dict[str, Any]]) -> Any:
         """The mapper's result, or None for an unreadable image.
+
+        Args:
+            dataset_dict, others: what the mapper takes.
 
         Raises:
             UnreadableImageError: no image of the data set can be read.
         """
         try:
-            return self.mapper(dataset_dict)
+            return self.mapper(dataset_dict, *others)
         except UnreadableImageError as error:
             # It may be another one, whose objects were to be pasted.
             self._count(error.file_name or dataset_dict["file_name"], error)

@@ -155,9 +155,10 @@ class SeededDataset(Dataset):
     def __init__(
         self,
         dataset: Sequence[dict[str, Any]],
-        mapper: Callable[[dict[str, Any]], Any],
+        mapper: Callable[..., Any],
         *,
         seed: int = 0,
+        with_others: bool = False,
     ):
         """
         Args:
@@ -165,8 +166,11 @@ class SeededDataset(Dataset):
             mapper: gives a model's input, a list of them, or None. It may draw from the global
                 generators of Python, NumPy and PyTorch's CPU.
             seed: the stream's.
+            with_others: the mapper takes the whole data set as a second argument. It does not hold
+                it: processes that are not forked would be sent a copy.
         """
         self.seed = seed
+        self._with_others = with_others
         self._dataset = dataset
         self._mapper = PicklableWrapper(mapper)  # for systems where processes are not forked
 
@@ -180,8 +184,9 @@ class SeededDataset(Dataset):
             step = int(words[3]) % size
             while math.gcd(step, size) != 1:  # then it reaches every image
                 step = (step + 1) % size
+            others = (self._dataset,) if self._with_others else ()
             for _ in range(size):
-                sample = self._mapper(self._dataset[index])
+                sample = self._mapper(self._dataset[index], *others)
                 if sample is not None:
                     return sample
                 index = (index + step) % size

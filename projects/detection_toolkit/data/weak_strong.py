@@ -82,18 +82,14 @@ class WeakStrongMapper(DetectionMapper):
         self.strong_augmentations = AugmentationList(list(strong_augmentations))
         self.copy_paste = copy_paste
         self._gives_masks = use_instance_mask
-        self._others: Sequence[dict[str, Any]] = ()
-
-    def paste_from(self, dataset: Sequence[dict[str, Any]]) -> None:
-        """Take the objects to paste from these dataset dicts, which every access makes anew."""
-        self._others = dataset
 
     def __call__(  # type: ignore[override]
-        self, dataset_dict: dict[str, Any]
+        self, dataset_dict: dict[str, Any], others: Sequence[dict[str, Any]] = ()
     ) -> list[dict[str, Any]] | None:
         """
         Args:
             dataset_dict: as Detectron2 defines it; it is not changed.
+            others: those of the data set, of which ``copy_paste`` takes objects.
 
         Returns:
             the model's inputs, weak and strong; see :class:`DetectionMapper`. None where another
@@ -111,7 +107,7 @@ class WeakStrongMapper(DetectionMapper):
             return None
         views = [weak, self._strengthen(weak)]
         if self.copy_paste is not None:
-            views = [self._paste(view, self.copy_paste) for view in views]
+            views = [self._paste(view, others, self.copy_paste) for view in views]
         del record["annotations"]
         return [self._input(view, record) for view in views]
 
@@ -166,10 +162,12 @@ class WeakStrongMapper(DetectionMapper):
         strong = dataclasses.replace(weak, image=augmented.image, boxes=boxes, masks=masks)
         return strong.select(is_kept)
 
-    def _paste(self, view: AnnotatedImage, copy_paste: CopyPaste) -> AnnotatedImage:
-        if not len(self._others):
-            raise UserError("there is no data set to paste objects from: see paste_from")
-        other = self._read(self._others[np.random.randint(len(self._others))])
+    def _paste(
+        self, view: AnnotatedImage, others: Sequence[dict[str, Any]], copy_paste: CopyPaste
+    ) -> AnnotatedImage:
+        if not len(others):
+            raise UserError("copy_paste needs the data set to take objects from: see others")
+        other = self._read(dict(others[np.random.randint(len(others))]))
         return view if other is None else copy_paste(view, other)
 
 

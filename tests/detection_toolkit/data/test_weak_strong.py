@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import pickle
 
 import cv2
 import numpy as np
@@ -98,9 +99,9 @@ def record(tmp_path_factory):
     }
 
 
-def views_of(mapper, record, seed=0):
+def views_of(mapper, record, seed=0, others=()):
     np.random.seed(seed)
-    return mapper(record)
+    return mapper(record, others)
 
 
 def picture(view):
@@ -196,8 +197,7 @@ def test_masks_and_boxes_stay_with_their_pixels_with_jitter_and_copy_paste(recor
         recompute_boxes=True,
         use_instance_mask=True,
     )
-    mapper.paste_from([record])
-    views = views_of(mapper, record, seed)
+    views = views_of(mapper, record, seed, [record])
     for view in views or ():
         image, instances = picture(view), view["instances"]
         assert image.shape == (SIDE, SIDE, 3)
@@ -239,10 +239,9 @@ def test_boxes_of_masks_take_the_place_of_boxes(record):
 
 def test_copy_paste_draws_for_each_input_by_itself(record):
     mapper = make_mapper(copy_paste=CopyPaste())
-    mapper.paste_from([record])
     counts = []
     for seed in range(200):
-        weak, strong = views_of(mapper, {**record, "annotations": []}, seed)
+        weak, strong = views_of(mapper, {**record, "annotations": []}, seed, [record])
         counts.append((len(weak["instances"]), len(strong["instances"])))
     pairs = np.zeros((4, 4))
     for pair in counts:
@@ -261,9 +260,9 @@ def test_crowds_and_images_without_objects(record):
             for view in views_of(mapper, {**record, "annotations": []}, seed):
                 assert view["instances"].gt_boxes.tensor.shape == (0, 4)
     paste = make_mapper(jitter(), STRONG, copy_paste=CopyPaste(), recompute_boxes=True)
-    paste.paste_from([{**record, "annotations": []}])
+    empty = {**record, "annotations": []}
     for seed in range(20):
-        for view in views_of(paste, {**record, "annotations": []}, seed):
+        for view in views_of(paste, empty, seed, [empty]):
             assert len(view["instances"]) == 0
 
 
@@ -292,22 +291,20 @@ def test_what_cannot_be_augmented_is_named(record, tmp_path):
         make_mapper()({k: v for k, v in record.items() if k != "annotations"})
     with pytest.raises(UserError, match="strong_augmentations must keep the size"):
         make_mapper((), [CropTransform(0, 0, 5, 5)])(record)
-    with pytest.raises(UserError, match="no data set to paste objects from"):
+    with pytest.raises(UserError, match="copy_paste needs the data set"):
         make_mapper(copy_paste=CopyPaste())(record)
     with pytest.raises(UserError, match="image_format must be RGB or BGR"):
         make_mapper(image_format="L")
     sizes = make_mapper([OpenCVResizeScale(0.5, 2.0, 64, 64)], copy_paste=CopyPaste())
-    sizes.paste_from([record])
     with pytest.raises(UserError, match="copy-paste needs images of one size.*FixedSizeCrop"):
-        sizes(record)
+        sizes(record, [record])
 
 
 def test_an_unreadable_image_to_paste_from_is_the_one_that_is_named(record, tmp_path):
     missing = {**record, "file_name": str(tmp_path / "gone.png")}
     mapper = make_mapper(copy_paste=CopyPaste())
-    mapper.paste_from([missing])
     with pytest.raises(UnreadableImageError, match=r"gone\.png") as caught:
-        mapper(record)
+        mapper(record, [missing])
     assert caught.value.file_name == missing["file_name"]
 
 
@@ -374,6 +371,13 @@ def test_loader_processes_and_interruptions_change_nothing(dataset):
     second = make_loader(dataset, seed=8)
     assert second.load_state_dict(state) is None
     assert content(itertools.islice(second, 9)) == expected[5:]
+
+
+def test_the_data_set_is_sent_to_a_process_once(dataset):
+    """A process that is not forked is sent the mapper apart from the data set."""
+    loader = make_loader(dataset * 200)
+    size = len(pickle.dumps(loader._dataset))
+    assert size < 1.5 * len(pickle.dumps(loader._dataset._dataset))
 
 
 def test_two_processes_share_the_pairs_of_one(dataset, monkeypatch):
