@@ -38,6 +38,23 @@ def one_drop_schedule(epochs: int, drop: int):
     )
 
 
+def schedule_by_iterations(max_iter: int, drops: tuple, *, warmup_iters: int = 0):
+    """Ten times less at each of the iterations ``drops``; a linear warm-up is from 0.0001."""
+    schedule = L(MultiStepParamScheduler)(
+        values=[0.1**i for i in range(len(drops) + 1)],
+        milestones=list(drops),
+        num_updates=max_iter,
+    )
+    if not warmup_iters:
+        return schedule
+    return L(WarmupParamScheduler)(
+        scheduler=schedule,
+        warmup_length=warmup_iters / max_iter,
+        warmup_factor=0.0001,
+        warmup_method="linear",
+    )
+
+
 def cosine_schedule(warmup_share: float = 0.1, end_value: float = 0.001):
     """One cycle: linear warm-up over a share of the run, then a half cosine down."""
     return L(WarmupParamScheduler)(

@@ -1,6 +1,7 @@
 """Data sets, mapper and loaders, on Detectron2's. Importing it registers the built-in data sets."""
 
 from .build import build_test_loader, build_train_loader
+from .copy_paste import CopyPaste
 from .datasets import (
     check_same_classes,
     dataset_names,
@@ -13,15 +14,28 @@ from .images import UnreadableImageError, read_image
 from .loader_processes import LoaderProcessError, loader_process_errors
 from .mapper import DetectionMapper, SkipUnreadable
 from .shapes import SHAPES, ShapesSpec, ensure_shapes, generate_shapes, register_shapes
+from .strong import (
+    InRandomOrder,
+    RandomColorOperation,
+    RandomErasing,
+    RandomGeometricOperation,
+)
+from .weak_strong import WeakStrongMapper
 
 __all__ = [
     "SHAPES",
+    "CopyPaste",
     "DetectionMapper",
     "EvaluationLoader",
+    "InRandomOrder",
     "LoaderProcessError",
+    "RandomColorOperation",
+    "RandomErasing",
+    "RandomGeometricOperation",
     "ShapesSpec",
     "SkipUnreadable",
     "UnreadableImageError",
+    "WeakStrongMapper",
     "build_test_loader",
     "build_train_loader",
     "check_same_classes",

@@ -18,6 +18,7 @@ from .files import missing_files, other_spelling
 from .images import shown_name, shown_size
 from .mapper import SkipUnreadable
 from .stream import GroupedStream, SeededDataset, TrainLoader
+from .weak_strong import WeakStrongMapper
 
 __all__ = ["build_test_loader", "build_train_loader"]
 
@@ -31,7 +32,7 @@ _SAMPLED = 32
 def build_train_loader(
     *,
     dataset: list[dict[str, Any]],
-    mapper: Callable[[dict[str, Any]], dict[str, Any] | None],
+    mapper: Callable[[dict[str, Any]], dict[str, Any] | list[dict[str, Any]] | None],
     total_batch_size: int,
     num_workers: int = 4,
     skip_unreadable: bool = False,
@@ -46,7 +47,8 @@ def build_train_loader(
 
     Args:
         dataset: dataset dicts.
-        mapper: dataset dict -> model input.
+        mapper: dataset dict -> model input, or a list of several of one image. Then a batch has the
+            first inputs of all its images, after them the second ones, and so on.
         total_batch_size: images a step over all processes.
         num_workers: loader processes of each process.
         skip_unreadable: count and skip images that cannot be read, instead of stopping.
@@ -72,6 +74,14 @@ def build_train_loader(
         )
     _check_files(dataset, mapper, "train", skip_missing=skip_unreadable)
     _check_sizes(dataset, mapper, "train")
+    makes_pairs = isinstance(mapper, WeakStrongMapper)
+    if isinstance(mapper, WeakStrongMapper):
+        logger.info(
+            "%d images a step are %d inputs of the model: every image enters %d times",
+            total_batch_size,
+            total_batch_size * mapper.num_views,
+            mapper.num_views,
+        )
     if skip_unreadable:
         # Several entries may share a file, which counts once when it cannot be read.
         mapper = SkipUnreadable(mapper, num_images=len({d["file_name"] for d in dataset}))
@@ -82,7 +92,12 @@ def build_train_loader(
     )
     return TrainLoader(
         stream,
-        SeededDataset(DatasetFromList(dataset, copy=False), mapper, seed=stream.seed),
+        SeededDataset(
+            DatasetFromList(dataset, copy=False),
+            mapper,
+            seed=stream.seed,
+            with_others=makes_pairs,
+        ),
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
     )

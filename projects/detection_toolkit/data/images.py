@@ -41,6 +41,9 @@ _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 class UnreadableImageError(OSError):
     """An image file that is missing, cannot be decoded, or is of no use for a detector."""
 
+    file_name: str | None = None
+    """Of the file, where a mapper has raised it."""
+
 
 def read_image(
     file_name: str | Path, image_format: str = "RGB", *, max_pixels: int = MAX_PIXELS

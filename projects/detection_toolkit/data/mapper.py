@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -12,14 +13,29 @@ import numpy as np
 import torch
 from detectron2.data import DatasetMapper
 from detectron2.data.detection_utils import SizeMismatchError, check_image_size
-from detectron2.data.transforms import AugInput, Augmentation, AugmentationList, Transform
+from detectron2.data.transforms import (
+    AugInput,
+    Augmentation,
+    AugmentationList,
+    PadTransform,
+    Transform,
+    TransformList,
+)
 from detectron2.structures import BoxMode
 from torch.utils.data import get_worker_info
 
 from ..errors import UserError
 from .images import MAX_PIXELS, UnreadableImageError, read_image, shown_name
 
-__all__ = ["DetectionMapper", "ImageSizeError", "SkipUnreadable", "augment"]
+__all__ = [
+    "DetectionMapper",
+    "ImageSizeError",
+    "SkipUnreadable",
+    "augment",
+    "boxes_of_objects",
+    "is_object",
+    "shown_frame",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +49,7 @@ class ImageSizeError(UserError, SizeMismatchError):
 
 def augment(
     augmentations: AugmentationList, augmented: AugInput, file_name: str = "the picture"
-) -> Transform:
+) -> TransformList:
     """Apply augmentations in place; returns what they did.
 
     Raises:
@@ -101,19 +117,29 @@ class DetectionMapper(DatasetMapper):
 
         Returns:
             the dict without "annotations", with "image" (3, H, W) uint8, "height" and "width" of
-            the original image, and in training "instances" (gt_boxes, gt_classes).
+            the original image (at test time of :func:`shown_frame`), and in training "instances"
+            (gt_boxes, gt_classes).
 
         Raises:
             UnreadableImageError: the image is missing, damaged, too large or too thin; names the
                 file.
             ImageSizeError: the image has another size than the annotations say; names the file.
         """
+        with self.named_errors(dataset_dict["file_name"]):
+            return self._map(copy.deepcopy(dataset_dict))
+
+    @contextlib.contextmanager
+    def named_errors(self, file_name: str) -> Iterator[None]:
+        """While an image is read and augmented: errors that name it and say what to do.
+
+        Raises:
+            UnreadableImageError, ImageSizeError: see :meth:`__call__`.
+        """
         if get_worker_info() is not None:
             # Loader processes are the parallelism; threads within them would only compete.
             cv2.setNumThreads(0)
-        file_name = dataset_dict["file_name"]
         try:
-            return self._map(copy.deepcopy(dataset_dict))
+            yield
         except SizeMismatchError as error:
             raise ImageSizeError(f"image {shown_name(file_name)}: {error}") from error
         except UnreadableImageError as error:
@@ -122,20 +148,27 @@ class DetectionMapper(DatasetMapper):
                 advice += (
                     ", or skip such images in training with dataloader.train.skip_unreadable=true"
                 )
-            raise UnreadableImageError(f"{error}. {advice}") from error
+            named = UnreadableImageError(f"{error}. {advice}")
+            named.file_name = file_name
+            raise named from error
 
     def _map(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         file_name = dataset_dict["file_name"]
         image = read_image(file_name, self.image_format, max_pixels=self.max_pixels)
         check_image_size(dataset_dict, image)
         # Some augmentations choose by the boxes, such as MinIoURandomCrop.
-        boxes = _boxes(dataset_dict["annotations"]) if self._has_truth(dataset_dict) else None
+        boxes = None
+        if self._has_truth(dataset_dict):
+            boxes = boxes_of_objects([a for a in dataset_dict["annotations"] if is_object(a)])
         augmented = AugInput(image, boxes=boxes)
         transforms = augment(self.augmentations, augmented, file_name)
         image = augmented.image
         dataset_dict["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
         if not self.is_train:
             dataset_dict.pop("annotations", None)
+            size = (dataset_dict["height"], dataset_dict["width"])
+            frame = shown_frame(transforms, size, image.shape[:2])
+            dataset_dict["height"], dataset_dict["width"] = frame
         elif self._has_truth(dataset_dict):
             self._transform_annotations(dataset_dict, transforms, image.shape[:2])
         return dataset_dict
@@ -144,14 +177,33 @@ class DetectionMapper(DatasetMapper):
         return self.is_train and "annotations" in dataset_dict
 
 
-def _boxes(annotations: Sequence[dict[str, Any]]) -> np.ndarray:
-    """(M, 4) ``xyxy`` of the objects that are no crowds."""
-    boxes = [
-        BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS)
-        for a in annotations
-        if not a.get("iscrowd", 0)
-    ]
+def is_object(annotation: Mapping[str, Any]) -> bool:
+    """Whether it is trained on: crowds are not."""
+    return not annotation.get("iscrowd", 0)
+
+
+def boxes_of_objects(annotations: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """(N, 4) float64 ``xyxy`` of N annotations."""
+    boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
     return np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+
+
+def shown_frame(
+    transforms: TransformList, size: tuple[int, int], new_size: tuple[int, int]
+) -> tuple[float, float]:
+    """(height, width) that an augmented image takes up, in pixels of the original one.
+
+    Detections are scaled to it. It is the size of the original image, and more where padding at
+    the right and bottom belongs to the augmented image.
+
+    Args:
+        transforms: from the original to the augmented image.
+        size, new_size: (height, width) of them.
+    """
+    if not any(isinstance(t, PadTransform) for t in transforms.transforms):
+        return size
+    x, y = transforms.apply_coords(np.array([[size[1], size[0]]], dtype=np.float64))[0]
+    return float(size[0] * new_size[0] / y), float(size[1] * new_size[1] / x)
 
 
 class SkipUnreadable:
@@ -163,7 +215,7 @@ class SkipUnreadable:
 
     def __init__(
         self,
-        mapper: Callable[[dict[str, Any]], dict[str, Any] | None],
+        mapper: Callable[..., Any],
         num_images: int,
         max_named: int = 5,
     ):
@@ -179,16 +231,20 @@ class SkipUnreadable:
         self.max_named = max_named
         self.skipped: set[str] = set()
 
-    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any] | None:
+    def __call__(self, dataset_dict: dict[str, Any], *others: Sequence[dict[str, Any]]) -> Any:
         """The mapper's result, or None for an unreadable image.
+
+        Args:
+            dataset_dict, others: what the mapper takes.
 
         Raises:
             UnreadableImageError: no image of the data set can be read.
         """
         try:
-            return self.mapper(dataset_dict)
+            return self.mapper(dataset_dict, *others)
         except UnreadableImageError as error:
-            self._count(dataset_dict["file_name"], error)
+            # It may be another one, whose objects were to be pasted.
+            self._count(error.file_name or dataset_dict["file_name"], error)
             return None
 
     def _count(self, file_name: str, error: UnreadableImageError) -> None:

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from detectron2.data.build import trivial_batch_collator
 from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 from detectron2.utils import comm
 from detectron2.utils.serialize import PicklableWrapper
@@ -26,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ..errors import UserError
 from .loader_processes import end_workers_at_exit, init_worker, loader_process_errors
 
-__all__ = ["Draw", "GroupedStream", "SeededDataset", "TrainLoader"]
+__all__ = ["Draw", "GroupedStream", "SeededDataset", "TrainLoader", "collate_views"]
 
 
 class Draw(NamedTuple):
@@ -156,32 +155,38 @@ class SeededDataset(Dataset):
     def __init__(
         self,
         dataset: Sequence[dict[str, Any]],
-        mapper: Callable[[dict[str, Any]], dict[str, Any] | None],
+        mapper: Callable[..., Any],
         *,
         seed: int = 0,
+        with_others: bool = False,
     ):
         """
         Args:
             dataset: dataset dicts, made anew by every access.
-            mapper: may draw from the global generators of Python, NumPy and PyTorch's CPU.
+            mapper: gives a model's input, a list of them, or None. It may draw from the global
+                generators of Python, NumPy and PyTorch's CPU.
             seed: the stream's.
+            with_others: the mapper takes the whole data set as a second argument. It does not hold
+                it: processes that are not forked would be sent a copy.
         """
         self.seed = seed
+        self._with_others = with_others
         self._dataset = dataset
         self._mapper = PicklableWrapper(mapper)  # for systems where processes are not forked
 
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+    def __getitem__(self, draw: Draw) -> Any:
         words = np.random.SeedSequence([self.seed, draw.position]).generate_state(4)
         with _global_generators(words):
             index, size = draw.index, len(self._dataset)
             step = int(words[3]) % size
             while math.gcd(step, size) != 1:  # then it reaches every image
                 step = (step + 1) % size
+            others = (self._dataset,) if self._with_others else ()
             for _ in range(size):
-                sample = self._mapper(self._dataset[index])
+                sample = self._mapper(self._dataset[index], *others)
                 if sample is not None:
                     return sample
                 index = (index + step) % size
@@ -202,6 +207,16 @@ def _global_generators(words: np.ndarray) -> Iterator[None]:
         random.setstate(before[0])
         np.random.set_state(before[1])
         torch.default_generator.set_state(before[2])
+
+
+def collate_views(samples: list[Any]) -> list[dict[str, Any]]:
+    """The model's inputs of a batch: the first of every image, then the second of every image, ...
+
+    Args:
+        samples: of every image what the mapper has made of it, an input or a list of them.
+    """
+    views = [sample if isinstance(sample, list) else [sample] for sample in samples]
+    return [view for nth in itertools.zip_longest(*views) for view in nth if view is not None]
 
 
 class _RecordedBatches:
@@ -246,7 +261,7 @@ class TrainLoader:
             generator=torch.Generator().manual_seed(stream.seed),
             num_workers=num_workers,
             pin_memory=pin_memory,
-            collate_fn=trivial_batch_collator,
+            collate_fn=collate_views,
             worker_init_fn=init_worker,
         )
 

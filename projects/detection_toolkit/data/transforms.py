@@ -11,9 +11,14 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from detectron2.data.transforms import ResizeShortestEdge, ResizeTransform, Transform
+from detectron2.data.transforms import (
+    ResizeScale,
+    ResizeShortestEdge,
+    ResizeTransform,
+    Transform,
+)
 
-__all__ = ["OpenCVResizeShortestEdge", "OpenCVResizeTransform"]
+__all__ = ["OpenCVResizeScale", "OpenCVResizeShortestEdge", "OpenCVResizeTransform"]
 
 
 class OpenCVResizeTransform(ResizeTransform):
@@ -81,4 +86,25 @@ class OpenCVResizeShortestEdge(ResizeShortestEdge):
         transform = super().get_transform(image)
         if not isinstance(transform, ResizeTransform):
             return transform
+        return OpenCVResizeTransform(transform.h, transform.w, transform.new_h, transform.new_w)
+
+
+class OpenCVResizeScale(ResizeScale):
+    """Detectron2's ``ResizeScale`` with OpenCV's bilinear interpolation.
+
+    The image is resized to fit into the target, whose sides are first multiplied by one random
+    number.
+    """
+
+    def __init__(self, min_scale: float, max_scale: float, target_height: int, target_width: int):
+        """
+        Args:
+            min_scale, max_scale: of the random number, uniform.
+            target_height, target_width: in pixels.
+        """
+        super().__init__(min_scale, max_scale, target_height, target_width)
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """The transform for an image of (H, W) or (H, W, C)."""
+        transform = super().get_transform(image)
         return OpenCVResizeTransform(transform.h, transform.w, transform.new_h, transform.new_w)

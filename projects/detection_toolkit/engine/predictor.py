@@ -20,7 +20,7 @@ from ..checkpoint.checkpointer import Checkpointer
 from ..config import apply_overrides, get_config, require_lazy_config
 from ..data import dataset_names
 from ..data.images import check_picture
-from ..data.mapper import augment
+from ..data.mapper import augment, shown_frame
 from ..errors import UserError
 from .runs import find_run, plain_values, usable_device
 from .settings import RunSettings
@@ -183,7 +183,10 @@ class Predictor:
         return self.model([self.preprocess(original_image)])[0]
 
     def preprocess(self, original_image: np.ndarray) -> dict[str, Any]:
-        """The model's input for one BGR picture: resized "image", original "height" and "width".
+        """The model's input for one BGR picture: resized "image", with "height" and "width".
+
+        They are those of the given picture, and larger where it is padded, see
+        :func:`~detection_toolkit.data.mapper.shown_frame`.
 
         Raises:
             UnreadableImageError: the picture is too thin to be resized.
@@ -192,7 +195,8 @@ class Predictor:
         if self.input_format == "RGB":
             original_image = original_image[:, :, ::-1]
         augmented = T.AugInput(np.ascontiguousarray(original_image))
-        augment(self.aug, augmented)
+        transforms = augment(self.aug, augmented)
+        height, width = shown_frame(transforms, (height, width), augmented.image.shape[:2])
         image = augmented.image.astype("float32").transpose(2, 0, 1)
         return {"image": torch.as_tensor(image.copy()), "height": height, "width": width}
 

@@ -73,6 +73,25 @@ def test_resizing_follows_the_config(weights, picture):
     assert small(picture)["instances"].image_size == (90, 120)
 
 
+def test_padding_belongs_to_the_picture_that_detections_are_scaled_to(weights, picture):
+    cfg = get_config(shipped_config())
+    cfg.train.init_checkpoint, cfg.train.device = weights, "cpu"
+    cfg.dataloader.test.mapper.augmentations = [
+        {"_target_": T.ResizeShortestEdge, "short_edge_length": 60, "max_size": 60},
+        {"_target_": T.FixedSizeCrop, "crop_size": [60, 60], "pad_value": 114},
+    ]
+    padded = Predictor(cfg)
+    inputs = padded.preprocess(picture)
+    assert inputs["image"].shape == (3, 60, 60) and (inputs["image"][:, 45:] == 114).all()
+    assert (inputs["height"], inputs["width"]) == pytest.approx((120, 120))
+    boxes = padded(picture)["instances"].pred_boxes.tensor
+    with torch.no_grad():
+        raw = padded.model([{"image": inputs["image"]}])[0]["instances"].pred_boxes.tensor
+    torch.testing.assert_close(
+        boxes[0], raw[0] * 2, **tolerance(torch.float32, scale=120, operations=100)
+    )
+
+
 def test_channel_order_follows_the_config(predictor, weights, picture):
     cfg = get_config(shipped_config())
     cfg.train.init_checkpoint, cfg.train.device = weights, "cpu"

@@ -65,7 +65,8 @@ def assert_same_state(first, second):
             assert torch.equal(moments[1][key][name], value), (key, name)
 
 
-def test_a_run_in_two_parts_equals_a_run_in_one(tmp_path):
+@pytest.mark.parametrize("data", ["plain", pytest.param("pairs", marks=pytest.mark.slow)])
+def test_a_run_in_two_parts_equals_a_run_in_one(tmp_path, data):
     options = [
         *("train.ema.enabled=true", "train.ema.decay=0.5"),
         # The schedule covers the whole run, of which the first part is cut short.
@@ -73,7 +74,14 @@ def test_a_run_in_two_parts_equals_a_run_in_one(tmp_path):
     ]
 
     def run(folder, *, stop=4, resume=False):
-        trainer = Trainer(prepare_config(make_config(folder, *options, num_images=7)))
+        cfg = make_config(folder, *options, num_images=7)
+        if data == "pairs":
+            mapper = get_config("common/data/shapes_lsj.py").dataloader.train.mapper
+            cfg.dataloader.train.mapper = mapper
+            cfg.dataloader.train.aspect_ratio_grouping = False
+            cfg.dataloader.train.num_workers = 2 if resume else 0
+            cfg.train.accumulation_steps = 2
+        trainer = Trainer(prepare_config(cfg))
         trainer.resume_or_load(resume=resume)
         trainer.max_iter = stop
         trainer.train()
