@@ -38,6 +38,15 @@ def one_drop_schedule(epochs: int, drop: int):
     )
 
 
+def step_schedule(max_iter: int, drops: tuple):
+    """Ten times less at each of the iterations ``drops``, no warm-up."""
+    return L(MultiStepParamScheduler)(
+        values=[0.1**i for i in range(len(drops) + 1)],
+        milestones=list(drops),
+        num_updates=max_iter,
+    )
+
+
 def cosine_schedule(warmup_share: float = 0.1, end_value: float = 0.001):
     """One cycle: linear warm-up over a share of the run, then a half cosine down."""
     return L(WarmupParamScheduler)(

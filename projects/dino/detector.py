@@ -61,10 +61,10 @@ class DNDeformableDETR(DeformableDETR):
         queries, object_index = self.denoising(queries, truth)
         outputs = self.decoder(maps, queries)
         count = object_index.shape[1]
-        denoised = [HeadOutput(x.logits[:, :count], x.boxes[:, :count]) for x in outputs]
+        denoised = [_rows(x, slice(count)) for x in outputs]
         assignment = Assignment(object_index.expand(len(outputs), -1, -1))
         return Predictions(
-            [_from(count, x) for x in outputs],
+            [_rows(x, slice(count, None)) for x in outputs],
             (*branches, Branch(DENOISING, denoised, assignment)),
         )
 
@@ -79,19 +79,24 @@ class DINO(DNDeformableDETR):
     """
 
 
-def _from(count: int, output: StageOutput) -> StageOutput:
-    """The detecting queries, which follow ``count`` denoising ones."""
+def _rows(output: StageOutput, rows: slice) -> StageOutput:
+    """What is said of some of the queries: those that detect follow the denoising ones."""
     queries = output.queries
     return StageOutput(
-        output.logits[:, count:],
-        output.boxes[:, count:],
+        output.logits[:, rows],
+        output.boxes[:, rows],
         queries._replace(
-            content=queries.content[:, count:],
-            geometry=queries.geometry[:, count:],
+            content=queries.content[:, rows],
+            geometry=queries.geometry[:, rows],
             position=None,
             attention_mask=None,
         ),
+        output.auxiliary and {name: _of(x, rows) for name, x in output.auxiliary.items()},
     )
+
+
+def _of(output: HeadOutput, rows: slice) -> HeadOutput:
+    return HeadOutput(output.logits[:, rows], output.boxes[:, rows])
 
 
 def _no_objects(images: ImageList, like: Tensor) -> GroundTruth:

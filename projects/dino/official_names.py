@@ -29,7 +29,16 @@ from detection_toolkit.checkpoint.official_format import (
     take_weights,
 )
 
-__all__ = ["DINO_WEIGHTS", "ORIGINS", "Names", "Origin"]
+__all__ = [
+    "DINO_WEIGHTS",
+    "DINOWeights",
+    "MM_FFN",
+    "ORIGINS",
+    "Names",
+    "Origin",
+    "below",
+    "mmdetection_rules",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +50,8 @@ _ATTENTION = [
 ]
 
 
-def _below(official: str, ours: str, pairs: Pairs) -> Pairs:
+def below(official: str, ours: str, pairs: Pairs) -> Pairs:
+    """Pairs of names with something ahead of each."""
     return [(official + a, ours + b) for a, b in pairs]
 
 
@@ -66,13 +76,13 @@ _DN_QUERIES = [
 ]
 # A transformer of the authors' code.
 _IDEA_ENCODER = [
-    *_below("self_attn.", "attention.", _ATTENTION),
+    *below("self_attn.", "attention.", _ATTENTION),
     ("norm1.*", "norm.*"),
     ("linear{k}.*", "ffn.linear{k}.*"),
     ("norm2.*", "ffn.norm.*"),
 ]
 _IDEA_DECODER = [
-    *_below("cross_attn.", "attention.", _ATTENTION),
+    *below("cross_attn.", "attention.", _ATTENTION),
     ("self_attn.*", "self_attention.attention.*"),
     ("norm2.*", "self_attention.norm.*"),
     ("norm1.*", "norm.*"),
@@ -80,13 +90,13 @@ _IDEA_DECODER = [
     ("norm3.*", "ffn.norm.*"),
 ]
 # One that MMCV, or detrex after it, puts together.
-_MM_FFN = [("layers.0.0.*", "ffn.linear1.*"), ("layers.1.*", "ffn.linear2.*")]
+MM_FFN = [("layers.0.0.*", "ffn.linear1.*"), ("layers.1.*", "ffn.linear2.*")]
 
 
 def _mm_layer(self_attention: str, attention: str, ffn: str, *, of_decoder: bool) -> Pairs:
     pairs = [
-        *_below(f"{attention}.", "attention.", _ATTENTION),
-        *_below(f"{ffn}.", "", _MM_FFN),
+        *below(f"{attention}.", "attention.", _ATTENTION),
+        *below(f"{ffn}.", "", MM_FFN),
     ]
     if not of_decoder:
         return [*pairs, ("norms.0.*", "norm.*"), ("norms.1.*", "ffn.norm.*")]
@@ -102,8 +112,8 @@ def _mm_layer(self_attention: str, attention: str, ffn: str, *, of_decoder: bool
 def _transformer(prefix: str, level: str, encoder: Pairs, decoder: Pairs) -> Pairs:
     return [
         (prefix + level, "encoder.level_embedding"),
-        *_below(prefix + "encoder.layers.{i}.", "encoder.layers.{i}.", encoder),
-        *_below(prefix + "decoder.layers.{t}.", "decoder.stages.{t}.", decoder),
+        *below(prefix + "encoder.layers.{i}.", "encoder.layers.{i}.", encoder),
+        *below(prefix + "decoder.layers.{t}.", "decoder.stages.{t}.", decoder),
         (prefix + "decoder.norm.*", "decoder.norm.*"),
         (prefix + "decoder.ref_point_head.layers.0.*", "decoder.position.layers.0.*"),
         (prefix + "decoder.ref_point_head.layers.1.*", "decoder.position.layers.2.*"),
@@ -186,7 +196,8 @@ def _detrex_dn(projections: int, stages: int) -> list[Rule]:
     return _rules(_detrex(projections, stages) + pairs)
 
 
-def _mmdetection(projections: int, stages: int) -> list[Rule]:
+def mmdetection_rules(projections: int, stages: int) -> list[Rule]:
+    """Pairs of names of MMDetection's DINO, with so many maps of the backbone and stages."""
     encoder = _mm_layer("", "self_attn", "ffn", of_decoder=False)
     decoder = _mm_layer("self_attn", "cross_attn", "ffn", of_decoder=True)
     pairs = [
@@ -284,7 +295,7 @@ ORIGINS = (
         "mmdetection3",
         "MMDetection's DINO",
         r"dn_query_generator\.label_embedding\.weight",
-        _mmdetection,
+        mmdetection_rules,
         settings={**_FINE, _EPS: 1e-5},
         certain=False,  # its improved DINO has other position codes
     ),
@@ -329,10 +340,26 @@ class DINOWeights(WeightFormat):
     """
 
     name = "DINO"
-    sources = ("original", "detrex", "mmdetection3")
+    sources: tuple[str, ...] = ("original", "detrex", "mmdetection3")
+    origins: tuple[Origin, ...] = ORIGINS
+    configs = "dino/"
+    """Folder of the configs that the weights are for."""
 
     def recognises(self, names: Iterable[str]) -> bool:
-        return _origin_of(names) is not None
+        return self.origin_of(names) is not None
+
+    def origin_of(self, names: Iterable[str]) -> Origin | None:
+        """The code base whose names these are."""
+        keys = list(names)
+        return next((origin for origin in self.origins if origin.mark_matches(keys)), None)
+
+    def origin_for(self, model: nn.Module, source: str) -> Origin:
+        """The code base of that source, or, where it is empty, the one whose model is like this.
+
+        Raises:
+            CheckpointMismatchError: the source has no such model.
+        """
+        return _origin_for(model, source)
 
     def describes(self, names: Iterable[str]) -> bool:
         return any(name.startswith("decoder.position.layers.") for name in names)
@@ -346,13 +373,13 @@ class DINOWeights(WeightFormat):
         require_unused: bool = False,
         description: Mapping[str, Any] | None = None,
     ) -> ConvertedWeights:
-        origin = _origin_of(state_dict)
+        origin = self.origin_of(state_dict)
         assert origin is not None
         wanted = {key: value.shape for key, value in model.state_dict().items()}
         if not self.describes(wanted):
             raise CheckpointMismatchError(
                 f"these are weights of {origin.name}, but the model is none of its kind: choose a "
-                "config of dino/"
+                f"config of {self.configs}"
             )
         _check_settings(origin, model)
         names = Names(origin, wanted)
@@ -378,6 +405,10 @@ class DINOWeights(WeightFormat):
             names.to_ours,
             # A model without denoising has no place for its embedding.
             is_unused=lambda name: (names.to_ours(name) or [""])[0].startswith("denoising."),
+            # What a decoder has beyond that of the weights keeps its initialisation.
+            is_required=lambda name: (
+                not name.startswith("decoder.") or names.to_official(name) is not None
+            ),
             may_differ=_RESIZABLE if allow_other_sizes else None,
             label=label,
         )
@@ -399,7 +430,7 @@ class DINOWeights(WeightFormat):
         Mismatch.between(weights, wanted).raise_if_any(
             "the weights do not fit the model", ASK_CONFIG
         )
-        origin = _origin_for(model, source)
+        origin = self.origin_for(model, source)
         names, extras = Names(origin, wanted), dict(extras or {})
         official: dict[str, Tensor] = {}
         nameless = []
@@ -426,7 +457,7 @@ class DINOWeights(WeightFormat):
         return {**official, **extras}
 
     def contain(self, official: Mapping[str, Tensor], *, source: str = "") -> dict[str, Any]:
-        if ORIGINS[-1].mark_matches(official):
+        if self.origins[-1].mark_matches(official):
             return super().contain(official)
         return {"model": dict(official)}
 
@@ -440,11 +471,6 @@ _RESIZABLE = re.compile(
 def _count(pattern: str, names: Iterable[str]) -> int:
     found = (re.fullmatch(pattern, name) for name in names)
     return 1 + max((int(match[1]) for match in found if match), default=-1)
-
-
-def _origin_of(names: Iterable[str]) -> Origin | None:
-    keys = list(names)
-    return next((origin for origin in ORIGINS if origin.mark_matches(keys)), None)
 
 
 def _origin_for(model: nn.Module, source: str) -> Origin:

@@ -151,9 +151,10 @@ def _import_projects_once() -> None:
 
 
 def official_formats() -> list[WeightFormat]:
-    """The formats of all projects, whichever of these a config uses; by name."""
+    """The formats of all projects, whichever of these a config uses; by name, but a format that is
+    made of another, and so may recognise its weights and more, before it."""
     _import_projects_once()
-    return [_FORMATS[name] for name in sorted(_FORMATS)]
+    return sorted(_FORMATS.values(), key=lambda f: (-len(type(f).__mro__), f.name))
 
 
 def format_of_official(names: Iterable[str]) -> WeightFormat:
@@ -194,7 +195,7 @@ def format_of_ours(weights: Iterable[str], model: Iterable[str]) -> WeightFormat
 
 
 def _unknown(keys: Sequence[str]) -> CheckpointMismatchError:
-    *names, last = [f.name for f in official_formats()]
+    *names, last = sorted(f.name for f in official_formats())
     known = f"{', '.join(names)} or {last}" if names else last
     return CheckpointMismatchError(
         f"these are no weights of {known}: among {len(keys)} tensors are {some_names(keys, 4)}"

@@ -1,0 +1,25 @@
+"""HPR, the Hybrid Proposal Refiner (Zhao et al., CVPR 2024), on DINO and Deformable DETR."""
+
+from . import official_names  # noqa: F401  (registers the format of official weights)
+from .criterion import HybridCriterion
+from .decoder import HybridDecoder
+from .detector import HPR
+from .dynamic_convolution import DynamicConvolution
+from .merge import ChannelMerge, FixedMerge, ScalarMerge
+from .regional_attention import RegionalCrossAttention
+from .roi import RoIFeatures
+from .stage import HybridStage, Refiner
+
+__all__ = [
+    "ChannelMerge",
+    "DynamicConvolution",
+    "FixedMerge",
+    "HPR",
+    "HybridCriterion",
+    "HybridDecoder",
+    "HybridStage",
+    "Refiner",
+    "RegionalCrossAttention",
+    "RoIFeatures",
+    "ScalarMerge",
+]
