@@ -37,6 +37,7 @@ __all__ = [
     "Names",
     "Origin",
     "below",
+    "mm_layer",
     "mmdetection_rules",
 ]
 
@@ -93,7 +94,8 @@ _IDEA_DECODER = [
 MM_FFN = [("layers.0.0.*", "ffn.linear1.*"), ("layers.1.*", "ffn.linear2.*")]
 
 
-def _mm_layer(self_attention: str, attention: str, ffn: str, *, of_decoder: bool) -> Pairs:
+def mm_layer(self_attention: str, attention: str, ffn: str, *, of_decoder: bool) -> Pairs:
+    """Pairs of names of an encoder's or a decoder's layer."""
     pairs = [
         *below(f"{attention}.", "attention.", _ATTENTION),
         *below(f"{ffn}.", "", MM_FFN),
@@ -164,7 +166,7 @@ def _idea_dn(projections: int, stages: int) -> list[Rule]:
 
 def _detrex(projections: int, stages: int) -> Pairs:
     layer = {
-        kind: _mm_layer("attentions.0", attention, "ffns.0", of_decoder=kind == "decoder")
+        kind: mm_layer("attentions.0", attention, "ffns.0", of_decoder=kind == "decoder")
         for kind, attention in (("encoder", "attentions.0"), ("decoder", "attentions.1"))
     }
     return [
@@ -198,8 +200,8 @@ def _detrex_dn(projections: int, stages: int) -> list[Rule]:
 
 def mmdetection_rules(projections: int, stages: int) -> list[Rule]:
     """Pairs of names of MMDetection's DINO, with so many maps of the backbone and stages."""
-    encoder = _mm_layer("", "self_attn", "ffn", of_decoder=False)
-    decoder = _mm_layer("self_attn", "cross_attn", "ffn", of_decoder=True)
+    encoder = mm_layer("", "self_attn", "ffn", of_decoder=False)
+    decoder = mm_layer("self_attn", "cross_attn", "ffn", of_decoder=True)
     pairs = [
         *_neck("neck.convs.{}", "neck.extra_convs.0", "conv", "gn", projections),
         *_transformer("", "level_embed", encoder, decoder),

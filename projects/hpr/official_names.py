@@ -8,11 +8,19 @@ from torch import nn
 
 from detection_toolkit.checkpoint.name_rules import Rule
 from detection_toolkit.checkpoint.official_format import register_official_format
-from dino.official_names import MM_FFN, DINOWeights, Origin, Pairs, below, mmdetection_rules
+from dino.official_names import (
+    MM_FFN,
+    DINOWeights,
+    Origin,
+    Pairs,
+    below,
+    mm_layer,
+    mmdetection_rules,
+)
 
 from .decoder import DYNAMIC, REGIONAL
 
-__all__ = ["HPR_WEIGHTS", "HPRWeights", "hybrid_pairs", "layer_pairs"]
+__all__ = ["HPR_WEIGHTS", "HPRWeights", "hybrid_pairs", "mm_layer_pairs"]
 
 _DYNAMIC = [
     ("dynamic_layer.*", "filters.*"),
@@ -41,7 +49,7 @@ def _refiner(prefix: str, name: str) -> Pairs:
     return below(prefix, f"auxiliary.{name}.", pairs)
 
 
-def layer_pairs() -> Pairs:
+def hybrid_layer_pairs() -> Pairs:
     """Of a hybrid layer, beside those of a plain one."""
     return [
         ("merger_SA.weights", "merge_attended.weights"),
@@ -53,9 +61,15 @@ def layer_pairs() -> Pairs:
     ]
 
 
+def mm_layer_pairs() -> Pairs:
+    """Of a hybrid layer, all."""
+    plain = mm_layer("self_attn", "cross_attn", "ffn", of_decoder=True)
+    return [*plain, *hybrid_layer_pairs()]
+
+
 def hybrid_pairs() -> Pairs:
     """Of hybrid layers and auxiliary heads, beside those of the base."""
-    pairs = below("decoder.layers.{t}.", "decoder.stages.{t}.", layer_pairs())
+    pairs = below("decoder.layers.{t}.", "decoder.stages.{t}.", hybrid_layer_pairs())
     for i, name in enumerate((REGIONAL, DYNAMIC)):
         heads = f"decoder.auxiliary_heads.{name}.{{t}}."
         pairs += [
