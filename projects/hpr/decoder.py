@@ -6,7 +6,7 @@ K classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -126,8 +126,6 @@ class HybridDecoder(DINODecoder):
         self.auxiliary_heads = nn.ModuleDict(
             {name: nn.ModuleList(self.make_heads(num_classes)) for name in self.auxiliary_norms}
         )
-        self.predicts_auxiliary = False
-        """Whether the auxiliary heads predict out of training, too."""
 
     def make_heads(self, num_classes: int) -> Sequence[nn.Module]:
         """S heads of an auxiliary refiner, which start alike."""
@@ -139,17 +137,23 @@ class HybridDecoder(DINODecoder):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """As :meth:`DINODecoder.attend`, with features of both auxiliary refiners."""
         stage = self.stages[index]
+        assert isinstance(stage, HybridStage)
         content, found = stage.refine(queries, maps)
         if not (self.training or self.predicts_auxiliary):
             return content, {}
-        features = {
-            name: norm(stage.auxiliary[name].ffn.norm(found[name]))
-            for name, norm in self.auxiliary_norms.items()
-        }
+        features = {}
+        for name, norm in self.auxiliary_norms.items():
+            refiner = stage.auxiliary[name]
+            assert isinstance(refiner, Refiner)
+            features[name] = norm(refiner.ffn.norm(found[name]))
         return content, features
 
+    @property
+    def auxiliary_names(self) -> tuple[str, ...]:
+        return tuple(self.auxiliary_norms)
+
     def auxiliary_head(self, name: str, index: int) -> nn.Module:
-        return self.auxiliary_heads[name][index]
+        return self.auxiliary_heads.get_submodule(f"{name}.{index}")
 
     def _lay_out(self, maps: FeatureMaps, queries: Queries) -> FeatureMaps:
         if self.execution.sampling == "grid":

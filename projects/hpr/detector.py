@@ -7,7 +7,7 @@ from typing import Any
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import ImageList
 
-from detection_toolkit.structures import Branch, GroundTruth, Predictions
+from detection_toolkit.structures import Branch, GroundTruth, Predictions, StageOutput
 from dino import DINO
 
 __all__ = ["HPR", "auxiliary_branches"]
@@ -18,11 +18,10 @@ def auxiliary_branches(predictions: Predictions) -> list[Branch]:
     the head, of any other branch's queries under both names."""
     found = []
     for head in predictions.stages[0].auxiliary or ():
-        found.append(Branch(head, [x.auxiliary[head] for x in predictions.stages]))
-        for name, outputs, assignment in predictions.branches:
-            if getattr(outputs[0], "auxiliary", None):
-                own = [x.auxiliary[head] for x in outputs]
-                found.append(Branch(f"{head}_{name}", own, assignment))
+        for name, outputs, assignment in (("", predictions.stages, None), *predictions.branches):
+            own = [x.auxiliary[head] for x in outputs if isinstance(x, StageOutput) and x.auxiliary]
+            if own:
+                found.append(Branch(f"{head}_{name}" if name else head, own, assignment))
     return found
 
 
@@ -42,8 +41,8 @@ class HPR(DINO):
         """
         super().__init__(**parts)
         # The branch of the proposals starts as those of the stages do.
-        heads = self.initial_queries.head, self.decoder.stages[0].head
-        heads[0].load_state_dict(heads[1].state_dict())
+        of_stage = self.decoder.get_submodule("stages.0.head")
+        self.initial_queries.get_submodule("head").load_state_dict(of_stage.state_dict())
 
     def predict(self, images: ImageList, truth: GroundTruth | None = None) -> Predictions:
         """As :meth:`DINO.predict`, in training with branches of the auxiliary heads."""

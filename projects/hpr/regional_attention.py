@@ -75,7 +75,8 @@ class RegionalCrossAttention(nn.Module):
 
         With q a sample's query and W_k, W_v the rows of a head,
 
-            q (W_k r + b_k) = (q W_k) r + q b_k,   sum_j a_j (W_v r_j + b_v) = W_v sum_j a_j r_j + b_v
+            q (W_k r + b_k) = (q W_k) r + q b_k
+            sum_j a_j (W_v r_j + b_v) = W_v sum_j a_j r_j + b_v
 
         as the a_j sum to 1; q b_k is the same for all cells of a sample, and so without effect.
         """

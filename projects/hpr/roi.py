@@ -16,7 +16,7 @@ T tokens, which are the cells of all levels, n = R B N boxes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -158,12 +158,12 @@ class RoIFeatures(nn.Module):
         device, dtype = boxes.device, boxes.dtype
         batch, num_tokens = maps.tokens.shape[:2]
         shapes = [level.shape[-2:] for level in maps.levels]
-        starts = [0]
+        before = [0]
         for height, width in shapes[:-1]:
-            starts.append(starts[-1] + height * width)
+            before.append(before[-1] + height * width)
         heights, widths, starts = (
             constants(x, dtype=torch.long, device=device)[levels].flatten()
-            for x in ([h for h, _ in shapes], [w for _, w in shapes], starts)
+            for x in ([h for h, _ in shapes], [w for _, w in shapes], before)
         )
         stride = constants(strides, dtype=dtype, device=device)[levels]
         image = torch.arange(batch, device=device).repeat_interleave(boxes.shape[0] // batch)

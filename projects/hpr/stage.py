@@ -5,13 +5,13 @@ Letters: B images, R sets of queries that look at each image, N queries, C chann
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
 from deformable_detr.attention import FeedForward, SelfAttention
 from deformable_detr.decoder import DeformableDecoderStage, on_levels
-from deformable_detr.heads import PredictionHead, boxes_in_pixels
+from deformable_detr.heads import boxes_in_pixels
 from detection_toolkit.modeling import FeatureMaps
 from detection_toolkit.structures import Queries
 
@@ -89,7 +89,7 @@ class HybridStage(DeformableDecoderStage):
         self.auxiliary = nn.ModuleDict(auxiliary)
         self.merge_attended = merge()
         self.merge_refined = merge()
-        self.roi_features = roi_features
+        self.roi_features: nn.Module = roi_features
 
     def attend(self, queries: Queries, maps: FeatureMaps) -> Tensor:
         """As :meth:`DeformableDecoderStage.attend`."""
