@@ -144,7 +144,7 @@ class BlocksCase(CaseKind):
 
     @classmethod
     def matches(cls, case: Case) -> bool:
-        return {"config_json", "roi/boxes", "layer/in/roi"} <= case.names
+        return {"config_json", "roi/levels"} <= case.names
 
     def __init__(self, case: Case):
         super().__init__(case)
@@ -170,7 +170,8 @@ class BlocksCase(CaseKind):
             "regional_ca/key_pos": (value, lambda run: run["regional_ca/key_pos"]),
             "box_encoding/enc": (value, lambda run: run["box_encoding/enc"]),
         }
-        yield from expand(extras)
+        present = {k: v for k, v in extras.items() if k.split("/")[0] in self.blocks}
+        yield from expand(present)
 
     def _gradients(self, block: str) -> list[str]:
         return [*self.case.below(f"{block}/grad_in/"), *self.case.below(f"{block}/grad/")]
