@@ -11,13 +11,13 @@ from torch import nn
 from detection_toolkit.config import apply_overrides, get_config
 
 CONFIG = "hpr/hpr_shapes_tiny.py"
+RUN = [*SMALL, "model.decoder.inner_channels=4", "model.decoder.num_samples=3"]
 WITHOUT_DENOISING = ["model.denoising=null", "model.criterion.denoising=null"]
 
 
 def small_config(*overrides: str) -> DictConfig:
     """The config of a small detector."""
-    own = ["model.decoder.inner_channels=4", "model.decoder.num_samples=3"]
-    return apply_overrides(get_config(CONFIG), [*SMALL, *own, *overrides]).model
+    return apply_overrides(get_config(CONFIG), [*RUN, *overrides]).model
 
 
 def make_model(*overrides: str) -> nn.Module:

@@ -1,4 +1,4 @@
-"""The detector: its refiner stack, auxiliary heads and losses, and what the toolkit does with it."""
+"""The detector: refiner stack, auxiliary heads and losses, and what the toolkit does with it."""
 
 from __future__ import annotations
 

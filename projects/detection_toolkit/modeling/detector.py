@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 from collections.abc import Sequence
@@ -243,12 +244,36 @@ class QueryDetector(nn.Module):
             the predictions of the S stages, in pixels of the resized images, and for each stage
             each image's detections, as :meth:`forward` returns them for the last stage.
         """
+        outputs, heads = self.inference_heads(batched_inputs, auxiliary=False)
+        return outputs, heads[""]
+
+    @torch.no_grad()
+    def inference_heads(
+        self, batched_inputs: list[dict[str, Any]], *, auxiliary: bool = True
+    ) -> tuple[list[StageOutput], dict[str, list[list[Instances]]]]:
+        """What every head of every stage would answer, in one forward pass.
+
+        Args:
+            batched_inputs: as for :meth:`forward` at test time.
+            auxiliary: also those that training alone uses.
+
+        Returns:
+            the predictions of the S stages, as of :meth:`inference_stages`, and detections: those
+            of the stages themselves under "", those of further heads under their names.
+        """
         images = self.preprocess_image(batched_inputs)
-        outputs = list(self.predict(images).stages)
-        detections = [
-            self._detect(output, stage, images, batched_inputs)
-            for stage, output in enumerate(outputs)
-        ]
+        context = self.decoder.with_auxiliary() if auxiliary else contextlib.nullcontext()
+        with context:
+            outputs = list(self.predict(images).stages)
+        names = self.decoder.auxiliary_names if auxiliary else ()
+        of_heads = {"": outputs, **{name: [x.auxiliary[name] for x in outputs] for name in names}}
+        detections = {
+            name: [
+                self._detect(output, stage, images, batched_inputs)
+                for stage, output in enumerate(of_stages)
+            ]
+            for name, of_stages in of_heads.items()
+        }
         return outputs, detections
 
     def _detect(
