@@ -151,10 +151,14 @@ def _import_projects_once() -> None:
 
 
 def official_formats() -> list[WeightFormat]:
-    """The formats of all projects, whichever of these a config uses; by name, but a format that is
-    made of another, and so may recognise its weights and more, before it."""
+    """The formats of all projects, whichever of these a config uses; by name."""
     _import_projects_once()
-    return sorted(_FORMATS.values(), key=lambda f: (-len(type(f).__mro__), f.name))
+    return [_FORMATS[name] for name in sorted(_FORMATS)]
+
+
+def _derived_first() -> list[WeightFormat]:
+    """The same, but what is made of another, and so has its names and more, before it."""
+    return sorted(official_formats(), key=lambda f: -len(type(f).__mro__))
 
 
 def format_of_official(names: Iterable[str]) -> WeightFormat:
@@ -164,7 +168,7 @@ def format_of_official(names: Iterable[str]) -> WeightFormat:
         CheckpointMismatchError: it is none that is known.
     """
     keys = list(names)
-    for weight_format in official_formats():
+    for weight_format in _derived_first():
         if weight_format.recognises(keys):
             return weight_format
     if all(key.startswith(_PARTS) for key in keys):
@@ -188,14 +192,14 @@ def format_of_ours(weights: Iterable[str], model: Iterable[str]) -> WeightFormat
     """
     ours = list(weights)
     for names in (ours, list(model)):
-        for weight_format in official_formats():
+        for weight_format in _derived_first():
             if weight_format.describes(names):
                 return weight_format
     raise _unknown(ours)
 
 
 def _unknown(keys: Sequence[str]) -> CheckpointMismatchError:
-    *names, last = sorted(f.name for f in official_formats())
+    *names, last = [f.name for f in official_formats()]
     known = f"{', '.join(names)} or {last}" if names else last
     return CheckpointMismatchError(
         f"these are no weights of {known}: among {len(keys)} tensors are {some_names(keys, 4)}"

@@ -265,8 +265,9 @@ class QueryDetector(nn.Module):
         context = self.decoder.with_auxiliary() if auxiliary else contextlib.nullcontext()
         with context:
             outputs = list(self.predict(images).stages)
-        names = self.decoder.auxiliary_names if auxiliary else ()
-        of_heads = {"": outputs, **{name: [x.auxiliary[name] for x in outputs] for name in names}}
+        of_heads: dict[str, list[StageOutput | HeadOutput]] = {"": [*outputs]}
+        for name in self.decoder.auxiliary_names if auxiliary else ():
+            of_heads[name] = [x.auxiliary[name] for x in outputs if x.auxiliary]
         detections = {
             name: [
                 self._detect(output, stage, images, batched_inputs)
