@@ -38,12 +38,20 @@ def one_drop_schedule(epochs: int, drop: int):
     )
 
 
-def step_schedule(max_iter: int, drops: tuple):
-    """Ten times less at each of the iterations ``drops``, no warm-up."""
-    return L(MultiStepParamScheduler)(
+def schedule_by_iterations(max_iter: int, drops: tuple, *, warmup_iters: int = 0):
+    """Ten times less at each of the iterations ``drops``; a linear warm-up is from 0.0001."""
+    schedule = L(MultiStepParamScheduler)(
         values=[0.1**i for i in range(len(drops) + 1)],
         milestones=list(drops),
         num_updates=max_iter,
+    )
+    if not warmup_iters:
+        return schedule
+    return L(WarmupParamScheduler)(
+        scheduler=schedule,
+        warmup_length=warmup_iters / max_iter,
+        warmup_factor=0.0001,
+        warmup_method="linear",
     )
 
 
