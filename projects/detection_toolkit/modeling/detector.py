@@ -301,9 +301,12 @@ class QueryDetector(nn.Module):
             of D = min(max_detections, N K) pairs, best first: boxes (B, D, 4) in pixels of the
             resized image, scores (B, D), classes (B, D) and the queries (B, D) they came from.
             Pairs of a query whose box or scores are not finite come last, with a score of -1 and a
-            box of zeros.
+            box of zeros; so do those of queries that do not count.
         """
-        usable = _finite_queries(output)[..., None]
+        usable = _finite_queries(output)
+        if output.active is not None:
+            usable = usable & output.active
+        usable = usable[..., None]
         scores = torch.where(usable, output.logits.float().sigmoid(), -1.0).flatten(1)  # (B, N K)
         scores, index = scores.topk(min(self.max_detections, scores.shape[1]), dim=1)
         query = torch.div(index, self.num_classes, rounding_mode="floor")
@@ -356,7 +359,9 @@ class QueryDetector(nn.Module):
             Instances(size, pred_boxes=Boxes(b), scores=s, pred_classes=c, query_index=q)
             for size, b, s, c, q in zip(image_sizes, *self.select_detections(output))
         ]
-        return [x[x.scores >= 0] if count else x for x, count in zip(found, dropped)]
+        if output.active is None and not any(dropped):
+            return found
+        return [x[x.scores >= 0] for x in found]
 
     def _warn_of_dropped_queries(self, count: int, stage: int, name: str) -> None:
         """For the first image, and then whenever their number has doubled."""

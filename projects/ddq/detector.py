@@ -1,0 +1,116 @@
+"""The registered meta-architecture.
+
+Letters: B images, N queries, C channels, S stages; of the N queries D restore noised objects, Q are
+distinct, and M dense, in this order.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.structures import ImageList
+from torch import Tensor
+
+from detection_toolkit.structures import (
+    Assignment,
+    Branch,
+    GroundTruth,
+    HeadOutput,
+    Predictions,
+    Queries,
+    StageOutput,
+)
+from dino import DINO
+from dino.detector import DENOISING, no_objects
+
+from .decoder import DDQDecoder
+from .queries import DistinctQueries
+
+__all__ = ["DDQ", "DENSE"]
+
+DENSE = "dense"
+"""The branch of the dense queries."""
+
+
+@META_ARCH_REGISTRY.register()
+class DDQ(DINO):
+    """DDQ-DETR (Zhang et al., CVPR 2023): dense distinct queries.
+
+    What differs from DINO are queries and decoder, :class:`~ddq.DistinctQueries` and
+    :class:`~ddq.DDQDecoder`, and that in training dense queries stand beside the distinct ones.
+    """
+
+    initial_queries: DistinctQueries
+    decoder: DDQDecoder
+
+    def __init__(self, **parts: Any):
+        """
+        Args:
+            parts: as of :class:`~dino.DINO`.
+        """
+        super().__init__(**parts)
+        # All heads are of one draw.
+        first = self.decoder.stages.get_submodule("0.head").state_dict()
+        for head in (self.initial_queries.head, self.initial_queries.dense_head):
+            head.load_state_dict(first)
+
+    def predict(self, images: ImageList, truth: GroundTruth | None = None) -> Predictions:
+        """As :meth:`DINO.predict`; in training with the branch of the dense queries, and that of
+        the proposals that they are chosen from."""
+        if not self.training:
+            return super().predict(images, truth)
+        maps = self.extract_features(images)
+        distinct, dense, branches = self.initial_queries.propose_all(maps)
+        queries, object_index = distinct, None
+        if self.denoising is not None:
+            if truth is None:
+                truth = no_objects(images, maps.image_sizes)
+            queries, object_index = self.denoising(distinct, truth)
+        queries = _beside(queries, dense, count=distinct.content.shape[1])
+        kinds = queries.kinds
+        assert kinds is not None
+        outputs = self.decoder(maps, queries)
+        denoised, stages, of_dense = zip(*(_split(x, kinds) for x in outputs))
+        if object_index is not None:
+            assignment = Assignment(object_index.expand(len(outputs), -1, -1))
+            branches = (*branches, Branch(DENOISING, list(denoised), assignment))
+        branches = (*branches, Branch(DENSE, list(of_dense)))
+        return Predictions([_stage(part, x, kinds) for part, x in zip(stages, outputs)], branches)
+
+
+def _beside(queries: Queries, dense: Queries, *, count: int) -> Queries:
+    """The queries, of which the last ``count`` are distinct, and after them dense ones. The two see
+    nothing of each other."""
+    first, others = queries.content.shape[1], dense.content.shape[1]
+    mask = torch.ones(
+        first + others, first + others, dtype=torch.bool, device=queries.content.device
+    )
+    mask[:first, :first] = False if queries.attention_mask is None else queries.attention_mask
+    mask[first:, first:] = False
+    return Queries(
+        torch.cat([queries.content, dense.content], dim=1),
+        torch.cat([queries.geometry, dense.geometry], dim=1),
+        attention_mask=mask,
+        kinds=(first - count, count, others),
+    )
+
+
+def _split(output: StageOutput | HeadOutput, kinds: tuple[int, ...]) -> list[HeadOutput]:
+    """What is predicted of the queries of each kind."""
+    active: Any = [None] * len(kinds)
+    if output.active is not None:
+        active = output.active.split(kinds, dim=1)
+    parts = zip(output.logits.split(kinds, dim=1), output.boxes.split(kinds, dim=1), active)
+    return [HeadOutput(*part) for part in parts]
+
+
+def _stage(part: HeadOutput, output: StageOutput, kinds: tuple[int, ...]) -> StageOutput:
+    """The stage's output for the distinct queries alone."""
+
+    def own(x: Tensor) -> Tensor:
+        return x.split(kinds, dim=1)[1]
+
+    queries = Queries(own(output.queries.content), own(output.queries.geometry))
+    return StageOutput(part.logits, part.boxes, queries, active=part.active)
