@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
-from deformable_detr.heads import PredictionHead, boxes_in_pixels, move_reference
+from deformable_detr.heads import boxes_in_pixels, move_reference
 from detection_toolkit.errors import UserError
 from detection_toolkit.modeling import QUERY_HEADS, Execution, FeatureMaps
 from detection_toolkit.structures import Queries, StageOutput
@@ -111,7 +111,7 @@ class HeadsByKind:
     """Predicts as a :class:`~deformable_detr.heads.PredictionHead` does: by one of the first
     queries, and by another of the M dense ones."""
 
-    def __init__(self, head: PredictionHead, dense_head: PredictionHead, num_dense: int):
+    def __init__(self, head: Any, dense_head: Any, num_dense: int):
         self.head = head
         self.dense_head = dense_head
         self.num_dense = num_dense
@@ -177,8 +177,8 @@ class DDQDecoder(DINODecoder):
             execution=execution,
         )
         check_execution(self.execution)
-        for stage in self.stages:
-            stage.add_module("dense_head", copy.deepcopy(stage.get_submodule("head")))
+        heads = (stage.get_submodule("head") for stage in self.stages)
+        self.dense_heads = nn.ModuleList(copy.deepcopy(head) for head in heads)
         self.selection = DistinctSelection(iou_threshold, first_keeps_all=first_keeps_all)
 
     def pass_stage(
@@ -192,7 +192,7 @@ class DDQDecoder(DINODecoder):
         stage: Any = self.stages[index]
         reference = queries.geometry.detach()
         denoising, count, dense = kinds_of(queries)
-        head = HeadsByKind(stage.head, stage.dense_head, dense)
+        head = HeadsByKind(stage.head, self.dense_heads[index], dense)
         position = self.position(reference, maps)
         content = stage.attend(queries._replace(geometry=reference, position=position), maps)
         refined = move_reference(reference, head.box(content).to(reference.dtype), REFINEMENT_EPS)
