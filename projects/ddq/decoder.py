@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
-from deformable_detr.heads import boxes_in_pixels, move_reference
 from detection_toolkit.errors import UserError
 from detection_toolkit.modeling import QUERY_HEADS, Execution, FeatureMaps
 from detection_toolkit.structures import Queries, StageOutput
-from dino.decoder import REFINEMENT_EPS, DINODecoder
+from dino import DINODecoder
 
 from .queries import check_iou
 from .selection import distinct
@@ -189,24 +188,22 @@ class DDQDecoder(DINODecoder):
         Args:
             carry: (B, Q) bool: the active queries; None for all.
         """
-        stage: Any = self.stages[index]
-        reference = queries.geometry.detach()
-        denoising, count, dense = kinds_of(queries)
-        head = HeadsByKind(stage.head, self.dense_heads[index], dense)
-        position = self.position(reference, maps)
-        content = stage.attend(queries._replace(geometry=reference, position=position), maps)
-        refined = move_reference(reference, head.box(content).to(reference.dtype), REFINEMENT_EPS)
-        logits, delta = head(self.norm(content))
-        box = move_reference(queries.geometry, delta.to(reference.dtype), self.prediction_eps)
-        moved = queries._replace(content=content, geometry=refined)
-        active = among_all(carry, queries)
+        output, _ = super().pass_stage(index, queries, maps, None)
+        moved, active = output.queries, among_all(carry, queries)
         if index + 1 < self.num_stages:
-            own = content[:, denoising : denoising + count].detach()
-            moved, carry = self.selection(moved, stage.head.classes(own).amax(-1).sigmoid(), carry)
-        return (
-            StageOutput(logits, boxes_in_pixels(box, maps.image_sizes), moved, active=active),
-            carry,
-        )
+            denoising, count, _ = kinds_of(queries)
+            own = moved.content[:, denoising : denoising + count].detach()
+            head: Any = self.stages[index].head
+            scores = head.classes(own).amax(-1).sigmoid()
+            moved, carry = self.selection(moved, scores, carry)
+        auxiliary = output.auxiliary and {
+            name: x._replace(active=active) for name, x in output.auxiliary.items()
+        }
+        return output._replace(queries=moved, auxiliary=auxiliary, active=active), carry
+
+    def main_head(self, index: int, queries: Queries) -> Any:
+        head, dense_head = self.stages[index].head, self.dense_heads[index]
+        return HeadsByKind(head, dense_head, kinds_of(queries)[2])
 
 
 def among_all(active: Tensor | None, queries: Queries) -> Tensor | None:

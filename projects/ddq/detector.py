@@ -11,19 +11,16 @@ from typing import Any
 import torch
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import ImageList
-from torch import Tensor
 
 from detection_toolkit.structures import (
     Assignment,
     Branch,
     GroundTruth,
-    HeadOutput,
     Predictions,
     Queries,
-    StageOutput,
 )
 from dino import DINO
-from dino.detector import DENOISING, no_objects
+from dino.detector import DENOISING, no_objects, only
 
 from .decoder import DDQDecoder
 from .queries import DistinctQueries
@@ -72,12 +69,15 @@ class DDQ(DINO):
         kinds = queries.kinds
         assert kinds is not None
         outputs = self.decoder(maps, queries)
-        denoised, stages, of_dense = zip(*(_split(x, kinds) for x in outputs))
+        # In a row: denoising, distinct, dense.
+        ends = kinds[0], kinds[0] + kinds[1], None
+        own, last = slice(*ends[:2]), slice(*ends[1:])
         if object_index is not None:
+            denoised = [only(x, slice(ends[0])) for x in outputs]
             assignment = Assignment(object_index.expand(len(outputs), -1, -1))
-            branches = (*branches, Branch(DENOISING, list(denoised), assignment))
-        branches = (*branches, Branch(DENSE, list(of_dense)))
-        return Predictions([_stage(part, x, kinds) for part, x in zip(stages, outputs)], branches)
+            branches = (*branches, Branch(DENOISING, denoised, assignment))
+        branches = (*branches, Branch(DENSE, [only(x, last) for x in outputs]))
+        return Predictions([only(x, own) for x in outputs], branches)
 
 
 def _beside(queries: Queries, dense: Queries, *, count: int) -> Queries:
@@ -95,22 +95,3 @@ def _beside(queries: Queries, dense: Queries, *, count: int) -> Queries:
         attention_mask=mask,
         kinds=(first - count, count, others),
     )
-
-
-def _split(output: StageOutput | HeadOutput, kinds: tuple[int, ...]) -> list[HeadOutput]:
-    """What is predicted of the queries of each kind."""
-    active: Any = [None] * len(kinds)
-    if output.active is not None:
-        active = output.active.split(kinds, dim=1)
-    parts = zip(output.logits.split(kinds, dim=1), output.boxes.split(kinds, dim=1), active)
-    return [HeadOutput(*part) for part in parts]
-
-
-def _stage(part: HeadOutput, output: StageOutput, kinds: tuple[int, ...]) -> StageOutput:
-    """The stage's output for the distinct queries alone."""
-
-    def own(x: Tensor) -> Tensor:
-        return x.split(kinds, dim=1)[1]
-
-    queries = Queries(own(output.queries.content), own(output.queries.geometry))
-    return StageOutput(part.logits, part.boxes, queries, active=part.active)

@@ -152,17 +152,17 @@ class DINODecoder(DeformableDecoder):
         self, index: int, queries: Queries, maps: FeatureMaps, carry: Any
     ) -> tuple[StageOutput, Any]:
         """Run one stage, refine, and predict."""
-        head, reference = self.stages[index].head, queries.geometry.detach()
+        head, reference = self.main_head(index, queries), queries.geometry.detach()
         position = self.position(reference, maps)
         placed = queries._replace(geometry=reference, position=position)
         content, features = self.attend(index, placed, maps)
         moved = queries._replace(content=content, geometry=self.refine(head, content, reference))
         answer = self.predict(head, self.norm(content), queries.geometry, maps)
-        auxiliary = {
-            name: self.predict(self.auxiliary_head(name, index), feature, queries.geometry, maps)
-            for name, feature in features.items()
-        }
-        return StageOutput(*answer, moved, auxiliary or None), carry
+        auxiliary = {}
+        for name, feature in features.items():
+            of_name = self.auxiliary_head(name, index, queries)
+            auxiliary[name] = self.predict(of_name, feature, queries.geometry, maps)
+        return StageOutput(answer.logits, answer.boxes, moved, auxiliary or None), carry
 
     def attend(
         self, index: int, queries: Queries, maps: FeatureMaps
@@ -179,17 +179,21 @@ class DINODecoder(DeformableDecoder):
         """
         return self.stages[index].attend(queries, maps), {}
 
-    def auxiliary_head(self, name: str, index: int) -> nn.Module:
+    def main_head(self, index: int, queries: Queries) -> Any:
+        """What predicts at a stage, as a :class:`~deformable_detr.heads.PredictionHead` does."""
+        return self.stages[index].head
+
+    def auxiliary_head(self, name: str, index: int, queries: Queries) -> Any:
         """A stage's further head, which predicts as the stage's own does."""
         raise NotImplementedError
 
-    def refine(self, head: nn.Module, content: Tensor, reference: Tensor) -> Tensor:
+    def refine(self, head: Any, content: Tensor, reference: Tensor) -> Tensor:
         """References (R B, N, 4) that bare contents make of those before."""
         delta = head.box(content).to(reference.dtype)
         return move_reference(reference, delta, REFINEMENT_EPS)
 
     def predict(
-        self, head: nn.Module, content: Tensor, reference: Tensor, maps: FeatureMaps
+        self, head: Any, content: Tensor, reference: Tensor, maps: FeatureMaps
     ) -> HeadOutput:
         """What a head says of normed contents, beside references with their gradient."""
         logits, delta = head(content)

@@ -152,7 +152,7 @@ class HybridDecoder(DINODecoder):
     def auxiliary_names(self) -> tuple[str, ...]:
         return tuple(self.auxiliary_norms)
 
-    def auxiliary_head(self, name: str, index: int) -> nn.Module:
+    def auxiliary_head(self, name: str, index: int, queries: Queries) -> Any:
         return self.auxiliary_heads.get_submodule(f"{name}.{index}")
 
     def _lay_out(self, maps: FeatureMaps, queries: Queries) -> FeatureMaps:

@@ -106,7 +106,7 @@ class HybridStage(DeformableDecoderStage):
             contents (R B, N, C), and what each auxiliary refiner has found, (R B, N, C) likewise,
             before its last norm.
         """
-        content, reference, position, mask = queries
+        content, reference, position, mask, _ = queries
         regions = self.roi_features(boxes_in_pixels(reference, maps.image_sizes).detach(), maps)
         refiners = self.auxiliary.values()
         attended = [
