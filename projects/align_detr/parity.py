@@ -31,7 +31,7 @@ from dino import DenoisingCriterion
 
 from .criterion import AlignedCriterion, RankedCriterion
 
-__all__ = ["AlignLossCase", "aligned_criterion"]
+__all__ = ["AlignLossCase", "aligned_parts"]
 
 LOSS = Limit(relative=1e-4)
 TERMS = {"loss_cls": "loss_cls", "loss_bbox": "loss_bbox", "loss_iou": "loss_giou"}
@@ -46,8 +46,8 @@ class _Run(NamedTuple):
     gradients: dict[str, Tensor | None]
 
 
-def aligned_criterion(config: Config) -> DenoisingCriterion:
-    """The criterion that a case's config describes."""
+def aligned_parts(config: Config) -> dict[str, Any]:
+    """The criteria of stages, encoder and denoising that a case's config describes."""
     *of_stages, of_encoder = (int(k) for k in config["repeat"])
     parts: dict[str, Any] = dict(
         num_classes=int(config["C"]),
@@ -65,8 +65,8 @@ def aligned_criterion(config: Config) -> DenoisingCriterion:
         return HungarianMatcher(box_code=cxcywh_norm, repeats=repeats)
 
     tau = config.get("tau", 1.5)
-    return DenoisingCriterion(
-        RankedCriterion(matcher=matcher(of_stages), tau=tau, **parts),
+    return dict(
+        main=RankedCriterion(matcher=matcher(of_stages), tau=tau, **parts),
         encoder=RankedCriterion(matcher=matcher(of_encoder), tau=tau, **parts),
         denoising=AlignedCriterion(matcher=matcher(1), **parts),
     )
@@ -167,7 +167,7 @@ class AlignLossCase(CaseKind):
                 logits, boxes = logits[None], boxes[None]
             return [HeadOutput(x, boxes_in_pixels(y, sizes)) for x, y in zip(logits, boxes)]
 
-        criterion: Any = aligned_criterion(self.config)
+        criterion: Any = DenoisingCriterion(**aligned_parts(self.config))
         assignment = Assignment(self._denoised(truth.num_objects))
         predictions = Predictions(
             outputs(""),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,7 +37,9 @@ __all__ = [
     "Names",
     "Origin",
     "below",
+    "box_pairs",
     "mm_layer",
+    "mmdetection_pairs",
     "mmdetection_rules",
 ]
 
@@ -56,7 +58,7 @@ def below(official: str, ours: str, pairs: Pairs) -> Pairs:
     return [(official + a, ours + b) for a, b in pairs]
 
 
-def _mlp(official: str, ours: str, *, step: int) -> Pairs:
+def box_pairs(official: str, ours: str, *, step: int) -> Pairs:
     """Linear layers that are numbered 0, 1, 2, or 0, 2, 4 as in a ``Sequential``, which ours is."""
     return [(f"{official}.{step * i}.*", f"{ours}.{2 * i}.*") for i in range(3)]
 
@@ -71,6 +73,7 @@ def _neck(convs: str, extra: str, conv: str, norm: str, count: int) -> Pairs:
     return pairs
 
 
+_DINO = (("query_embedding.*", "initial_queries.content.*"),)
 _DN_QUERIES = [
     ("tgt_embed.*", "initial_queries.content.*"),
     ("refpoint_embed.*", "initial_queries.box_logits.*"),
@@ -129,7 +132,7 @@ def _heads(num_stages: int, classes: str, box: str, *, step: int) -> Pairs:
     for t in range(num_stages):
         ours = f"decoder.stages.{t}.head."
         pairs += [(f"{classes.format(t)}.*", ours + "classes.*")]
-        pairs += _mlp(box.format(t), ours + "box", step=step)
+        pairs += box_pairs(box.format(t), ours + "box", step=step)
     return pairs
 
 
@@ -155,7 +158,7 @@ def _idea_dino(projections: int, stages: int) -> list[Rule]:
         ("transformer.enc_output.*", "initial_queries.memory.*"),
         ("transformer.enc_output_norm.*", "initial_queries.memory_norm.*"),
         ("transformer.enc_out_class_embed.*", "initial_queries.head.classes.*"),
-        *_mlp("transformer.enc_out_bbox_embed.layers", "initial_queries.head.box", step=1),
+        *box_pairs("transformer.enc_out_bbox_embed.layers", "initial_queries.head.box", step=1),
     ]
     return [*_idea(projections, stages), *_rules(pairs)]
 
@@ -183,7 +186,7 @@ def _detrex_dino(projections: int, stages: int) -> list[Rule]:
         ("transformer.enc_output.*", "initial_queries.memory.*"),
         ("transformer.enc_output_norm.*", "initial_queries.memory_norm.*"),
         (f"class_embed.{stages}.*", "initial_queries.head.classes.*"),
-        *_mlp(f"bbox_embed.{stages}.layers", "initial_queries.head.box", step=1),
+        *box_pairs(f"bbox_embed.{stages}.layers", "initial_queries.head.box", step=1),
         ("label_enc.*", "denoising.label_embedding.*"),
     ]
     return _rules(_detrex(projections, stages) + pairs)
@@ -198,21 +201,33 @@ def _detrex_dn(projections: int, stages: int) -> list[Rule]:
     return _rules(_detrex(projections, stages) + pairs)
 
 
-def mmdetection_rules(projections: int, stages: int) -> list[Rule]:
-    """Pairs of names of MMDetection's DINO, with so many maps of the backbone and stages."""
+def mmdetection_pairs(projections: int, stages: int) -> Pairs:
+    """What MMDetection's DINO and detectors made of it have in common, but for the backbone; with
+    so many maps of the backbone and stages."""
     encoder = mm_layer("", "self_attn", "ffn", of_decoder=False)
     decoder = mm_layer("self_attn", "cross_attn", "ffn", of_decoder=True)
-    pairs = [
+    return [
         *_neck("neck.convs.{}", "neck.extra_convs.0", "conv", "gn", projections),
         *_transformer("", "level_embed", encoder, decoder),
         *_heads(stages, "bbox_head.cls_branches.{}", "bbox_head.reg_branches.{}", step=2),
-        ("query_embedding.*", "initial_queries.content.*"),
         ("memory_trans_fc.*", "initial_queries.memory.*"),
         ("memory_trans_norm.*", "initial_queries.memory_norm.*"),
         (f"bbox_head.cls_branches.{stages}.*", "initial_queries.head.classes.*"),
-        *_mlp(f"bbox_head.reg_branches.{stages}", "initial_queries.head.box", step=2),
+        *box_pairs(f"bbox_head.reg_branches.{stages}", "initial_queries.head.box", step=2),
         ("dn_query_generator.label_embedding.*", "denoising.label_embedding.*"),
     ]
+
+
+def mmdetection_rules(
+    projections: int, stages: int, others: Sequence[tuple[str, str]] = _DINO
+) -> list[Rule]:
+    """Pairs of names of a detector of MMDetection.
+
+    Args:
+        projections, stages: see :func:`mmdetection_pairs`.
+        others: pairs of what is its own; by default DINO's.
+    """
+    pairs = [*mmdetection_pairs(projections, stages), *others]
     return [*resnet_rules(), *swin_rules(), *_rules(pairs)]
 
 
@@ -241,6 +256,8 @@ class Origin:
     """Whether its classes are COCO's category ids."""
     has_spare_label: bool = False
     """Whether its label embedding has a row more, which stands for no class."""
+    aliases: tuple[tuple[str, str], ...] = ()
+    """Pairs of what a name may begin with that repeats another, and what that begins with."""
 
     def mark_matches(self, names: Iterable[str]) -> bool:
         """Whether the mark is among the names."""
@@ -322,6 +339,9 @@ class Names:
 
     def original(self, official: str) -> str:
         """The name that an official name repeats, or the name itself."""
+        for begin, original in self._origin.aliases:
+            if official.startswith(begin):
+                return original + official[len(begin) :]
         prefix = "transformer.decoder."
         rest = official[len(prefix) :]
         repeats = official.startswith(prefix) and re.fullmatch(self._origin.repeated, rest)
@@ -465,7 +485,7 @@ class DINOWeights(WeightFormat):
 
 
 _RESIZABLE = re.compile(
-    r"(decoder\.stages\.\d+|initial_queries)\.head\.classes\..*"
+    r"(decoder|initial_queries)\.(.*\.)?classes\..*"
     r"|initial_queries\.(content|box_logits)\.weight|denoising\.label_embedding\.weight"
 )
 

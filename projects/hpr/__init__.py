@@ -1,7 +1,8 @@
 """HPR, the Hybrid Proposal Refiner (Zhao et al., CVPR 2024), on DINO and Deformable DETR."""
 
-from . import official_names  # noqa: F401  (registers the format of official weights)
+from . import official_names, official_names_of_ddq  # noqa: F401  (register official weights)
 from .criterion import HybridCriterion
+from .ddq import HPRDDQ, HybridDDQCriterion, HybridDDQDecoder
 from .decoder import HybridDecoder
 from .detector import HPR
 from .dynamic_convolution import DynamicConvolution
@@ -15,7 +16,10 @@ __all__ = [
     "DynamicConvolution",
     "FixedMerge",
     "HPR",
+    "HPRDDQ",
     "HybridCriterion",
+    "HybridDDQCriterion",
+    "HybridDDQDecoder",
     "HybridDecoder",
     "HybridStage",
     "Refiner",

@@ -50,7 +50,7 @@ from dino.official_names import Names
 from .criterion import HybridCriterion
 from .decoder import DYNAMIC, REGIONAL, HybridDecoder
 from .detector import HPR
-from .official_names import HPR_WEIGHTS
+from .official_names import HPR_WEIGHTS, HPRWeights
 from .parity_blocks import NORM_SHARE, as_maps, merge_of
 from .stage import HybridStage
 
@@ -60,7 +60,7 @@ LOSS = Limit(relative=1e-4)
 ELEMENT_SHARE = 1e-2
 """Of a gradient's largest element: one of a million ReLU inputs may round to the other side."""
 _TERMS = {"cls": "loss_cls", "bbox": "loss_bbox", "iou": "loss_giou"}
-_HEADS = {"main": "", "aux0": REGIONAL, "aux1": DYNAMIC}
+HEADS = {"main": "", "aux0": REGIONAL, "aux1": DYNAMIC}
 # Argument of encoder and decoder -> entry of a case's config.
 _SIZES = {"channels": "D", "num_heads": "H", "num_points": "P", "ffn_channels": "F"}
 
@@ -75,7 +75,7 @@ def _full(run: Run) -> Any:
     return run.trace["stages"]
 
 
-def _boxes(boxes: Tensor, run: Run) -> Tensor:
+def boxes_in_shares(boxes: Tensor, run: Run) -> Tensor:
     """(S, B, N, 4) pixels -> centre and size as shares of their images."""
     return cxcywh_norm(boxes, run.trace["memory"].image_sizes.flip(-1).to(boxes)[:, None])
 
@@ -87,7 +87,7 @@ def _logits_of(head: str, run: Run) -> Tensor:
 
 def _boxes_of(head: str, run: Run) -> Tensor:
     outputs = [x.auxiliary[head] if head else x for x in _full(run)]
-    return _boxes(torch.stack([x.boxes for x in outputs]), run)
+    return boxes_in_shares(torch.stack([x.boxes for x in outputs]), run)
 
 
 def _stacked(key: str, run: Run) -> Tensor:
@@ -212,6 +212,7 @@ class HybridCase(QueryCase):
     map_names: ClassVar[list[str]] = ["in/c3", "in/c4", "in/c5"]
     strides: ClassVar[list[int]] = [8, 16, 32]
     gradient_share = NORM_SHARE
+    weight_format: ClassVar[HPRWeights] = HPR_WEIGHTS
 
     kinds: ClassVar[tuple[str, ...]]
     """Entries ``kind`` of the configs."""
@@ -279,7 +280,7 @@ class HybridCase(QueryCase):
 
     def quantities_of_losses(self) -> Iterator[Quantity]:
         """Every loss, and the objects that queries are matched to."""
-        for head, branch in _HEADS.items():
+        for head, branch in HEADS.items():
             prefix = {"main": "", "aux0": "hpr_0_", "aux1": "hpr_1_"}[head]
             yield from self._losses_of(branch, prefix, "", self.num_stages)
             if self.has_denoising:
@@ -345,7 +346,7 @@ class HybridCase(QueryCase):
             model.decoder, model.criterion = map(
                 settings.replace_parts, (model.decoder, model.criterion)
             )
-        self._names = Names(HPR_WEIGHTS.origins[0], model.state_dict())
+        self._names = Names(self.weight_format.origins[0], model.state_dict())
         self.load_weights(model, inputs.weights(self.weights))
         if self.has_denoising:
             model.denoising.draw = partial(self.noise, inputs)
@@ -404,11 +405,11 @@ class HybridCase(QueryCase):
                 partial(_both_auxiliary, [(x, "hs") for x in (REGIONAL, DYNAMIC)]),
             ),
             "enc_topk_logits": (value, lambda run: _chosen(run).logits),
-            "enc_topk_boxes": (value, lambda run: _boxes(_chosen(run).boxes, run)),
+            "enc_topk_boxes": (value, lambda run: boxes_in_shares(_chosen(run).boxes, run)),
             "total_loss": (LOSS, lambda run: run.total),
         }
         yield from expand(table, "train/")
-        for head, branch in _HEADS.items():
+        for head, branch in HEADS.items():
             of_head: Table = {
                 "logits": (value, partial(_logits_of, branch)),
                 "boxes": (value, partial(_boxes_of, branch)),
@@ -496,16 +497,17 @@ def _frozen(trace: Trace) -> Trace:
     return frozen
 
 
-def _of_branch(branch: str, run: Run) -> Any:
+def of_branch(branch: str, run: Run) -> Any:
+    """The losses of a branch; of the stages, where it is empty."""
     return run.losses.branches[branch] if branch else run.losses.main
 
 
 def _loss(branch: str, term: str, stage: int, run: Run) -> Tensor:
-    return getattr(_of_branch(branch, run), term)[stage]
+    return getattr(of_branch(branch, run), term)[stage]
 
 
 def _matches(branch: str, stage: int, run: Run) -> Tensor:
-    return _of_branch(branch, run).assignment.object_index[stage]
+    return of_branch(branch, run).assignment.object_index[stage]
 
 
 @CASE_KINDS.register()
@@ -514,3 +516,6 @@ class PlainBaseCase(HybridCase):
 
     title = "HPR on DINO or Deformable DETR"
     kinds = ("deformable_detr", "dino")
+
+
+from . import parity_of_bases  # noqa: E402, F401  (registers cases that are made of these)
