@@ -55,16 +55,6 @@ def schedule_by_iterations(max_iter: int, drops: tuple, *, warmup_iters: int = 0
     )
 
 
-def warmed_up(schedule, max_iter: int, warmup_iters: int = 2000):
-    """A schedule after a linear warm-up from 0.0001."""
-    return L(WarmupParamScheduler)(
-        scheduler=schedule,
-        warmup_length=warmup_iters / max_iter,
-        warmup_factor=1e-4,
-        warmup_method="linear",
-    )
-
-
 def cosine_schedule(warmup_share: float = 0.1, end_value: float = 0.001):
     """One cycle: linear warm-up over a share of the run, then a half cosine down."""
     return L(WarmupParamScheduler)(

@@ -2,10 +2,10 @@
 
 from ..common.data.hpr import large_scale_jitter as dataloader
 from ..common.models.hpr_align_detr_swin_l import model
-from ..common.schedule import step_schedule
+from ..common.schedule import schedule_by_iterations
 from .hpr_align_detr_r50_12e import optimizer, train
 
-lr_multiplier = step_schedule(88_000, (80_000,))
+lr_multiplier = schedule_by_iterations(88_000, (80_000,))
 train.max_iter = 88_000
 train.eval_period = 8000
 train.checkpointer.period = 8000

@@ -1,10 +1,10 @@
 """HPR on Align-DETR, Swin-L, 12 epochs: 58.6 AP published."""
 
 from ..common.models.hpr_align_detr_swin_l import model
-from ..common.schedule import step_schedule
+from ..common.schedule import schedule_by_iterations
 from .hpr_align_detr_r50_12e import dataloader, optimizer, train
 
-lr_multiplier = step_schedule(88_000, (80_000,))
+lr_multiplier = schedule_by_iterations(88_000, (80_000,))
 train.max_iter = 88_000
 train.eval_period = 8000
 train.checkpointer.period = 8000

@@ -2,10 +2,10 @@
 
 from ..common.data.hpr import large_scale_jitter as dataloader
 from ..common.models.hpr_ddq_swin_l import model
-from ..common.schedule import step_schedule, warmed_up
+from ..common.schedule import schedule_by_iterations
 from .hpr_ddq_r50_12e import optimizer, train
 
-lr_multiplier = warmed_up(step_schedule(88_000, (80_000,)), 88_000)
+lr_multiplier = schedule_by_iterations(88_000, (80_000,), warmup_iters=2000)
 train.max_iter = 88_000
 # ImageNet-22k, 384 pixels.
 train.init_checkpoint = (
