@@ -1,4 +1,4 @@
-"""Small DINO and DN-Deformable-DETR detectors for tests."""
+"""Small DINO and DN-Deformable-DETR detectors for tests, and those that are made of their parts."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ VARIANTS = {
     "dino_shared_head": "dino/dino_shapes_tiny.py",
     "dn_deformable": "dino/dn_deformable_shapes_tiny.py",
 }
+# What is made of DINO's parts, and keeps its promises.
+KIN = {"align_detr": "align_detr/align_detr_shapes_tiny.py", "ddq": "ddq/ddq_shapes_tiny.py"}
 SMALL = [
     "model.backbone.bottom_up.widths=[8,8,8,8]",
     "model.backbone.out_channels=16",
@@ -29,7 +31,7 @@ SMALL = [
 def small_config(variant: str, *overrides: str) -> DictConfig:
     """The config of a small detector of a variant."""
     shared = ["model.decoder.shared_head=true"] if variant == "dino_shared_head" else []
-    cfg = apply_overrides(get_config(VARIANTS[variant]), [*SMALL, *shared, *overrides])
+    cfg = apply_overrides(get_config({**VARIANTS, **KIN}[variant]), [*SMALL, *shared, *overrides])
     return cfg.model
 
 

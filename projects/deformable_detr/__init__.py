@@ -7,7 +7,7 @@ from .cross_stage import AnyPairMatcher, LastCandidateCriterion
 from .decoder import DeformableDETRDecoder, RefiningDeformableDETRDecoder
 from .detector import DeformableDETR
 from .encoder import DeformableEncoder
-from .neck import ExtraLevelMapper
+from .neck import ExtraLevelMapper, LevelMapper
 from .queries import LearnedQueries, ProposedQueries
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "ExtraLevelMapper",
     "LastCandidateCriterion",
     "LearnedQueries",
+    "LevelMapper",
     "ProposalCriterion",
     "ProposedQueries",
     "RefiningDeformableDETRDecoder",

@@ -147,10 +147,23 @@ class SelfAttention(nn.Module):
         nn.init.xavier_uniform_(self.attention.out_proj.weight)
 
     def forward(self, queries: Tensor, position: Tensor, mask: Tensor | None) -> Tensor:
-        """(B, N, C) queries and positions, and (N, N) where a query may not look -> (B, N, C)."""
+        """
+        Args:
+            queries, position: (B, N, C).
+            mask: (N, N) or (B, N, N) bool: where a query may not look.
+
+        Returns:
+            (B, N, C).
+        """
+        return self.norm(self.before_norm(queries, position, mask))
+
+    def before_norm(self, queries: Tensor, position: Tensor, mask: Tensor | None) -> Tensor:
+        """q + MHA(q + p, q + p, q); arguments as of :meth:`forward`."""
         placed = queries + position
+        if mask is not None and mask.dim() == 3:
+            mask = mask.repeat_interleave(self.attention.num_heads, 0)
         attended, _ = self.attention(placed, placed, queries, attn_mask=mask, need_weights=False)
-        return self.norm(queries + self.dropout(attended))
+        return queries + self.dropout(attended)
 
 
 class FeedForward(nn.Module):
@@ -167,5 +180,9 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
+        return self.norm(self.before_norm(x))
+
+    def before_norm(self, x: Tensor) -> Tensor:
+        """x + W2 ReLU(W1 x)."""
         hidden = self.dropout(self.linear1(x).relu_())
-        return self.norm(x + self.dropout(self.linear2(hidden)))
+        return x + self.dropout(self.linear2(hidden))

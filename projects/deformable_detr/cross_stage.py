@@ -122,7 +122,7 @@ class LastCandidateCriterion(Criterion):
         self, outputs: Outputs, truth: GroundTruth, assignment: Assignment | None = None
     ) -> Supervision:
         """As :meth:`Criterion.supervise`, with the matches of the last candidates."""
-        supervision = super().supervise(outputs, truth, assignment)
+        logits, boxes, truth, own, targets, *_ = super().supervise(outputs, truth, assignment)
         last = [candidates[-1] for candidates in self.label_assigner.candidates]
-        index = supervision.assignment.object_index[last]
-        return supervision._replace(assignment=Assignment(index))
+        index = own.object_index[last]
+        return Supervision.of(logits, boxes, truth, Assignment(index), targets)

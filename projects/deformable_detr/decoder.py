@@ -95,7 +95,7 @@ class DeformableDecoderStage(nn.Module):
 
     def attend(self, queries: Queries, maps: FeatureMaps) -> Tensor:
         """(R B, N, C) content of queries that have looked at one another and at the maps."""
-        content, reference, position, mask = queries
+        content, reference, position, mask, _ = queries
         content = self.self_attention(content, position, mask)
         places = on_levels(reference, maps)
         attended = self.attention(content + position, places, maps)

@@ -1,8 +1,8 @@
-"""The neck: a projection and a norm of its own for each level, and one coarser level."""
+"""The neck: a projection and a norm of its own for each level, and one coarser level or none."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from detectron2.layers import Conv2d
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
@@ -10,13 +10,12 @@ from torch import Tensor, nn
 
 from detection_toolkit.modeling.neck import checked_shapes
 
-__all__ = ["ExtraLevelMapper"]
+__all__ = ["ExtraLevelMapper", "LevelMapper"]
 
 
 @BACKBONE_REGISTRY.register()
-class ExtraLevelMapper(Backbone):
-    """On each level a 1x1 convolution to C channels and a GroupNorm; the additional level is a 3x3
-    convolution of stride 2 on the backbone's coarsest map.
+class LevelMapper(Backbone):
+    """On each level a 1x1 convolution to C channels and a GroupNorm of its own.
 
     It wraps the backbone that it follows, as Detectron2's ``FPN`` does.
     """
@@ -42,36 +41,16 @@ class ExtraLevelMapper(Backbone):
             UserError: the backbone has no such map, or C cannot be split into the norms' groups.
         """
         super().__init__()
-        shapes = checked_shapes(bottom_up, in_features, out_channels, norm_groups)
+        self._shapes = checked_shapes(bottom_up, in_features, out_channels, norm_groups)
         self.bottom_up = bottom_up
         self.in_features = tuple(in_features)
-
-        def projection(in_channels: int, size: int, stride: int) -> Conv2d:
-            conv = Conv2d(
-                in_channels,
-                out_channels,
-                kernel_size=size,
-                stride=stride,
-                padding=size // 2,
-                bias=bias,
-                norm=nn.GroupNorm(norm_groups, out_channels),
-            )
-            nn.init.xavier_uniform_(conv.weight)
-            if bias:
-                nn.init.zeros_(conv.bias)
-            return conv
-
         self.projections = nn.ModuleList(
-            projection(shapes[name].channels, 1, 1) for name in in_features
+            _projection(self._shapes[name].channels, out_channels, 1, norm_groups, bias)
+            for name in in_features
         )
-        coarsest = shapes[in_features[-1]]
-        self.extra = projection(coarsest.channels, 3, 2)
-        self._out_features = [*in_features, "extra"]
-        self._out_feature_channels = dict.fromkeys(self._out_features, out_channels)
-        self._out_feature_strides = {
-            **{name: shapes[name].stride for name in in_features},
-            "extra": 2 * coarsest.stride,
-        }
+        self._out_features = [*in_features]
+        self._out_feature_channels = dict.fromkeys(in_features, out_channels)
+        self._out_feature_strides = {name: self._shapes[name].stride for name in in_features}
 
     @property
     def size_divisibility(self) -> int:
@@ -79,9 +58,62 @@ class ExtraLevelMapper(Backbone):
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) -> {name: (B, C, H_l, W_l)}, finest first."""
-        features = self.bottom_up(image)
-        maps = {
+        return self.project(self.bottom_up(image))
+
+    def project(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Maps of the backbone -> those of the neck."""
+        return {
             name: projection(features[name])
             for name, projection in zip(self.in_features, self.projections)
         }
+
+
+@BACKBONE_REGISTRY.register()
+class ExtraLevelMapper(LevelMapper):
+    """With an additional level: a 3x3 convolution of stride 2 on the backbone's coarsest map."""
+
+    def __init__(
+        self,
+        bottom_up: Backbone,
+        in_features: Sequence[str],
+        out_channels: int,
+        *,
+        norm_groups: int = 32,
+        bias: bool = False,
+    ):
+        """
+        Args:
+            bottom_up, in_features, out_channels, norm_groups, bias: see :class:`LevelMapper`.
+
+        Raises:
+            UserError: see :class:`LevelMapper`.
+        """
+        super().__init__(bottom_up, in_features, out_channels, norm_groups=norm_groups, bias=bias)
+        coarsest = self._shapes[in_features[-1]]
+        self.extra = _projection(coarsest.channels, out_channels, 3, norm_groups, bias)
+        self._out_features.append("extra")
+        self._out_feature_channels["extra"] = out_channels
+        self._out_feature_strides["extra"] = 2 * coarsest.stride
+
+    def project(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        maps = super().project(features)
         return {**maps, "extra": self.extra(features[self.in_features[-1]])}
+
+
+def _projection(
+    in_channels: int, out_channels: int, size: int, norm_groups: int, bias: bool
+) -> Conv2d:
+    """A convolution of 1x1, or of 3x3 with stride 2, and its norm."""
+    conv = Conv2d(
+        in_channels,
+        out_channels,
+        kernel_size=size,
+        stride=2 if size > 1 else 1,
+        padding=size // 2,
+        bias=bias,
+        norm=nn.GroupNorm(norm_groups, out_channels),
+    )
+    nn.init.xavier_uniform_(conv.weight)
+    if bias:
+        nn.init.zeros_(conv.bias)
+    return conv

@@ -99,22 +99,38 @@ class EncoderProposals(InitialQueries):
         Raises:
             UserError: more queries than cells.
         """
-        if scores.shape[1] < self.num_queries:
+        self.check_count(scores.shape[1])
+        return scores.topk(self.num_queries, dim=1).indices[..., None]
+
+    def check_count(self, num_cells: int) -> None:
+        """
+        Raises:
+            UserError: more queries than cells.
+        """
+        if num_cells < self.num_queries:
             raise UserError(
-                f"{self.num_queries} queries cannot be chosen from {scores.shape[1]} cells: lower "
+                f"{self.num_queries} queries cannot be chosen from {num_cells} cells: lower "
                 "model.initial_queries.num_queries, or use larger images"
             )
-        return scores.topk(self.num_queries, dim=1).indices[..., None]
 
     def predict(self, maps: FeatureMaps) -> tuple[Tensor, Tensor]:
         """Class logits (B, T, K) and boxes (B, T, 4), as logits, of all cells. A box is infinite,
         or all shares 1, where there is no proposal."""
+        return self.judge(self.head, *self.encode(maps))
+
+    def encode(self, maps: FeatureMaps) -> tuple[Tensor, Tensor]:
+        """What heads judge all cells by (B, T, C), and the logits of the proposals (B, T, 4),
+        infinite where there is none."""
         proposals, valid = self.proposals(maps)
         memory = to_tokens(maps.levels) * valid
-        logits, delta = self.head(self.memory_norm(self.memory(memory)))
-        return logits, delta.to(proposals.dtype) + torch.logit(proposals).masked_fill(
-            ~valid, torch.inf
-        )
+        proposals = torch.logit(proposals).masked_fill(~valid, torch.inf)
+        return self.memory_norm(self.memory(memory)), proposals
+
+    @staticmethod
+    def judge(head: PredictionHead, code: Tensor, proposals: Tensor) -> tuple[Tensor, Tensor]:
+        """What a head predicts of all cells; arguments as :meth:`encode` returns them."""
+        logits, delta = head(code)
+        return logits, delta.to(proposals.dtype) + proposals
 
     def proposals(self, maps: FeatureMaps) -> tuple[Tensor, Tensor]:
         """Boxes (B, T, 4) cxcywh as shares of the image, and whether they count (B, T, 1)."""

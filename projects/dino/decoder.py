@@ -15,7 +15,7 @@ from deformable_detr.decoder import DeformableDecoder, on_levels, refining_heads
 from deformable_detr.heads import boxes_in_pixels, move_reference
 from deformable_detr.positions import sine_code
 from detection_toolkit.modeling import QUERY_HEADS, Execution, FeatureMaps, Route
-from detection_toolkit.structures import Queries, StageOutput
+from detection_toolkit.structures import HeadOutput, Queries, StageOutput
 
 __all__ = ["BoxPosition", "DINODecoder", "DNDeformableDecoder"]
 
@@ -152,16 +152,53 @@ class DINODecoder(DeformableDecoder):
         self, index: int, queries: Queries, maps: FeatureMaps, carry: Any
     ) -> tuple[StageOutput, Any]:
         """Run one stage, refine, and predict."""
-        stage, reference = self.stages[index], queries.geometry.detach()
+        head, reference = self.main_head(index, queries), queries.geometry.detach()
         position = self.position(reference, maps)
         placed = queries._replace(geometry=reference, position=position)
-        content = stage.attend(placed, maps)
-        delta = stage.head.box(content).to(reference.dtype)
-        refined = move_reference(reference, delta, REFINEMENT_EPS)
-        logits, delta = stage.head(self.norm(content))
-        box = move_reference(queries.geometry, delta.to(reference.dtype), self.prediction_eps)
-        moved = queries._replace(content=content, geometry=refined)
-        return StageOutput(logits, boxes_in_pixels(box, maps.image_sizes), moved), carry
+        content, features = self.attend(index, placed, maps)
+        moved = queries._replace(content=content, geometry=self.refine(head, content, reference))
+        answer = self.predict(head, self.norm(content), queries.geometry, maps)
+        auxiliary = {}
+        for name, feature in features.items():
+            of_name = self.auxiliary_head(name, index, queries)
+            auxiliary[name] = self.predict(of_name, feature, queries.geometry, maps)
+        return StageOutput(answer.logits, answer.boxes, moved, auxiliary or None), carry
+
+    def attend(
+        self, index: int, queries: Queries, maps: FeatureMaps
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """
+        Args:
+            index: of the stage.
+            queries: with position codes, and references without a gradient.
+            maps: the encoder's.
+
+        Returns:
+            contents (R B, N, C) that have looked at one another and at the maps, and normed
+            features (R B, N, C) for further heads, by their names. Here there are none.
+        """
+        return self.stages[index].attend(queries, maps), {}
+
+    def main_head(self, index: int, queries: Queries) -> Any:
+        """What predicts at a stage, as a :class:`~deformable_detr.heads.PredictionHead` does."""
+        return self.stages[index].head
+
+    def auxiliary_head(self, name: str, index: int, queries: Queries) -> Any:
+        """A stage's further head, which predicts as the stage's own does."""
+        raise NotImplementedError
+
+    def refine(self, head: Any, content: Tensor, reference: Tensor) -> Tensor:
+        """References (R B, N, 4) that bare contents make of those before."""
+        delta = head.box(content).to(reference.dtype)
+        return move_reference(reference, delta, REFINEMENT_EPS)
+
+    def predict(
+        self, head: Any, content: Tensor, reference: Tensor, maps: FeatureMaps
+    ) -> HeadOutput:
+        """What a head says of normed contents, beside references with their gradient."""
+        logits, delta = head(content)
+        box = move_reference(reference, delta.to(reference.dtype), self.prediction_eps)
+        return HeadOutput(logits, boxes_in_pixels(box, maps.image_sizes))
 
 
 def _two_layers(in_channels: int, channels: int) -> nn.Sequential:

@@ -19,12 +19,13 @@ from detection_toolkit.structures import (
     GroundTruth,
     HeadOutput,
     Predictions,
+    Queries,
     StageOutput,
 )
 
 from .denoising import Denoising
 
-__all__ = ["DENOISING", "DINO", "DNDeformableDETR"]
+__all__ = ["DENOISING", "DINO", "DNDeformableDETR", "no_objects", "only"]
 
 DENOISING = "denoising"
 """The branch of the denoising queries."""
@@ -57,14 +58,14 @@ class DNDeformableDETR(DeformableDETR):
         maps = self.extract_features(images)
         queries, branches = self.initial_queries.propose(maps)
         if truth is None:
-            truth = _no_objects(images, maps.image_sizes)
+            truth = no_objects(images, maps.image_sizes)
         queries, object_index = self.denoising(queries, truth)
         outputs = self.decoder(maps, queries)
         count = object_index.shape[1]
-        denoised = [HeadOutput(x.logits[:, :count], x.boxes[:, :count]) for x in outputs]
+        denoised = [only(x, slice(count)) for x in outputs]
         assignment = Assignment(object_index.expand(len(outputs), -1, -1))
         return Predictions(
-            [_from(count, x) for x in outputs],
+            [only(x, slice(count, None)) for x in outputs],
             (*branches, Branch(DENOISING, denoised, assignment)),
         )
 
@@ -79,22 +80,30 @@ class DINO(DNDeformableDETR):
     """
 
 
-def _from(count: int, output: StageOutput) -> StageOutput:
-    """The detecting queries, which follow ``count`` denoising ones."""
+def only(output: StageOutput, rows: slice) -> StageOutput:
+    """What is said of some of the queries."""
     queries = output.queries
+    active = output.active
     return StageOutput(
-        output.logits[:, count:],
-        output.boxes[:, count:],
-        queries._replace(
-            content=queries.content[:, count:],
-            geometry=queries.geometry[:, count:],
-            position=None,
-            attention_mask=None,
-        ),
+        output.logits[:, rows],
+        output.boxes[:, rows],
+        Queries(queries.content[:, rows], queries.geometry[:, rows]),
+        output.auxiliary and {name: _of(x, rows) for name, x in output.auxiliary.items()},
+        active if active is None else active[:, rows],
     )
 
 
-def _no_objects(images: ImageList, like: Tensor) -> GroundTruth:
+def _of(output: HeadOutput, rows: slice) -> HeadOutput:
+    active = output.active
+    return HeadOutput(
+        output.logits[:, rows],
+        output.boxes[:, rows],
+        active if active is None else active[:, rows],
+    )
+
+
+def no_objects(images: ImageList, like: Tensor) -> GroundTruth:
+    """The truth of a batch without any object, on the device of a tensor."""
     count = len(images.image_sizes)
     boxes = [torch.zeros(0, 4, device=like.device)] * count
     return GroundTruth.collate(boxes, [x[:, 0].long() for x in boxes], images.image_sizes)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +29,19 @@ from detection_toolkit.checkpoint.official_format import (
     take_weights,
 )
 
-__all__ = ["DINO_WEIGHTS", "ORIGINS", "Names", "Origin"]
+__all__ = [
+    "DINO_WEIGHTS",
+    "DINOWeights",
+    "MM_FFN",
+    "ORIGINS",
+    "Names",
+    "Origin",
+    "below",
+    "box_pairs",
+    "mm_layer",
+    "mmdetection_pairs",
+    "mmdetection_rules",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -41,11 +53,12 @@ _ATTENTION = [
 ]
 
 
-def _below(official: str, ours: str, pairs: Pairs) -> Pairs:
+def below(official: str, ours: str, pairs: Pairs) -> Pairs:
+    """Pairs of names with something ahead of each."""
     return [(official + a, ours + b) for a, b in pairs]
 
 
-def _mlp(official: str, ours: str, *, step: int) -> Pairs:
+def box_pairs(official: str, ours: str, *, step: int) -> Pairs:
     """Linear layers that are numbered 0, 1, 2, or 0, 2, 4 as in a ``Sequential``, which ours is."""
     return [(f"{official}.{step * i}.*", f"{ours}.{2 * i}.*") for i in range(3)]
 
@@ -60,19 +73,20 @@ def _neck(convs: str, extra: str, conv: str, norm: str, count: int) -> Pairs:
     return pairs
 
 
+_DINO = (("query_embedding.*", "initial_queries.content.*"),)
 _DN_QUERIES = [
     ("tgt_embed.*", "initial_queries.content.*"),
     ("refpoint_embed.*", "initial_queries.box_logits.*"),
 ]
 # A transformer of the authors' code.
 _IDEA_ENCODER = [
-    *_below("self_attn.", "attention.", _ATTENTION),
+    *below("self_attn.", "attention.", _ATTENTION),
     ("norm1.*", "norm.*"),
     ("linear{k}.*", "ffn.linear{k}.*"),
     ("norm2.*", "ffn.norm.*"),
 ]
 _IDEA_DECODER = [
-    *_below("cross_attn.", "attention.", _ATTENTION),
+    *below("cross_attn.", "attention.", _ATTENTION),
     ("self_attn.*", "self_attention.attention.*"),
     ("norm2.*", "self_attention.norm.*"),
     ("norm1.*", "norm.*"),
@@ -80,13 +94,14 @@ _IDEA_DECODER = [
     ("norm3.*", "ffn.norm.*"),
 ]
 # One that MMCV, or detrex after it, puts together.
-_MM_FFN = [("layers.0.0.*", "ffn.linear1.*"), ("layers.1.*", "ffn.linear2.*")]
+MM_FFN = [("layers.0.0.*", "ffn.linear1.*"), ("layers.1.*", "ffn.linear2.*")]
 
 
-def _mm_layer(self_attention: str, attention: str, ffn: str, *, of_decoder: bool) -> Pairs:
+def mm_layer(self_attention: str, attention: str, ffn: str, *, of_decoder: bool) -> Pairs:
+    """Pairs of names of an encoder's or a decoder's layer."""
     pairs = [
-        *_below(f"{attention}.", "attention.", _ATTENTION),
-        *_below(f"{ffn}.", "", _MM_FFN),
+        *below(f"{attention}.", "attention.", _ATTENTION),
+        *below(f"{ffn}.", "", MM_FFN),
     ]
     if not of_decoder:
         return [*pairs, ("norms.0.*", "norm.*"), ("norms.1.*", "ffn.norm.*")]
@@ -102,8 +117,8 @@ def _mm_layer(self_attention: str, attention: str, ffn: str, *, of_decoder: bool
 def _transformer(prefix: str, level: str, encoder: Pairs, decoder: Pairs) -> Pairs:
     return [
         (prefix + level, "encoder.level_embedding"),
-        *_below(prefix + "encoder.layers.{i}.", "encoder.layers.{i}.", encoder),
-        *_below(prefix + "decoder.layers.{t}.", "decoder.stages.{t}.", decoder),
+        *below(prefix + "encoder.layers.{i}.", "encoder.layers.{i}.", encoder),
+        *below(prefix + "decoder.layers.{t}.", "decoder.stages.{t}.", decoder),
         (prefix + "decoder.norm.*", "decoder.norm.*"),
         (prefix + "decoder.ref_point_head.layers.0.*", "decoder.position.layers.0.*"),
         (prefix + "decoder.ref_point_head.layers.1.*", "decoder.position.layers.2.*"),
@@ -117,7 +132,7 @@ def _heads(num_stages: int, classes: str, box: str, *, step: int) -> Pairs:
     for t in range(num_stages):
         ours = f"decoder.stages.{t}.head."
         pairs += [(f"{classes.format(t)}.*", ours + "classes.*")]
-        pairs += _mlp(box.format(t), ours + "box", step=step)
+        pairs += box_pairs(box.format(t), ours + "box", step=step)
     return pairs
 
 
@@ -143,7 +158,7 @@ def _idea_dino(projections: int, stages: int) -> list[Rule]:
         ("transformer.enc_output.*", "initial_queries.memory.*"),
         ("transformer.enc_output_norm.*", "initial_queries.memory_norm.*"),
         ("transformer.enc_out_class_embed.*", "initial_queries.head.classes.*"),
-        *_mlp("transformer.enc_out_bbox_embed.layers", "initial_queries.head.box", step=1),
+        *box_pairs("transformer.enc_out_bbox_embed.layers", "initial_queries.head.box", step=1),
     ]
     return [*_idea(projections, stages), *_rules(pairs)]
 
@@ -154,7 +169,7 @@ def _idea_dn(projections: int, stages: int) -> list[Rule]:
 
 def _detrex(projections: int, stages: int) -> Pairs:
     layer = {
-        kind: _mm_layer("attentions.0", attention, "ffns.0", of_decoder=kind == "decoder")
+        kind: mm_layer("attentions.0", attention, "ffns.0", of_decoder=kind == "decoder")
         for kind, attention in (("encoder", "attentions.0"), ("decoder", "attentions.1"))
     }
     return [
@@ -171,7 +186,7 @@ def _detrex_dino(projections: int, stages: int) -> list[Rule]:
         ("transformer.enc_output.*", "initial_queries.memory.*"),
         ("transformer.enc_output_norm.*", "initial_queries.memory_norm.*"),
         (f"class_embed.{stages}.*", "initial_queries.head.classes.*"),
-        *_mlp(f"bbox_embed.{stages}.layers", "initial_queries.head.box", step=1),
+        *box_pairs(f"bbox_embed.{stages}.layers", "initial_queries.head.box", step=1),
         ("label_enc.*", "denoising.label_embedding.*"),
     ]
     return _rules(_detrex(projections, stages) + pairs)
@@ -186,20 +201,33 @@ def _detrex_dn(projections: int, stages: int) -> list[Rule]:
     return _rules(_detrex(projections, stages) + pairs)
 
 
-def _mmdetection(projections: int, stages: int) -> list[Rule]:
-    encoder = _mm_layer("", "self_attn", "ffn", of_decoder=False)
-    decoder = _mm_layer("self_attn", "cross_attn", "ffn", of_decoder=True)
-    pairs = [
+def mmdetection_pairs(projections: int, stages: int) -> Pairs:
+    """What MMDetection's DINO and detectors made of it have in common, but for the backbone; with
+    so many maps of the backbone and stages."""
+    encoder = mm_layer("", "self_attn", "ffn", of_decoder=False)
+    decoder = mm_layer("self_attn", "cross_attn", "ffn", of_decoder=True)
+    return [
         *_neck("neck.convs.{}", "neck.extra_convs.0", "conv", "gn", projections),
         *_transformer("", "level_embed", encoder, decoder),
         *_heads(stages, "bbox_head.cls_branches.{}", "bbox_head.reg_branches.{}", step=2),
-        ("query_embedding.*", "initial_queries.content.*"),
         ("memory_trans_fc.*", "initial_queries.memory.*"),
         ("memory_trans_norm.*", "initial_queries.memory_norm.*"),
         (f"bbox_head.cls_branches.{stages}.*", "initial_queries.head.classes.*"),
-        *_mlp(f"bbox_head.reg_branches.{stages}", "initial_queries.head.box", step=2),
+        *box_pairs(f"bbox_head.reg_branches.{stages}", "initial_queries.head.box", step=2),
         ("dn_query_generator.label_embedding.*", "denoising.label_embedding.*"),
     ]
+
+
+def mmdetection_rules(
+    projections: int, stages: int, others: Sequence[tuple[str, str]] = _DINO
+) -> list[Rule]:
+    """Pairs of names of a detector of MMDetection.
+
+    Args:
+        projections, stages: see :func:`mmdetection_pairs`.
+        others: pairs of what is its own; by default DINO's.
+    """
+    pairs = [*mmdetection_pairs(projections, stages), *others]
     return [*resnet_rules(), *swin_rules(), *_rules(pairs)]
 
 
@@ -228,6 +256,8 @@ class Origin:
     """Whether its classes are COCO's category ids."""
     has_spare_label: bool = False
     """Whether its label embedding has a row more, which stands for no class."""
+    aliases: tuple[tuple[str, str], ...] = ()
+    """Pairs of what a name may begin with that repeats another, and what that begins with."""
 
     def mark_matches(self, names: Iterable[str]) -> bool:
         """Whether the mark is among the names."""
@@ -284,7 +314,7 @@ ORIGINS = (
         "mmdetection3",
         "MMDetection's DINO",
         r"dn_query_generator\.label_embedding\.weight",
-        _mmdetection,
+        mmdetection_rules,
         settings={**_FINE, _EPS: 1e-5},
         certain=False,  # its improved DINO has other position codes
     ),
@@ -309,6 +339,9 @@ class Names:
 
     def original(self, official: str) -> str:
         """The name that an official name repeats, or the name itself."""
+        for begin, original in self._origin.aliases:
+            if official.startswith(begin):
+                return original + official[len(begin) :]
         prefix = "transformer.decoder."
         rest = official[len(prefix) :]
         repeats = official.startswith(prefix) and re.fullmatch(self._origin.repeated, rest)
@@ -329,10 +362,26 @@ class DINOWeights(WeightFormat):
     """
 
     name = "DINO"
-    sources = ("original", "detrex", "mmdetection3")
+    sources: tuple[str, ...] = ("original", "detrex", "mmdetection3")
+    origins: tuple[Origin, ...] = ORIGINS
+    configs = "dino/"
+    """Folder of the configs that the weights are for."""
 
     def recognises(self, names: Iterable[str]) -> bool:
-        return _origin_of(names) is not None
+        return self.origin_of(names) is not None
+
+    def origin_of(self, names: Iterable[str]) -> Origin | None:
+        """The code base whose names these are."""
+        keys = list(names)
+        return next((origin for origin in self.origins if origin.mark_matches(keys)), None)
+
+    def origin_for(self, model: nn.Module, source: str) -> Origin:
+        """The code base of that source, or, where it is empty, the one whose model is like this.
+
+        Raises:
+            CheckpointMismatchError: the source has no such model.
+        """
+        return _origin_for(model, source)
 
     def describes(self, names: Iterable[str]) -> bool:
         return any(name.startswith("decoder.position.layers.") for name in names)
@@ -346,13 +395,13 @@ class DINOWeights(WeightFormat):
         require_unused: bool = False,
         description: Mapping[str, Any] | None = None,
     ) -> ConvertedWeights:
-        origin = _origin_of(state_dict)
+        origin = self.origin_of(state_dict)
         assert origin is not None
         wanted = {key: value.shape for key, value in model.state_dict().items()}
         if not self.describes(wanted):
             raise CheckpointMismatchError(
                 f"these are weights of {origin.name}, but the model is none of its kind: choose a "
-                "config of dino/"
+                f"config of {self.configs}"
             )
         _check_settings(origin, model)
         names = Names(origin, wanted)
@@ -378,6 +427,10 @@ class DINOWeights(WeightFormat):
             names.to_ours,
             # A model without denoising has no place for its embedding.
             is_unused=lambda name: (names.to_ours(name) or [""])[0].startswith("denoising."),
+            # What a decoder has beyond that of the weights keeps its initialisation.
+            is_required=lambda name: (
+                not name.startswith("decoder.") or names.to_official(name) is not None
+            ),
             may_differ=_RESIZABLE if allow_other_sizes else None,
             label=label,
         )
@@ -399,7 +452,7 @@ class DINOWeights(WeightFormat):
         Mismatch.between(weights, wanted).raise_if_any(
             "the weights do not fit the model", ASK_CONFIG
         )
-        origin = _origin_for(model, source)
+        origin = self.origin_for(model, source)
         names, extras = Names(origin, wanted), dict(extras or {})
         official: dict[str, Tensor] = {}
         nameless = []
@@ -426,13 +479,13 @@ class DINOWeights(WeightFormat):
         return {**official, **extras}
 
     def contain(self, official: Mapping[str, Tensor], *, source: str = "") -> dict[str, Any]:
-        if ORIGINS[-1].mark_matches(official):
+        if self.origins[-1].mark_matches(official):
             return super().contain(official)
         return {"model": dict(official)}
 
 
 _RESIZABLE = re.compile(
-    r"(decoder\.stages\.\d+|initial_queries)\.head\.classes\..*"
+    r"(decoder|initial_queries)\.(.*\.)?classes\..*"
     r"|initial_queries\.(content|box_logits)\.weight|denoising\.label_embedding\.weight"
 )
 
@@ -440,11 +493,6 @@ _RESIZABLE = re.compile(
 def _count(pattern: str, names: Iterable[str]) -> int:
     found = (re.fullmatch(pattern, name) for name in names)
     return 1 + max((int(match[1]) for match in found if match), default=-1)
-
-
-def _origin_of(names: Iterable[str]) -> Origin | None:
-    keys = list(names)
-    return next((origin for origin in ORIGINS if origin.mark_matches(keys)), None)
 
 
 def _origin_for(model: nn.Module, source: str) -> Origin:

@@ -13,7 +13,7 @@ from deformable_detr.queries import EncoderProposals, InitialQueries
 from detection_toolkit.modeling import FeatureMaps
 from detection_toolkit.structures import Branch, HeadOutput, Queries
 
-__all__ = ["AnchorQueries", "MixedQueries"]
+__all__ = ["AnchorQueries", "MixedQueries", "rows"]
 
 
 class AnchorQueries(InitialQueries):
@@ -63,12 +63,12 @@ class MixedQueries(EncoderProposals):
         """
         logits, box_logits = self.predict(maps)
         best = self.best(logits.amax(-1))
-        logits, boxes = _rows(logits, best), _rows(box_logits, best).sigmoid()
+        logits, boxes = rows(logits, best), rows(box_logits, best).sigmoid()
         content = self.content.weight.expand(logits.shape[0], -1, -1)
         chosen = HeadOutput(logits, boxes_in_pixels(boxes, maps.image_sizes))
         return Queries(content, boxes.detach()), (Branch(self.branch, [chosen]),)
 
 
-def _rows(x: Tensor, index: Tensor) -> Tensor:
+def rows(x: Tensor, index: Tensor) -> Tensor:
     """(B, T, n) at (B, N, 1) -> (B, N, n)."""
     return x.gather(1, index.expand(-1, -1, x.shape[-1]))

@@ -64,7 +64,7 @@ def test_the_learning_rate_is_a_number_above_zero_from_the_first_step_to_the_end
     if isinstance(multiplier, WarmupParamScheduler):
         assert 0 <= rates[0] < 0.1
     else:  # as in the recipes of DETRs
-        detrs = ("deformable_detr", "dino", "dn_deformable")
+        detrs = ("deformable_detr", "dino", "dn_deformable", "align_detr", "hpr")
         assert name.rpartition("/")[2].startswith(detrs) and rates[0] == 1
     top = rates.index(max(rates))
     # A schedule that falls from the first step on, as a cosine, is warmed up to where it is then.

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from detectron2.config import instantiate
-from dino_models import VARIANTS, make_model, small_config
+from dino_models import KIN, VARIANTS, make_model, small_config
 from small_runs import make_batch
 from tolerances import tolerance
 from torch import Tensor, nn
@@ -128,7 +128,7 @@ def test_groups_are_apart_and_detecting_queries_see_no_denoising_one():
             assert bool(mask[i, j]) != sees, (i, j)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [*VARIANTS, *KIN])
 def test_what_is_detected_does_not_depend_on_denoising(variant):
     detector = make_model(variant)
     batch = make_batch([3, 1])
@@ -145,7 +145,7 @@ def test_what_is_detected_does_not_depend_on_denoising(variant):
         assert one.queries.content.shape == one.queries.geometry.shape[:2] + (16,)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [*VARIANTS, *KIN])
 def test_a_group_does_not_depend_on_another(variant):
     detector = make_model(variant)
     batch = make_batch([2, 2])
@@ -162,7 +162,7 @@ def test_a_group_does_not_depend_on_another(variant):
             return noise
 
         detector.denoising.draw = changed
-        branch = detector.predict(images, truth).branches[-1]
+        branch = {x.name: x for x in detector.predict(images, truth).branches}["denoising"]
         results.append(branch.outputs[-1].boxes)
     size = 2 * detector.denoising.num_kinds
     limits = tolerance(torch.float64, scale=96.0, operations=1000)
@@ -170,7 +170,7 @@ def test_a_group_does_not_depend_on_another(variant):
     assert not torch.allclose(results[0][:, size:], results[1][:, size:])
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [*VARIANTS, *KIN])
 @pytest.mark.parametrize("counts", [(0, 0), (2, 0), (40, 1)])
 def test_any_number_of_objects_has_the_same_losses_and_gradients(variant, counts):
     """None in the batch, and more than queries and budget."""
@@ -336,7 +336,7 @@ def test_cross_stage_labels_reach_the_stages_alone(variant):
     assert changed and all(name.startswith("loss_cls_stage") for name in changed)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [*VARIANTS, *KIN])
 @pytest.mark.parametrize("execution", ["sampling=grid", "channels_last=false", "checkpoint=true"])
 def test_ways_of_computing_agree(variant, execution):
     batch, results = make_batch([2, 1]), []
@@ -405,7 +405,7 @@ def test_senseless_denoising_is_refused(change, said):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [*VARIANTS, *KIN])
 def test_the_exported_program_takes_any_batch_and_size(variant):
     detector = exportable_detector(small_config(variant), make_model(variant).float().state_dict())
     images = 255 * torch.rand(3, 3, 150, 203)

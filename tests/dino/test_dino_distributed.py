@@ -17,6 +17,8 @@ from dino.denoising import Noise
 # objects, the processes and the whole batch have that in common.
 CASES = {
     "dino": [((2, 1), (2, 2)), ((3, 0), (0, 3)), ((0, 0), (0, 0))],
+    "align_detr": [((2, 1), (2, 2)), ((3, 0), (0, 3)), ((0, 0), (0, 0))],
+    "ddq": [((2, 1), (2, 2)), ((3, 0), (0, 3)), ((0, 0), (0, 0))],
     "dn_deformable": [((3, 1), (3, 2)), ((2, 3), (0, 0)), ((0, 0), (0, 0))],
 }
 

@@ -191,7 +191,7 @@ def test_micro_batches_with_summed_counts_add_up_to_the_whole_batch(assigner):
     outputs, truth = random_outputs(schedule, 2), random_truth([3, 1], NUM_CLASSES)
 
     def part(b):
-        rows = [HeadOutput(*(x[b : b + 1] for x in output)) for output in outputs]
+        rows = [HeadOutput(x.logits[b : b + 1], x.boxes[b : b + 1]) for x in outputs]
         count = truth.num_objects[b]
         return Predictions(rows), GroundTruth.collate(
             [truth.boxes[b, :count]], [truth.labels[b, :count]], [(80, 100)]

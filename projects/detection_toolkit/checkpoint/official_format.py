@@ -156,6 +156,11 @@ def official_formats() -> list[WeightFormat]:
     return [_FORMATS[name] for name in sorted(_FORMATS)]
 
 
+def _derived_first() -> list[WeightFormat]:
+    """The same, but what is made of another, and so has its names and more, before it."""
+    return sorted(official_formats(), key=lambda f: -len(type(f).__mro__))
+
+
 def format_of_official(names: Iterable[str]) -> WeightFormat:
     """The format of weights under official names.
 
@@ -163,7 +168,7 @@ def format_of_official(names: Iterable[str]) -> WeightFormat:
         CheckpointMismatchError: it is none that is known.
     """
     keys = list(names)
-    for weight_format in official_formats():
+    for weight_format in _derived_first():
         if weight_format.recognises(keys):
             return weight_format
     if all(key.startswith(_PARTS) for key in keys):
@@ -187,7 +192,7 @@ def format_of_ours(weights: Iterable[str], model: Iterable[str]) -> WeightFormat
     """
     ours = list(weights)
     for names in (ours, list(model)):
-        for weight_format in official_formats():
+        for weight_format in _derived_first():
             if weight_format.describes(names):
                 return weight_format
     raise _unknown(ours)

@@ -83,14 +83,29 @@ class AllStages(nn.Module):
         """
         Returns:
             for each image "instances" of the last stage, "stages" (Instances of each of the S
-            stages), "logits" (S, N, K), and "boxes" (S, N, 4) in pixels of the resized image.
+            stages), "auxiliary" (likewise of each further head, by its name), "logits" (S, N, K),
+            and "boxes" (S, N, 4) in pixels of the resized image.
         """
-        outputs, detections = self.detector.inference_stages(batched_inputs)
+        if self.detector.decoder.auxiliary_names:
+            outputs, heads = self.detector.inference_heads(batched_inputs)
+            detections = heads.pop("")
+        else:
+            (outputs, detections), heads = self.detector.inference_stages(batched_inputs), {}
         logits = torch.stack([output.logits for output in outputs], dim=1)
         boxes = torch.stack([output.boxes for output in outputs], dim=1)
+        auxiliary = [
+            {name: [instances[b] for instances in stages] for name, stages in heads.items()}
+            for b in range(len(batched_inputs))
+        ]
         return [
-            {"instances": stages[-1], "stages": list(stages), "logits": logits_, "boxes": boxes_}
-            for stages, logits_, boxes_ in zip(zip(*detections), logits, boxes)
+            {
+                "instances": stages[-1],
+                "stages": list(stages),
+                "auxiliary": further,
+                "logits": logits_,
+                "boxes": boxes_,
+            }
+            for stages, further, logits_, boxes_ in zip(zip(*detections), auxiliary, logits, boxes)
         ]
 
 
@@ -110,6 +125,7 @@ class StageEvaluator(DatasetEvaluator):
         num_stages: int,
         *,
         num_classes: int,
+        auxiliary: Sequence[str] = (),
         matcher: nn.Module | None = None,
         label_assigners: Sequence[LabelAssigner] = (),
         iou_thresholds: Sequence[float] = (0.5, 0.75),
@@ -124,6 +140,7 @@ class StageEvaluator(DatasetEvaluator):
             dataset_name: in Detectron2's catalogues.
             num_stages: S.
             num_classes: K.
+            auxiliary: names of further heads of the stages, whose AP is computed as well.
             matcher: one-to-one matcher; default :class:`HungarianMatcher` as released.
             label_assigners: those whose changes are counted, each under its ``name``; default
                 :class:`~detection_toolkit.training.StagewiseMatcher`, each stage's own match.
@@ -156,10 +173,17 @@ class StageEvaluator(DatasetEvaluator):
                 COCOEvaluator(dataset_name, ("bbox",), max_dets_per_image=max_dets_per_image)
                 for _ in range(num_stages + 1)
             ]
+            self._auxiliary = {
+                (name, stage): COCOEvaluator(
+                    dataset_name, ("bbox",), max_dets_per_image=max_dets_per_image
+                )
+                for name in auxiliary
+                for stage in range(num_stages)
+            }
         self.reset()
 
     def reset(self) -> None:
-        for evaluator in self._coco:
+        for evaluator in (*self._coco, *self._auxiliary.values()):
             evaluator.reset()
         self._images = 0
         self._counts: dict[tuple, Tensor] = {}
@@ -174,6 +198,8 @@ class StageEvaluator(DatasetEvaluator):
             evaluator.process(inputs, [{"instances": x["stages"][stage]} for x in outputs])
         kept = [{"instances": self._suppress(x["stages"][-1])} for x in outputs]
         self._coco[-1].process(inputs, kept)
+        for (name, stage), evaluator in self._auxiliary.items():
+            evaluator.process(inputs, [{"instances": x["auxiliary"][name][stage]} for x in outputs])
 
         predictions = [
             (x["logits"].float().cpu(), x["boxes"].float().cpu(), x["instances"].to("cpu"))
@@ -196,8 +222,9 @@ class StageEvaluator(DatasetEvaluator):
         """The metrics, also written to ``output_file``; None in all but the main process."""
         stages = range(1, self.num_stages + 1)
         titles = [*(f"stage {t}" for t in stages), f"stage {self.num_stages} after NMS"]
+        titles += [f"stage {t + 1}, {name}" for name, t in self._auxiliary]
         results = []
-        for evaluator in self._progress(self._coco, titles):
+        for evaluator in self._progress([*self._coco, *self._auxiliary.values()], titles):
             with _quiet():
                 results.append(evaluator.evaluate())
         gathered = comm.gather((self._images, self._counts))
@@ -207,7 +234,10 @@ class StageEvaluator(DatasetEvaluator):
         for _, part in gathered:
             for key, value in part.items():
                 counts[key] = counts.get(key, 0) + value
-        metrics = self._summarise(results, sum(images for images, _ in gathered), counts)
+        of_stages, of_auxiliary = results[: len(self._coco)], results[len(self._coco) :]
+        metrics = self._summarise(of_stages, sum(images for images, _ in gathered), counts)
+        if self._auxiliary:
+            metrics["auxiliary"] = self._summarise_auxiliary(of_auxiliary)
         logger.info("%s by stage:\n%s", self.dataset_name, _table(metrics))
         if self.output_file is not None:
             self.output_file.parent.mkdir(parents=True, exist_ok=True)
@@ -281,18 +311,24 @@ class StageEvaluator(DatasetEvaluator):
                 yield item
                 bar.update()
 
+    def _summarise_auxiliary(
+        self, results: list[dict[str, Any]]
+    ) -> dict[str, list[dict[str, float | None]]]:
+        """AP of each further head by stage."""
+        heads: dict[str, list[dict[str, float | None]]] = {}
+        for (name, stage), result in zip(self._auxiliary, results):
+            precision = _average_precision(result)
+            heads.setdefault(name, []).append({"stage": stage + 1, **precision})
+        return heads
+
     def _summarise(
         self, results: list[dict[str, Any]], num_images: int, counts: Mapping[tuple, Tensor]
     ) -> dict[str, Any]:
-        def average_precision(result: dict[str, Any]) -> dict[str, float | None]:
-            values = result.get("bbox", {})
-            return {name: _finite(values.get(name, math.nan)) for name in METRICS}
-
         duplicates, detections = counts[("duplicates",)], counts[("detections",)]
         # The last one is the last stage after NMS.
         *stages, after_nms = (
             {
-                **average_precision(result),
+                **_average_precision(result),
                 "detections": int(number),
                 "duplicates": _share(duplicate, number),
             }
@@ -379,6 +415,7 @@ def evaluate_stages(
         dataset_name,
         detector.decoder.num_stages,
         num_classes=detector.num_classes,
+        auxiliary=detector.decoder.auxiliary_names,
         matcher=None if detector.criterion is None else detector.criterion.matcher,
         label_assigners=compared_label_assigners(detector, label_assigners),
         max_dets_per_image=max_dets_per_image,
@@ -459,6 +496,11 @@ def _require_annotations(dataset_name: str, num_classes: int) -> list[dict[str, 
     return records
 
 
+def _average_precision(result: Mapping[str, Any]) -> dict[str, float | None]:
+    values = result.get("bbox", {})
+    return {name: _finite(values.get(name, math.nan)) for name in METRICS}
+
+
 def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None  # JSON has no NaN
 
@@ -470,8 +512,10 @@ def _share(part: Tensor, whole: Tensor) -> float | None:
 def _table(metrics: Mapping[str, Any]) -> str:
     names = ("AP", "AP50", "AP75", "duplicates")
     rows = [[s["stage"], *(s[name] for name in names)] for s in metrics["stages"]]
+    for head, stages in metrics.get("auxiliary", {}).items():
+        rows += [[f"{s['stage']}, {head}", *(s.get(name) for name in names)] for s in stages]
     after_nms = metrics["last_stage_after_nms"]
-    rows.append([f"{rows[-1][0]} + NMS", *(after_nms[name] for name in names)])
+    rows.append([f"{metrics['num_stages']} + NMS", *(after_nms[name] for name in names)])
     text = tabulate(rows, ["stage", *names], "pipe", floatfmt=".3f", missingval="-")
     lines = [text]
     for changes in metrics["score_changes"]:

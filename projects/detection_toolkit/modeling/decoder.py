@@ -5,8 +5,9 @@ Letters: B images, N queries, C channels, S stages, L levels.
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -83,6 +84,7 @@ class CascadeDecoder(nn.Module):
         self._program: Callable[..., list[StageOutput]] | None = None
         self.stages = nn.ModuleList(stages)
         self.route = route
+        self.predicts_auxiliary = False
         if route is not None:
             route.check_fits(self.num_stages)
 
@@ -90,6 +92,20 @@ class CascadeDecoder(nn.Module):
     def num_stages(self) -> int:
         """S."""
         return len(self.stages)
+
+    @property
+    def auxiliary_names(self) -> tuple[str, ...]:
+        """Names of the further heads of each stage, which training alone uses."""
+        return ()
+
+    @contextlib.contextmanager
+    def with_auxiliary(self) -> Iterator[None]:
+        """Meanwhile the further heads predict out of training, too."""
+        self.predicts_auxiliary = True
+        try:
+            yield
+        finally:
+            self.predicts_auxiliary = False
 
     def initial_carry(self) -> Any:
         """What the first stage is handed on; None, unless a method has more."""

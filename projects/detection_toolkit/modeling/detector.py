@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 from collections.abc import Sequence
@@ -243,12 +244,37 @@ class QueryDetector(nn.Module):
             the predictions of the S stages, in pixels of the resized images, and for each stage
             each image's detections, as :meth:`forward` returns them for the last stage.
         """
+        outputs, heads = self.inference_heads(batched_inputs, auxiliary=False)
+        return outputs, heads[""]
+
+    @torch.no_grad()
+    def inference_heads(
+        self, batched_inputs: list[dict[str, Any]], *, auxiliary: bool = True
+    ) -> tuple[list[StageOutput], dict[str, list[list[Instances]]]]:
+        """What every head of every stage would answer, in one forward pass.
+
+        Args:
+            batched_inputs: as for :meth:`forward` at test time.
+            auxiliary: also those that training alone uses.
+
+        Returns:
+            the predictions of the S stages, as of :meth:`inference_stages`, and detections: those
+            of the stages themselves under "", those of further heads under their names.
+        """
         images = self.preprocess_image(batched_inputs)
-        outputs = list(self.predict(images).stages)
-        detections = [
-            self._detect(output, stage, images, batched_inputs)
-            for stage, output in enumerate(outputs)
-        ]
+        context = self.decoder.with_auxiliary() if auxiliary else contextlib.nullcontext()
+        with context:
+            outputs = list(self.predict(images).stages)
+        of_heads: dict[str, list[StageOutput | HeadOutput]] = {"": [*outputs]}
+        for name in self.decoder.auxiliary_names if auxiliary else ():
+            of_heads[name] = [x.auxiliary[name] for x in outputs if x.auxiliary]
+        detections = {
+            name: [
+                self._detect(output, stage, images, batched_inputs)
+                for stage, output in enumerate(of_stages)
+            ]
+            for name, of_stages in of_heads.items()
+        }
         return outputs, detections
 
     def _detect(
@@ -275,9 +301,12 @@ class QueryDetector(nn.Module):
             of D = min(max_detections, N K) pairs, best first: boxes (B, D, 4) in pixels of the
             resized image, scores (B, D), classes (B, D) and the queries (B, D) they came from.
             Pairs of a query whose box or scores are not finite come last, with a score of -1 and a
-            box of zeros.
+            box of zeros; so do those of queries that do not count.
         """
-        usable = _finite_queries(output)[..., None]
+        usable = _finite_queries(output)
+        if output.active is not None:
+            usable = usable & output.active
+        usable = usable[..., None]
         scores = torch.where(usable, output.logits.float().sigmoid(), -1.0).flatten(1)  # (B, N K)
         scores, index = scores.topk(min(self.max_detections, scores.shape[1]), dim=1)
         query = torch.div(index, self.num_classes, rounding_mode="floor")
@@ -330,7 +359,9 @@ class QueryDetector(nn.Module):
             Instances(size, pred_boxes=Boxes(b), scores=s, pred_classes=c, query_index=q)
             for size, b, s, c, q in zip(image_sizes, *self.select_detections(output))
         ]
-        return [x[x.scores >= 0] if count else x for x, count in zip(found, dropped)]
+        if output.active is None and not any(dropped):
+            return found
+        return [x[x.scores >= 0] for x in found]
 
     def _warn_of_dropped_queries(self, count: int, stage: int, name: str) -> None:
         """For the first image, and then whenever their number has doubled."""

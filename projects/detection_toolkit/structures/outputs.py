@@ -35,6 +35,9 @@ class Queries(NamedTuple):
     """(B, N, C) position code, where it is no function of the geometry."""
     attention_mask: Tensor | None = None
     """(N, N) or (B, N, N) bool: True where a query (row) may not look at another (column)."""
+    kinds: tuple[int, ...] | None = None
+    """How many queries there are of each kind, which stand one kind after another; None: one kind.
+    Their meaning is the decoder's own."""
 
 
 class HeadOutput(NamedTuple):
@@ -44,6 +47,8 @@ class HeadOutput(NamedTuple):
     """(B, N, K) class logits."""
     boxes: Tensor
     """(B, N, 4) ``xyxy`` in pixels of the resized, unpadded image."""
+    active: Tensor | None = None
+    """(B, N) bool: queries that count, as detections and in losses; None: all."""
 
 
 class StageOutput(NamedTuple):
@@ -57,6 +62,8 @@ class StageOutput(NamedTuple):
     """The queries after the stage, with the refined geometry."""
     auxiliary: Mapping[str, HeadOutput] | None = None
     """Predictions of the stage's further heads, which training alone uses, by their names."""
+    active: Tensor | None = None
+    """(B, N) bool: queries that count, as detections and in losses; None: all."""
 
 
 class Branch(NamedTuple):
@@ -157,4 +164,5 @@ class ClassTargets(NamedTuple):
     """Class targets of all stages and images."""
 
     multi_hot: Tensor
-    """(S, B, N, K) in {0, 1}; a row of zeros is background."""
+    """(S, B, N, K) in {0, 1}, or in [0, 1] where labels are graded by the quality of a box; a row
+    of zeros is background."""

@@ -26,7 +26,17 @@ from ..structures import (
 from ..structures.boxes import xyxy_norm
 from .losses import LabelNormalizer, Normalizer, SigmoidFocalLoss
 
-__all__ = ["BranchedCriterion", "BranchedResult", "Criterion", "CriterionResult"]
+__all__ = [
+    "BranchedCriterion",
+    "BranchedResult",
+    "Criterion",
+    "CriterionResult",
+    "Supervision",
+    "matched_objects",
+]
+
+NO_OBJECT = -1e4
+"""The logit of queries that do not count: whatever a class loss makes of it is 0 in float32."""
 
 Outputs = Sequence["HeadOutput | StageOutput"]
 
@@ -74,11 +84,24 @@ class Supervision(NamedTuple):
     truth: GroundTruth
     assignment: Assignment
     targets: ClassTargets
+    box_weights: Tensor
+    """(S, B, N) of the box losses; 0 without a match."""
+    counts: Tensor
+    """(S, 2): matched queries, and ones in the class targets."""
 
-    def counts(self) -> Tensor:
-        """(S, 2) matched queries, and ones in the class targets."""
-        matched = self.assignment.matched.sum((1, 2)).to(self.targets.multi_hot.dtype)
-        return torch.stack([matched, self.targets.multi_hot.sum((1, 2, 3))], dim=1)
+    @classmethod
+    def of(
+        cls,
+        logits: Tensor,
+        boxes: Tensor,
+        truth: GroundTruth,
+        assignment: Assignment,
+        targets: ClassTargets,
+    ) -> Supervision:
+        """Every match counts alike."""
+        weights = assignment.matched.to(boxes.dtype)
+        counts = torch.stack([weights.sum((1, 2)), targets.multi_hot.sum((1, 2, 3))], dim=1)
+        return cls(logits, boxes, truth, assignment, targets, weights, counts)
 
 
 class Criterion(nn.Module):
@@ -163,7 +186,7 @@ class Criterion(nn.Module):
     def count_targets(self, predictions: Predictions, truth: GroundTruth) -> Tensor:
         """(S, 2): matched queries, and ones in the class targets, of each stage in this batch."""
         with _without_autocast(truth):
-            return self.supervise(predictions.stages, truth).counts()
+            return self.supervise(predictions.stages, truth).counts
 
     def targets_of_truth(
         self, truth: GroundTruth, *, num_stages: int, num_queries: int
@@ -197,12 +220,16 @@ class Criterion(nn.Module):
         boxes = torch.stack([x.boxes for x in outputs])
         dtype = torch.promote_types(logits.dtype, torch.float32)
         logits, boxes, truth = logits.to(dtype), boxes.to(dtype), truth.to(dtype)
+        active = _active(outputs)
         if assignment is None:
-            assignment = self.matcher(logits.detach(), boxes.detach(), truth)
+            predicted = logits.detach(), boxes.detach(), truth
+            assignment = self.matcher(*predicted, *([] if active is None else [active]))
+        if active is not None:
+            logits = logits.masked_fill(~active[..., None], NO_OBJECT)
         targets = self.label_assigner(
             assignment, boxes.detach(), truth, num_classes=self.num_classes
         )
-        return Supervision(logits, boxes, truth, assignment, targets)
+        return Supervision.of(logits, boxes, truth, assignment, targets)
 
     def losses(self, supervision: Supervision, matched: Tensor, labels: Tensor) -> CriterionResult:
         """
@@ -210,9 +237,9 @@ class Criterion(nn.Module):
             supervision: of this process.
             matched, labels: (S,) counts of the whole batch, averaged over processes.
         """
-        logits, boxes, truth, assignment, targets = supervision
+        logits, _, truth, assignment, targets, *_ = supervision
         cls_normalizer, box_normalizer = self.normalizer(matched, labels)
-        l1, giou = self._box_loss_sums(boxes, assignment, truth)
+        l1, giou = self._box_loss_sums(supervision)
         loss_cls = self.class_loss(logits, targets.multi_hot) / cls_normalizer
         return CriterionResult(
             loss_cls=self.class_weight * loss_cls,
@@ -242,7 +269,7 @@ class Criterion(nn.Module):
         """
         with _without_autocast(truth):
             supervision = self.supervise(outputs, truth)
-            counts = supervision.counts()
+            counts = supervision.counts
             result = self.losses(supervision, *counts.clamp(min=1).unbind(1))
             sums = (
                 result.loss_cls * result.cls_normalizer,
@@ -256,25 +283,36 @@ class Criterion(nn.Module):
         cls_normalizer, box_normalizer = self.normalizer(*sums[:, 3:].clamp(min=1).unbind(1))
         return sums[:, :3] / torch.stack([cls_normalizer, box_normalizer, box_normalizer], 1)
 
-    def _box_loss_sums(
-        self, boxes: Tensor, assignment: Assignment, truth: GroundTruth
-    ) -> tuple[Tensor, Tensor]:
-        """(S,) sums of L1 (over image size) and of 1 - GIoU over matched queries.
+    def _box_loss_sums(self, supervision: Supervision) -> tuple[Tensor, Tensor]:
+        """(S,) weighted sums of L1 (over image size) and of 1 - GIoU over matched queries.
 
         Rows without a match are weighted with zero instead of being left out, so that every
         parameter has a gradient in every step, also in a process whose images are all empty.
         """
-        index = assignment.object_index.clamp(min=0)  # (S, B, N)
-        objects = truth.boxes[None].expand(len(boxes), -1, -1, -1)
-        objects = objects.gather(2, index[..., None].expand(-1, -1, -1, 4))
+        _, boxes, truth, assignment, _, weight, _ = supervision
+        objects = matched_objects(assignment, truth)
         matched = assignment.matched
         # Where nothing is matched compare the box with itself: padding rows could overflow.
         objects = torch.where(matched[..., None], objects, boxes.detach())
         sizes = truth.image_sizes[None, :, None]  # (1, B, 1, 2)
-        weight = matched.to(boxes.dtype)
         l1 = self.box_code(boxes - objects, sizes).abs().sum(-1) * weight
         giou = (1 - generalized_box_iou(boxes, objects, self.giou_eps)) * weight
         return l1.sum((1, 2)), giou.sum((1, 2))
+
+
+def matched_objects(assignment: Assignment, truth: GroundTruth) -> Tensor:
+    """(S, B, N, 4) boxes of the queries' objects; of any object where a query has none."""
+    index = assignment.object_index.clamp(min=0)
+    objects = truth.boxes[None].expand(len(index), -1, -1, -1)
+    return objects.gather(2, index[..., None].expand(-1, -1, -1, 4))
+
+
+def _active(outputs: Outputs) -> Tensor | None:
+    """(S, B, N) the queries that count; None for all."""
+    if all(x.active is None for x in outputs):
+        return None
+    every = torch.ones_like(outputs[0].logits[..., 0], dtype=torch.bool)
+    return torch.stack([every if x.active is None else x.active for x in outputs])
 
 
 class BranchedResult(NamedTuple):
@@ -346,7 +384,7 @@ class BranchedCriterion(nn.Module):
         with _without_autocast(truth):
             return torch.cat(
                 [
-                    criterion.supervise(outputs, truth, assignment).counts()
+                    criterion.supervise(outputs, truth, assignment).counts
                     for criterion, outputs, assignment in self._parts(predictions)
                 ]
             )
@@ -396,7 +434,7 @@ def _results(
                 torch.distributed.all_reduce(nothing)
             raise
         if target_counts is None:
-            target_counts = torch.cat([supervision.counts() for supervision in supervisions])
+            target_counts = torch.cat([supervision.counts for supervision in supervisions])
         counts = _average(target_counts).split([len(outputs) for _, outputs, _ in parts])
         return [
             criterion.losses(supervision, *of_part.unbind(1))

@@ -139,13 +139,16 @@ class HungarianMatcher(nn.Module):
         return max(1, min(repeats, num_queries // max(num_objects, 1)))
 
     @torch.no_grad()
-    def forward(self, logits: Tensor, boxes: Tensor, truth: GroundTruth) -> Assignment:
+    def forward(
+        self, logits: Tensor, boxes: Tensor, truth: GroundTruth, active: Tensor | None = None
+    ) -> Assignment:
         """Match every object of every stage and image, as far as there are queries.
 
         Args:
             logits: (S, B, N, K) class logits of all stages.
             boxes: (S, B, N, 4) boxes of all stages, ``xyxy`` in pixels.
             truth: the objects of the B images.
+            active: (S, B, N) bool: queries that there are to match; None: all.
 
         Raises:
             NonFinitePredictionError: a cost is NaN or infinite; names stages and images.
@@ -155,18 +158,21 @@ class HungarianMatcher(nn.Module):
         num_stages, num_images, num_queries, _ = total.shape
         self._check_repeats(num_stages)
         matches = np.full((num_stages, num_images, num_queries), -1, dtype=np.int64)
+        there = np.ones(matches.shape, dtype=bool) if active is None else active.cpu().numpy()
 
         def match(b: int) -> list[tuple[int, int]]:
             """Match the objects of an image; where a cost is not finite."""
             count, not_finite = truth.num_objects[b], []
             for s in range(num_stages):
-                cost = total[s, b, :, :count]
+                cost, rows = total[s, b, :, :count], np.flatnonzero(there[s, b])
+                if len(rows) < num_queries:
+                    cost = cost[rows]
                 if not np.isfinite(cost).all():
                     not_finite.append((s, b))
                     continue
-                tiled = np.tile(cost, self._copies(s, count, num_queries))
+                tiled = np.tile(cost, self._copies(s, count, len(rows)))
                 queries, objects = linear_sum_assignment(tiled)
-                matches[s, b, queries] = objects % max(count, 1)
+                matches[s, b, rows[queries]] = objects % max(count, 1)
             return not_finite
 
         # SciPy lets go of the interpreter, so that threads gain where the problems are large.

@@ -41,6 +41,7 @@ class Oracle(QueryDetector):
             self.criterion.label_assigner = label_assigner
         self.decoder = torch.nn.Module()
         self.decoder.num_stages = 2
+        self.decoder.auxiliary_names = ()
 
     def forward(self, batched_inputs):
         return [{"instances": x} for x in self.inference_stages(batched_inputs)[1][-1]]

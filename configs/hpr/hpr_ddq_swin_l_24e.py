@@ -1,0 +1,8 @@
+"""HPR on DDQ, Swin-L, 24 epochs: no published figure."""
+
+from ..common.schedule import schedule_by_iterations
+from .hpr_ddq_swin_l_12e import dataloader, model, optimizer, train
+
+lr_multiplier = schedule_by_iterations(176_000, (117_300, 161_300), warmup_iters=2000)
+train.max_iter = 176_000
+train.output_dir = "./output/hpr_ddq_swin_l_24e"
