@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from detection_toolkit.config import apply_overrides, get_config
+from detection_toolkit.durable import write_text
 from detection_toolkit.engine import user_errors
 from detection_toolkit.engine.arguments import add_overrides_argument, parse_arguments
 from detection_toolkit.studies.benchmark import FORMS, Bench, Conditions, memory_of, run
@@ -103,8 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             with_curves=not args.no_curves,
         )
         if args.json:
-            args.json.parent.mkdir(parents=True, exist_ok=True)
-            args.json.write_text(json.dumps(results, indent=2))
+            write_text(args.json, json.dumps(results, indent=2))
     return 0
 
 

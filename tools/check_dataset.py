@@ -25,6 +25,7 @@ from tqdm import tqdm
 from detection_toolkit.data.findings import Finding, first_harm
 from detection_toolkit.data.images import MAX_PIXELS
 from detection_toolkit.data.inspection import DatasetReport, compare_splits, inspect_dataset
+from detection_toolkit.durable import write_text
 from detection_toolkit.engine import user_errors
 from detection_toolkit.visualization import save_picture
 from detection_toolkit.visualization.datasets import draw_samples, draw_worst
@@ -100,7 +101,6 @@ def _bar(share: float) -> str:
 def write_files(report: DatasetReport, args: argparse.Namespace, prefix: str = "") -> None:
     """report.json, samples.png and worst.png."""
     folder = Path(args.output)
-    folder.mkdir(parents=True, exist_ok=True)
     document = {
         "images": report.num_images,
         "boxes": report.num_boxes,
@@ -110,7 +110,7 @@ def write_files(report: DatasetReport, args: argparse.Namespace, prefix: str = "
     }
     text = json.dumps(document, indent=2, default=str)
     path = folder / f"{prefix}report.json"
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
     print(f"\n{path} lists every image concerned")
     for name, draw, what in (
         ("samples", draw_samples, "images with their boxes"),

@@ -26,7 +26,6 @@ from detectron2.config import instantiate
 from detectron2.utils.events import EventStorage
 from detectron2.utils.visualizer import Visualizer
 from omegaconf import DictConfig
-from PIL import Image
 from tabulate import tabulate
 from torch import Tensor, nn
 
@@ -35,6 +34,7 @@ from detection_toolkit.config import apply_overrides, get_config
 from detection_toolkit.engine import user_errors
 from detection_toolkit.engine.arguments import add_overrides_argument, parse_arguments
 from detection_toolkit.engine.bad_batch import read_bad_batch
+from detection_toolkit.visualization import save_picture
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -147,7 +147,6 @@ def replay(model: nn.Module, batch: list[dict[str, Any]]) -> bool:
 
 def draw(batch: list[dict[str, Any]], folder: Path, number: int, channels: str) -> None:
     """Pictures of the images as the model saw them, with the boxes of their objects."""
-    folder.mkdir(parents=True, exist_ok=True)
     for i, x in enumerate(batch):
         image = x["image"].permute(1, 2, 0).numpy().astype("uint8")
         picture = Visualizer(image[:, :, ::-1] if channels == "BGR" else image)
@@ -157,7 +156,7 @@ def draw(batch: list[dict[str, Any]], folder: Path, number: int, channels: str) 
                 labels=[str(int(c)) for c in x["instances"].gt_classes],
             )
         path = folder / f"batch{number}_image{i}.png"
-        Image.fromarray(picture.get_output().get_image()).save(path)
+        save_picture(picture.get_output().get_image(), path)
         print(f"{path}: {x.get('file_name', '?')}")
 
 

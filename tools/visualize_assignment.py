@@ -23,8 +23,8 @@ import torch
 from detectron2.structures import Boxes, BoxMode, Instances
 from tqdm import tqdm
 
-from detection_toolkit.checkpoint.durable import write_durably
 from detection_toolkit.data import dataset_names, get_detection_dataset, read_image
+from detection_toolkit.durable import write_text
 from detection_toolkit.engine import user_errors
 from detection_toolkit.engine.arguments import add_config_arguments, parse_arguments
 from detection_toolkit.engine.inspection import build_inspected_detector
@@ -167,7 +167,7 @@ def draw(predictor: Predictor, record: dict[str, Any], stem: Path) -> list[str]:
         "iou_threshold": assigner.iou_threshold,
         "decisions": rows,
     }
-    write_durably(table, lambda file: file.write(json.dumps(document, indent=1).encode()))
+    write_text(table, json.dumps(document, indent=1))
     return [*written, str(table)]
 
 

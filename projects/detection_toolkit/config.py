@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import difflib
 import importlib
 import inspect
 import os
+import pickle
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from detectron2.config import CfgNode, LazyConfig
-from detectron2.utils.registry import locate
+from detectron2.utils.registry import _convert_target_to_string, locate
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import OverrideType
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, Node, OmegaConf
+from omegaconf import DictConfig, ListConfig, Node, OmegaConf, SCMode
 from omegaconf.errors import OmegaConfBaseException
 
 from .errors import UnknownNameError, UserError
@@ -135,11 +137,31 @@ def require_lazy_config(cfg: object, name: str) -> None:
 
 
 def config_text(cfg: DictConfig) -> str:
-    """A config as YAML, as the ``config.yaml`` of a run has it."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "config.yaml")
-        LazyConfig.save(cfg, str(path))
-        return path.read_text(encoding="utf-8")
+    """A config as YAML, as ``LazyConfig.save`` writes it, and as ``config.yaml`` of a run has it.
+
+    Raises:
+        UserError: it holds something that YAML cannot express.
+    """
+    cfg = copy.deepcopy(cfg)
+    _name_targets(cfg)
+    mode = SCMode.INSTANTIATE
+    values = OmegaConf.to_container(cfg, resolve=False, structured_config_mode=mode)
+    try:
+        return yaml.dump(values, default_flow_style=None, allow_unicode=True, width=9999)
+    except (TypeError, ValueError, AttributeError, yaml.YAMLError, pickle.PicklingError) as error:
+        raise UserError(f"the config holds what YAML cannot express: {error}") from error
+
+
+def _name_targets(node: DictConfig | ListConfig) -> None:
+    """Put names in the place of the callables of a config, in place."""
+    if node._is_none() or node._is_missing() or node._is_interpolation():
+        return
+    if isinstance(node, DictConfig) and callable(node.get("_target_")):
+        with contextlib.suppress(AttributeError):  # one without a name
+            node._target_ = _convert_target_to_string(node._target_)
+    for child in node._content.values() if isinstance(node, DictConfig) else node._content:
+        if isinstance(child, (DictConfig, ListConfig)):
+            _name_targets(child)
 
 
 def register_moved_names(names: Mapping[str, str | Callable[[DictConfig], None]]) -> None:

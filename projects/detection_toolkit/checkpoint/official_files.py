@@ -12,11 +12,9 @@ import argparse
 import codecs
 import contextlib
 import json
-import os
 import pickle
 import struct
-import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..durable import write_durably
 from ..errors import MissingPackageError, UserError
 from .official_format import some_names
 from .weights import find_weights
@@ -193,11 +192,11 @@ def write_checkpoint(
         tensors.update({f"{EXTRAS}.{k}": value.contiguous() for k, value in extras.items()})
         # Tensors that share memory cannot be written.
         tensors = {name: value.clone() for name, value in tensors.items()}
-        _write_beside(path, lambda file: safetensors.save_file(tensors, file))
+        write_durably(path, lambda file: file.write(safetensors.save(tensors)))
         return
     _need_torch_suffix(path)
     checkpoint = {"model": dict(weights), EXTRAS: dict(extras)}
-    _write_beside(path, lambda file: torch.save(checkpoint, file))
+    write_durably(path, lambda file: torch.save(checkpoint, file))
 
 
 def write_official(path: str | Path, content: Mapping[str, Any]) -> None:
@@ -214,10 +213,10 @@ def write_official(path: str | Path, content: Mapping[str, Any]) -> None:
         safetensors = _import_safetensors()
         # Tensors that share memory cannot be written.
         own = {name: x.contiguous().clone() for name, x in tensors.items()}
-        _write_beside(path, lambda file: safetensors.save_file(own, file, {"format": "pt"}))
+        write_durably(path, lambda file: file.write(safetensors.save(own, {"format": "pt"})))
         return
     _need_torch_suffix(path)
-    _write_beside(path, lambda file: torch.save(dict(content), file))
+    write_durably(path, lambda file: torch.save(dict(content), file))
 
 
 def _damaged(path: Path, reason: str) -> CheckpointFileError:
@@ -229,23 +228,6 @@ def _damaged(path: Path, reason: str) -> CheckpointFileError:
 def _need_torch_suffix(path: Path) -> None:
     if path.suffix not in _TORCH:
         raise CheckpointFileError(f"{path} must end in {' or '.join(_TORCH)}")
-
-
-def _write_beside(path: Path, write: Callable[[str], Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        write(temporary)
-        # mkstemp's files are private; a checkpoint gets the rights that any new file gets.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
 
 
 def _import_safetensors():

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from ..texts import shown
 from .findings import FindingCollector
-from .images import shown_name
 
 __all__ = [
     "check_file_name",
@@ -162,14 +162,14 @@ def judge_file_names(
     if not allow_outside:
         ids = {path: number for number, path in paths.items()}
         for path in find_escapes(root or os.curdir, paths.values()):
-            found.add("links", shown_name(path), ids[path])
+            found.add("links", shown(path), ids[path])
             names.pop(ids[path], None)
     uses: dict[str, int] = {}
     for path in paths.values():
         uses[path] = uses.get(path, 0) + 1
     for path, count in uses.items() if len(uses) < len(paths) else ():
         if count > 1:
-            found.add("same_file", f"{shown_name(path)} ({count} times)")
+            found.add("same_file", f"{shown(path)} ({count} times)")
     # All of them is a wrong folder. If some are missing, it is for the loaders to say.
     if paths and len(missing_files(paths.values())) == len(paths):
         found.add("folder", _wrong_folder(root, next(iter(names.values()), "")))
@@ -198,7 +198,7 @@ def _slashes(found: FindingCollector, names: Mapping[Any, str], root: str) -> di
     for path in missing_files(paths):
         number = paths[path]
         changed[number] = names[number].replace("\\", "/")
-        found.add("backslashes", f"image {number!r}: {shown_name(names[number])}", number)
+        found.add("backslashes", f"image {number!r}: {shown(names[number])}", number)
     return changed
 
 
@@ -210,7 +210,7 @@ def _wrong_folder(root: str, name: str) -> str:
     folder = os.path.abspath(root)
     if (other := other_spelling(os.path.join(folder, name))) is not None:
         return text + (
-            f"There is {shown_name(other)}: case, accents and spaces must be those of the file"
+            f"There is {shown(other)}: case, accents and spaces must be those of the file"
         )
     above = os.path.dirname(folder)
     places = [folder, above, os.path.dirname(above), *_folders_in(folder), *_folders_in(above)]

@@ -18,6 +18,7 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image
 
 from ..errors import UserError
+from ..texts import shown
 
 __all__ = [
     "EXIF_ORIENTATION",
@@ -26,7 +27,6 @@ __all__ = [
     "UnreadableImageError",
     "check_picture",
     "read_image",
-    "shown_name",
     "shown_size",
 ]
 
@@ -86,7 +86,7 @@ def read_image(
         if isinstance(error, OSError) and error.errno in _SHORTAGES:
             raise
         raise UnreadableImageError(
-            f"image {shown_name(file_name)} cannot be read ({type(error).__name__}: {error})"
+            f"image {shown(file_name)} cannot be read ({type(error).__name__}: {error})"
         ) from error
 
 
@@ -114,12 +114,6 @@ def shown_size(file_name: str | Path) -> tuple[int, int] | None:
     except Exception:  # whoever reads the image will say what is wrong with it
         return None
     return (width, height) if turned else (height, width)
-
-
-def shown_name(file_name: str | Path) -> str:
-    """A file name for a message of one line: as it is, or quoted where it has strange letters."""
-    text = str(file_name)
-    return text if text.isprintable() else ascii(text)
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:

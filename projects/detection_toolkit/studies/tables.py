@@ -10,6 +10,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from ..durable import write_text
 from ..errors import UserError
 
 __all__ = ["insert", "render", "render_costs", "render_for_page"]
@@ -128,7 +129,7 @@ def insert(page: Path, name: str, text: str) -> None:
     _, found_end, after = rest.partition(end)
     if not found or not found_end:
         raise UserError(f"{page} has no lines {begin!r} and {end!r} to put the tables between")
-    page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
+    write_text(page, f"{before}{begin}\n\n{text}\n\n{end}{after}")
 
 
 def _measures(

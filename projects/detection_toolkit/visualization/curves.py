@@ -16,6 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ..durable import write_durably
 from ..errors import UserError
 
 __all__ = ["fit_percent_axis", "plot_ap_curves", "plot_loss_curves", "read_metrics"]
@@ -233,6 +234,6 @@ def _sum(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.nda
 
 def _save(figure: Figure, output: str | Path) -> str:
     path = Path(output)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    kind = path.suffix[1:] or "png"
+    write_durably(path, lambda file: figure.savefig(file, format=kind))
     return str(path)

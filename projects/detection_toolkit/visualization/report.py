@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..checkpoint.durable import write_durably
 from ..data import UnreadableImageError, read_image
+from ..durable import write_text
 from ..errors import MissingPackageError, UserError
 from ..evaluation.errors import ErrorAnalysis, analyze_errors
 from ..evaluation.results import (
@@ -393,5 +393,5 @@ def write_report(
     document = json.dumps(_finite(numbers), indent=1, allow_nan=False)
     written = {"report.html": text, "report.json": document}
     for file_name, content in written.items():
-        write_durably(output_dir / file_name, lambda file, c=content: file.write(c.encode("utf-8")))
+        write_text(output_dir / file_name, content)
     return [output_dir / file_name for file_name in written]

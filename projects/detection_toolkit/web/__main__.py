@@ -19,11 +19,10 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from detectron2.utils.logger import setup_logger
-
 from ..engine import user_errors
 from ..engine.arguments import add_config_arguments, parse_arguments
 from ..engine.inspection import build_inspected_detector
+from ..engine.logs import set_up_console
 from ..errors import UserError
 
 logger = logging.getLogger("detection_toolkit.web")
@@ -104,7 +103,7 @@ def _is_local(host: str) -> bool:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
     args = parse_arguments(get_parser(), argv)
-    setup_logger(name="detection_toolkit")
+    set_up_console("detection_toolkit")
     with user_errors():
         run(args)
     return 0

@@ -1,0 +1,58 @@
+"""Whether a file of ``torch.save`` is what was written."""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+
+import torch
+
+__all__ = ["damage"]
+
+
+def damage(path: str | Path) -> str | None:
+    """What is wrong with a file of ``torch.save``; None for nothing.
+
+    Compares the checksums, which PyTorch itself does not look at when it loads a file, and lets
+    PyTorch read all but the tensors' values.
+    """
+    path = Path(path)
+    if path.stat().st_size == 0:
+        return "it is empty"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip() if _has_checksums() else None
+    except (
+        # What damaged headers lead to.
+        zipfile.BadZipFile,
+        zipfile.LargeZipFile,
+        zlib.error,
+        struct.error,
+        EOFError,
+        RuntimeError,
+        ValueError,
+    ) as error:
+        return f"it is no complete archive ({error})"
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of a place before the beginning
+            raise
+        return f"it is no complete archive ({error})"
+    if broken:
+        return f"the checksum of {broken} is wrong"
+    lazily = {"mmap": True} if "mmap" in inspect.signature(torch.load).parameters else {}
+    try:
+        torch.load(path, map_location="cpu", weights_only=True, **lazily)
+    except Exception as error:  # of many kinds, as every byte may be wrong
+        message = str(error).partition("\n")[0]
+        return f"PyTorch cannot read it ({type(error).__name__}: {message})"
+    return None
+
+
+def _has_checksums() -> bool:
+    # On by default; PyTorch before 2.5 cannot leave them out.
+    options = getattr(torch.serialization, "get_crc32_options", None)
+    return options is None or bool(options())
