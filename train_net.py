@@ -71,7 +71,9 @@ def load_config(args: Namespace) -> DictConfig:
             "names them all"
         )
     run = find_run(args.config_file) if args.eval_only else None
-    cfg = copy.deepcopy(_load_once(run[0] if run else args.config_file, tuple(args.opts)))
+    cfg = copy.deepcopy(
+        _load_once(run[0] if run else args.config_file, tuple(args.opts), args.trust_config)
+    )
     if run:
         named = {text.split("=")[0].lstrip("+") for text in args.opts}
         if run[1] and "train.init_checkpoint" not in named:
@@ -82,9 +84,9 @@ def load_config(args: Namespace) -> DictConfig:
 
 
 @functools.cache
-def _load_once(config_file: str, overrides: tuple[str, ...]) -> DictConfig:
+def _load_once(config_file: str, overrides: tuple[str, ...], trust_config: bool) -> DictConfig:
     # A config is code: one that registers data sets would do so twice.
-    return apply_overrides(get_config(config_file), overrides)
+    return apply_overrides(get_config(config_file, trust_config=trust_config), overrides)
 
 
 def evaluate(cfg: DictConfig, args: Namespace) -> None:

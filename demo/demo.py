@@ -322,7 +322,11 @@ def build_predictor(args: argparse.Namespace) -> Predictor | OnnxPredictor:
         FileNotFoundError, KeyError, ValueError: the files are missing or unfit.
     """
     if args.onnx is None:
-        return Predictor.from_config(args.config_file or shipped_config(), overrides=args.opts)
+        return Predictor.from_config(
+            args.config_file or shipped_config(),
+            overrides=args.opts,
+            trust_config=args.trust_config,
+        )
     if args.config_file or args.opts:
         raise UserError(
             "--onnx holds a whole detector: leave --config-file, --weights and overrides out"

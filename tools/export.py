@@ -138,7 +138,9 @@ def export(args: argparse.Namespace) -> None:
     if args.format == "onnx":  # asked before minutes of work
         for package in ("onnx", "onnxscript", "onnxruntime"):
             require(package, "ONNX export")
-    predictor = build_inspected_detector(args.config_file, [*args.opts, "train.device=cpu"])
+    predictor = build_inspected_detector(
+        args.config_file, [*args.opts, "train.device=cpu"], trust_config=args.trust_config
+    )
     description = Description.from_test_augmentations(
         predictor.aug.augs,
         class_names=predictor.metadata.get("thing_classes"),

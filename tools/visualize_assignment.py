@@ -173,7 +173,9 @@ def draw(predictor: Predictor, record: dict[str, Any], stem: Path) -> list[str]:
 
 def run(args: argparse.Namespace) -> None:
     """Draw all images."""
-    predictor = build_inspected_detector(args.config_file, args.opts)
+    predictor = build_inspected_detector(
+        args.config_file, args.opts, trust_config=args.trust_config
+    )
     node = predictor.cfg.dataloader.train.dataset
     dataset = get_detection_dataset(
         dataset_names(node), allow_outside=node.get("allow_outside", False), filter_empty=False

@@ -82,7 +82,9 @@ def get_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """Draw all pictures; returns how many could not be drawn."""
     files = find_pictures(args.input)
-    predictor = build_inspected_detector(args.config_file, args.opts)
+    predictor = build_inspected_detector(
+        args.config_file, args.opts, trust_config=args.trust_config
+    )
     failures = 0
     stems = figure_stems(files, args.output, "stages")
     for file, stem in zip(tqdm(files, unit="picture", disable=len(files) == 1), stems):

@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from .errors import UnknownNameError, UserError
 from .registrations import repeatable_registrations
+from .trust import check_targets, read_yaml
 
 __all__ = [
     "apply_overrides",
@@ -82,28 +83,36 @@ def find_config_file(path: str) -> str:
     raise FileNotFoundError(f"config file {path} does not exist.{hint}")
 
 
-def get_config(path: str) -> DictConfig:
+def get_config(path: str, *, trust_config: bool = False) -> DictConfig:
     """Load a config file, which may register data sets; it may be loaded again.
 
     A config of one's own may import modules that lie beside it: its folder is added to the end of
-    ``sys.path``. It may also be the ``config.yaml`` of a run. That of an older one may name things
-    where they no longer are; the names of today take their place. ``~/`` at the beginning of a text
-    is the home folder.
+    ``sys.path``. It may also be the ``config.yaml`` of a run, which may name nothing but parts of
+    detectors (:mod:`.trust`). That of an older one may name things where they no longer are; the
+    names of today take their place. ``~/`` at the beginning of a text is the home folder.
 
     Args:
         path: see :func:`find_config_file`.
+        trust_config: a YAML config may name and build anything, as a LazyConfig may.
 
     Raises:
         FileNotFoundError: there is none.
-        UserError: it registers another data set under a name that is taken.
+        UserError: it registers another data set under a name that is taken, or is a YAML that has
+            to be trusted.
     """
     file = find_config_file(path)
     if Path(file).suffix == ".py":
         _let_import_from(Path(file).resolve().parent)
-    with repeatable_registrations():
-        cfg = LazyConfig.load(file)
-    if Path(file).suffix in (".yaml", ".yml"):
+    is_yaml = Path(file).suffix in (".yaml", ".yml")
+    if is_yaml and not trust_config:
+        cfg = OmegaConf.create(read_yaml(file), flags={"allow_objects": True})
+    else:
+        with repeatable_registrations():
+            cfg = LazyConfig.load(file)
+    if is_yaml:
         _follow_moves(cfg)
+        if not trust_config:
+            check_targets(OmegaConf.to_container(cfg, resolve=False), file)
     _expand_homes(cfg)
     return cfg
 

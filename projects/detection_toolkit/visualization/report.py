@@ -317,6 +317,7 @@ def write_report(
     score_threshold: float = DEFAULT_SCORE_THRESHOLD,
     num_images: int = 4,
     backend: str = "pycocotools",
+    trust_config: bool = False,
 ) -> list[Path]:
     """Write report.html and report.json of a run into its folder.
 
@@ -326,6 +327,7 @@ def write_report(
         score_threshold: of the detections that errors, confusion and images are about.
         num_images: so many best and worst ones are drawn.
         backend: what computes COCO's metrics, pycocotools or hotcoco.
+        trust_config: see :func:`~detection_toolkit.config.get_config`.
 
     Returns:
         the paths.
@@ -338,7 +340,7 @@ def write_report(
     results = read_results(folder / PREDICTIONS)
     stages = read_stages(folder / "stage_metrics.json")
     name = folder.name
-    register_dataset(output_dir, name)
+    register_dataset(output_dir, name, trust_config=trust_config)
     max_dets = read_max_dets(folder)
     with ground_truth(name) as truth_file:
         comparison = Comparison(truth_file, results)

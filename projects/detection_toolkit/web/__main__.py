@@ -64,7 +64,9 @@ def run(args: argparse.Namespace) -> None:
             from .serving import serve  # Gradio, which is optional, and slow to import
 
         overrides = [f"train.device={args.device}", *args.opts]
-        predictor = build_inspected_detector(args.config_file, overrides)
+        predictor = build_inspected_detector(
+            args.config_file, overrides, trust_config=args.trust_config
+        )
         weights = Path(predictor.cfg.train.init_checkpoint or "no weights").name
         if not _is_local(args.host):
             logger.warning("Whoever reaches %s can use the page: it asks no password", args.host)
