@@ -25,6 +25,7 @@ from torch import Tensor
 
 from detection_toolkit.checkpoint.checkpointer import inference_weights
 from detection_toolkit.checkpoint.damage import damage
+from detection_toolkit.checkpoint.official_files import read_checkpoint
 from detection_toolkit.config import apply_overrides, get_config
 from detection_toolkit.durable import write_durably, write_text
 from detection_toolkit.engine.arguments import add_overrides_argument, parse_arguments
@@ -70,7 +71,7 @@ def export_weights(source: Path, output: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: the result is larger than what the repository is to carry, or not finite.
     """
-    state = inference_weights(torch.load(source, map_location="cpu", weights_only=True))
+    state = inference_weights(read_checkpoint(source))
     weights = {
         name: (tensor.float() if tensor.is_floating_point() else tensor).clone().contiguous()
         for name, tensor in state.items()

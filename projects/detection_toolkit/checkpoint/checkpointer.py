@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -18,8 +19,8 @@ from detectron2.utils import comm
 from ..durable import remove_partial_files, write_durably
 from ..errors import UserError
 from ..texts import shown
-from .damage import damage
-from .hub import local_file
+from .damage import RUNS_CODE, damage
+from .hub import is_downloaded, local_file
 from .official import CheckpointMismatchError, adapt_checkpoint, check_weights
 from .official_files import CheckpointFileError, no_weights, read_checkpoint
 from .official_format import BATCH_COUNT
@@ -30,10 +31,13 @@ __all__ = ["BEST_CHECKPOINT", "Checkpointer", "ResumeError", "inference_weights"
 logger = logging.getLogger(__name__)
 
 BEST_CHECKPOINT = "model_best"
+_STORAGE = "detectron2://"  # of Detectron2, whose pickles are opened
 _LAST = "last_checkpoint"
 _FINAL = "model_final.pth"
 _FROM_CONFIG = ("pixel_mean", "pixel_std")  # a file need not have them, says Detectron2
 _ALLOW_PARTIAL = "--allow-partial goes on with random values instead"
+# What loads a state raises where it is that of something else.
+_MISFITS = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 _LONGEST_NAME = 1000  # bytes of what last_checkpoint may hold
 _PERIODIC = re.compile(r"model_(\d+)\.pth")
 
@@ -206,9 +210,22 @@ class Checkpointer(DetectionCheckpointer):
                     'or to "" to start from random weights'
                 )
             )
+        if "://" in path and not path.startswith(_STORAGE):
+            # Before it is downloaded: it would lie where files of the storage do.
+            address = urlparse(path)
+            self._refuse_pickle(address.netloc + address.path)
         self._path = path
         try:
             return super().load(path, *args, **kwargs)
+        except _MISFITS as error:
+            ours = isinstance(error, (UserError, torch.cuda.OutOfMemoryError))
+            if ours or not self._resuming:
+                raise
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointFileError(
+                f"{path} cannot be resumed, as what it holds is not what a run has written "
+                f"({type(error).__name__}: {reason})"
+            ) from error
         finally:
             self._parsed_url_during_load = None
 
@@ -261,7 +278,7 @@ class Checkpointer(DetectionCheckpointer):
             candidates.insert(0, path)
         if not candidates:
             return None  # nothing to resume, or loading it says what to do
-        damaged: list[Path] = []
+        damaged: list[tuple[Path, str]] = []
         for candidate in candidates:
             reason = damage(candidate)
             if reason is None:
@@ -274,14 +291,17 @@ class Checkpointer(DetectionCheckpointer):
                     self.tag_last_checkpoint(candidate.name)
                 self._rename_damaged(damaged)
                 return None
-            logger.warning("checkpoint %s is damaged: %s", candidate, reason)
-            damaged.append(candidate)
+            whole = reason.startswith(RUNS_CODE)
+            said = "is refused" if whole else "is damaged"
+            logger.warning("checkpoint %s %s: %s", candidate, said, reason)
+            damaged.append((candidate, ".refused" if whole else ".damaged"))
         with contextlib.suppress(FileNotFoundError):
             last.unlink()
         self._rename_damaged(damaged)
         return (
             f"none of the {len(damaged)} checkpoints in {self.save_dir} can be read; they are kept "
-            "as *.damaged. With --resume once more the run begins anew"
+            f"as *{' and *'.join(sorted({ending for _, ending in damaged}))}. With --resume once "
+            "more the run begins anew"
         )
 
     def has_checkpoint(self) -> bool:
@@ -310,9 +330,9 @@ class Checkpointer(DetectionCheckpointer):
             raise CheckpointFileError(f"{problem}: correct that file, or remove it to begin anew")
         return ""
 
-    def _rename_damaged(self, damaged: list[Path]) -> None:
-        for path in damaged:
-            aside = path.with_name(f"{path.name}.damaged")
+    def _rename_damaged(self, damaged: list[tuple[Path, str]]) -> None:
+        for path, ending in damaged:
+            aside = path.with_name(path.name + ending)
             os.replace(path, aside)
             logger.warning("%s is set aside as %s", path, aside)
 
@@ -328,14 +348,16 @@ class Checkpointer(DetectionCheckpointer):
         )
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        if filename.endswith((".pkl", ".pyth")) and not self.allow_pickle:
-            parsed = self._parsed_url_during_load
-            if parsed is None or parsed.scheme != "detectron2":
-                raise CheckpointFileError(
-                    f"{filename} is a pickle, and opening it may run any code. If you trust its "
-                    "source, set train.allow_pickle=true"
-                )
+        if not (self._path.startswith(_STORAGE) and is_downloaded(filename)):
+            self._refuse_pickle(filename)
         return super()._load_file(filename)
+
+    def _refuse_pickle(self, name: str) -> None:
+        if name.endswith((".pkl", ".pyth")) and not self.allow_pickle:
+            raise CheckpointFileError(
+                f"{shown(name)} is a pickle, and opening it may run any code. If you trust its "
+                "source, set train.allow_pickle=true"
+            )
 
     def _torch_load(self, f: str) -> Any:
         return adapt_checkpoint(read_checkpoint(f, allow_pickle=self.allow_pickle), self.model, f)

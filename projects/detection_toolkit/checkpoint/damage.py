@@ -11,7 +11,18 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["damage"]
+__all__ = ["RUNS_CODE", "damage", "refused_part"]
+
+RUNS_CODE = "it holds more than tensors and plain values"
+"""What :func:`damage` says of a file that is whole, and would run code when it is opened."""
+
+# What PyTorch's reader says of names that it does not look up; other errors are those of damage.
+_REFUSALS = (
+    "Unsupported global",
+    "Unsupported class",
+    "unsupported GLOBAL",
+    "unrecognized function",
+)
 
 
 def damage(path: str | Path) -> str | None:
@@ -47,9 +58,17 @@ def damage(path: str | Path) -> str | None:
     try:
         torch.load(path, map_location="cpu", weights_only=True, **lazily)
     except Exception as error:  # of many kinds, as every byte may be wrong
+        if refused := refused_part(str(error)):
+            return f"{RUNS_CODE} ({refused})"
         message = str(error).partition("\n")[0]
         return f"PyTorch cannot read it ({type(error).__name__}: {message})"
     return None
+
+
+def refused_part(message: str) -> str:
+    """The line in which PyTorch names what it would not build; empty if that is not the matter."""
+    lines = (line.strip() for line in message.splitlines())
+    return next((line for line in lines if any(r in line for r in _REFUSALS)), "")
 
 
 def _has_checksums() -> bool:

@@ -14,6 +14,8 @@ import contextlib
 import json
 import pickle
 import struct
+import tarfile
+import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from torch import Tensor
 
 from ..durable import write_durably
 from ..errors import MissingPackageError, UserError
+from .damage import refused_part
 from .official_format import some_names
 from .weights import find_weights
 
@@ -100,10 +103,16 @@ def _read_file(path: Path, allow_pickle: bool) -> dict[str, Any]:
         return _read_safetensors(path)
     with path.open("rb"):
         pass  # what the system refuses to open is not damaged, and its own error says why
+    if not allow_pickle and not zipfile.is_zipfile(path) and tarfile.is_tarfile(path):
+        # PyTorch before 2.6 opens its pickles whatever it is told.
+        raise CheckpointFileError(
+            f"{path} is a tar file, as PyTorch wrote them before 2017, and opening it may run any "
+            "code. If you trust its source, set train.allow_pickle=true"
+        )
     try:
         checkpoint = _load(path, allow_pickle=allow_pickle)
     except pickle.UnpicklingError as error:
-        refused = _refused_part(str(error))
+        refused = refused_part(str(error))
         if refused and not allow_pickle:
             raise CheckpointFileError(
                 f"{path} holds more than tensors and plain values, and opening it would run code. "
@@ -294,11 +303,3 @@ def _notes_allowed() -> Iterator[None]:
         ]
     ):
         yield
-
-
-def _refused_part(message: str) -> str:
-    """The line in which PyTorch names what it would not build; empty if that is not the matter."""
-    for line in message.splitlines():
-        if "Unsupported global" in line or "Unsupported class" in line:
-            return line.strip()
-    return ""

@@ -235,7 +235,8 @@ class Predictor:
     def _take_class_names(self, reason: str) -> None:
         """From the checkpoint, where its model has as many classes."""
         names = self._run.get("classes")
-        if names and len(names) == class_number(self.cfg):
+        is_list = isinstance(names, (list, tuple)) and all(isinstance(n, str) for n in names)
+        if is_list and len(names) == class_number(self.cfg):
             self.metadata = Metadata(thing_classes=list(names))
         elif reason:
             logger.warning("detections will have no class names: %s", reason)
