@@ -9,6 +9,7 @@ docs/training.md explains the options.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import os
@@ -18,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.engine import default_argument_parser
+from detectron2.utils import comm
 from omegaconf import DictConfig
 
 from detection_toolkit.checkpoint.checkpointer import Checkpointer
@@ -38,6 +40,7 @@ from detection_toolkit.engine import (
     user_errors,
 )
 from detection_toolkit.engine.arguments import add_weights_arguments, parse_arguments
+from detection_toolkit.engine.folder_lock import locked_run
 from detection_toolkit.engine.launch import read_process_environment
 from detection_toolkit.engine.logs import set_up_logs, set_up_run
 from detection_toolkit.engine.runs import claim_folder, find_run
@@ -112,9 +115,14 @@ def evaluate(cfg: DictConfig, args: Namespace) -> None:
 
 def main(args: Namespace) -> None:
     """One process of the job."""
-    with user_errors(), ended_by_signals():
+    with user_errors(), ended_by_signals(), contextlib.ExitStack() as stack:
         cfg = load_config(args)
-        set_up_logs(RunSettings.from_config(cfg.train).output_dir)
+        output_dir = RunSettings.from_config(cfg.train).output_dir
+        if not args.eval_only:
+            stack.enter_context(locked_run(output_dir))
+            if comm.is_main_process() and not args.resume:
+                claim_folder(output_dir)  # another may have begun and ended since
+        set_up_logs(output_dir)
         prepare_config(cfg, args.opts, training=not args.eval_only)
         set_up_run(cfg, args)
         if args.eval_only:

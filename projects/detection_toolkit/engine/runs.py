@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from ..checkpoint.checkpointer import BEST_CHECKPOINT, last_checkpoint
 from ..data import dataset_names
 from ..errors import UserError
+from .folder_lock import check_unlocked
 
 __all__ = [
     "CONFIG_NAME",
@@ -101,11 +102,12 @@ def claim_folder(folder: str, *, move_aside: bool = False) -> None:
         move_aside: rename the folder of the earlier run.
 
     Raises:
-        UserError: there is an earlier run, and it is not to be moved.
+        UserError: there is an earlier run, and it is not to be moved, or it is not over.
     """
     path = Path(folder)
     if "://" in folder or not path.is_dir():
         return
+    check_unlocked(path)
     if not holds_run(path):
         return
     if not move_aside:

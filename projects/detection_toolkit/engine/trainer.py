@@ -39,6 +39,7 @@ from .evaluation import (
     prefer_results_of,
 )
 from .evaluators import build_evaluators, check_evaluator
+from .folder_lock import locked_run
 from .hooks import (
     BestCheckpoint,
     EMAHook,
@@ -237,7 +238,11 @@ class Trainer(DefaultTrainer):
             InterruptedRun: SIGTERM or SIGUSR1 has come, and a checkpoint is written.
             LoaderProcessError: a process that loads images has ended.
         """
-        with self.interruption.caught(), _deterministic(self.settings):
+        with (
+            locked_run(self.settings.output_dir),
+            self.interruption.caught(),
+            _deterministic(self.settings),
+        ):
             done = self.max_iter
             with loader_process_errors("train"):
                 try:
