@@ -27,6 +27,7 @@ from detection_toolkit.data.images import MAX_PIXELS
 from detection_toolkit.data.inspection import DatasetReport, compare_splits, inspect_dataset
 from detection_toolkit.durable import write_text
 from detection_toolkit.engine import user_errors
+from detection_toolkit.texts import printable, shown
 from detection_toolkit.visualization import save_picture
 from detection_toolkit.visualization.datasets import draw_samples, draw_worst
 
@@ -73,7 +74,7 @@ def print_findings(findings: Iterable[Finding]) -> None:
         mark = "HARM" if finding.severity == "harm" else finding.severity
         print(f"{mark:8}  {finding.count} {finding.message}")
         for example in finding.examples:
-            print(f"            {example}")
+            print(f"            {printable(example)}")
         if finding.count > len(finding.examples) > 1:
             print("            ...")
 
@@ -90,7 +91,7 @@ def print_report(report: DatasetReport) -> None:
     most = max(report.classes.values(), default=0)
     if most:
         ordered = sorted(report.classes.items(), key=lambda item: -item[1])
-        rows = [(_bar(count / most), count, name) for name, count in ordered]
+        rows = [(_bar(count / most), count, shown(name)) for name, count in ordered]
         print("\n" + tabulate(rows, headers=["", "boxes", "class"]))
 
 

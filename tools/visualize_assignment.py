@@ -31,6 +31,7 @@ from detection_toolkit.engine.inspection import build_inspected_detector
 from detection_toolkit.engine.predictor import Predictor
 from detection_toolkit.errors import UserError
 from detection_toolkit.evaluation import compared_label_assigners, configured_label_assigners
+from detection_toolkit.texts import shown
 from detection_toolkit.training import HungarianMatcher, LabelAssigner
 from detection_toolkit.visualization import (
     draw_assignment,
@@ -183,7 +184,7 @@ def run(args: argparse.Namespace) -> None:
     records = choose_records(dataset, args.images, args.num_images)
     stems = figure_stems([r["file_name"] for r in records], args.output, "assignment")
     for record, stem in zip(tqdm(records, unit="image", disable=len(records) == 1), stems):
-        tqdm.write(f"{record['file_name']} -> {', '.join(draw(predictor, record, stem))}")
+        tqdm.write(f"{shown(record['file_name'])} -> {', '.join(draw(predictor, record, stem))}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,6 +7,7 @@ and Markdown reads others as its own marks. What pictures hold is made drawable 
 
 from __future__ import annotations
 
+import html
 import logging
 import re
 
@@ -14,7 +15,7 @@ __all__ = ["Printable", "in_markdown", "printable", "shown"]
 
 # Colours and bold type, which Detectron2 and this project's tables have.
 _COLOURS = re.compile(r"(\x1b\[[0-9;]*m)")
-_MARKS = re.compile(r"([\\`*_{}\[\]<>#|~$&])")
+_MARKS = re.compile(r"([\\`*_{}\[\]#|~$])")
 
 
 def shown(text: object) -> str:
@@ -46,4 +47,5 @@ class Printable(logging.Filter):
 
 def in_markdown(text: object) -> str:
     """A name within a line or a table of Markdown, in which nothing of it is a mark."""
-    return _MARKS.sub(r"\\\1", shown(text))
+    # Not every reader knows escapes of these three.
+    return _MARKS.sub(r"\\\1", html.escape(shown(text), quote=False))

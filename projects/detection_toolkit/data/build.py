@@ -15,7 +15,7 @@ from torch.utils.data import Sampler
 from ..errors import UserError
 from ..texts import shown
 from .evaluation_loader import EvaluationLoader
-from .files import missing_files, other_spelling
+from .files import is_address, missing_files, other_spelling
 from .images import shown_size
 from .mapper import SkipUnreadable
 from .stream import GroupedStream, SeededDataset, TrainLoader
@@ -150,7 +150,7 @@ def _check_sizes(dataset: list[dict[str, Any]], mapper: Callable, part: str) -> 
         return
     for record in dataset[:: max(1, len(dataset) // _SAMPLED)]:
         stated = (record.get("height"), record.get("width"))
-        if None in stated or "://" in str(record["file_name"]):
+        if None in stated or is_address(str(record["file_name"])):
             continue
         found = shown_size(record["file_name"])
         if found is not None and found != stated:

@@ -221,7 +221,7 @@ def _judge_boxes(
     _note(found, "tiny", annotations, is_tiny)
     _note(found, "giant", annotations, is_giant)
     _note(found, "repeated", annotations, is_used & _repeats(annotations))
-    return repair_annotations(found, annotations, boxes, faults, clip=clip)
+    return repair_annotations(found, annotations, boxes, sizes, faults, clip=clip)
 
 
 def _repeats(annotations: Sequence[Mapping[str, Any]]) -> np.ndarray:

@@ -12,6 +12,7 @@ from tabulate import tabulate
 
 from ..durable import write_text
 from ..errors import UserError
+from ..texts import in_markdown
 
 __all__ = ["insert", "render", "render_costs", "render_for_page"]
 
@@ -186,7 +187,7 @@ def _classes(variants: Mapping[str, Any]) -> str:
         [name, *(_number(variant["AP_by_class"].get(c, nothing), 2, 1) for c in names)]
         for name, variant in variants.items()
     ]
-    return _table(rows, ["", *names])
+    return _table(rows, ["", *map(in_markdown, names)])
 
 
 def _costs(costs: Mapping[str, Any]) -> list[tuple[str, str]]:
