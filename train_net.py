@@ -120,8 +120,8 @@ def main(args: Namespace) -> None:
         output_dir = RunSettings.from_config(cfg.train).output_dir
         if not args.eval_only:
             stack.enter_context(locked_run(output_dir))
-            if comm.is_main_process() and not args.resume:
-                claim_folder(output_dir)  # another may have begun and ended since
+            if comm.is_main_process() and getattr(args, "is_claimed", False):
+                claim_folder(output_dir)  # again: another run may have begun and ended since
         set_up_logs(output_dir)
         prepare_config(cfg, args.opts, training=not args.eval_only)
         set_up_run(cfg, args)
@@ -148,7 +148,8 @@ def start(arguments: Sequence[str] | None = None) -> None:
         check_gpus_are_there(args.num_gpus, args.opts)
         place = read_process_environment(os.environ)
         is_first = args.machine_rank == 0 and (place is None or place.rank == 0)
-        if is_first and not (args.eval_only or args.resume):
+        args.is_claimed = is_first and not (args.eval_only or args.resume)
+        if args.is_claimed:
             claim_folder(settings.output_dir, move_aside=args.move_aside)
         launch(main, args, device=settings.device)
 
