@@ -105,7 +105,7 @@ setup(
         "numpy",
         "omegaconf>=2.1,<2.4",
         "packaging",
-        "Pillow>=7.1",
+        "Pillow>=10.0.1",
         "pycocotools>=2.0.2",
         "scipy",
         "tabulate",

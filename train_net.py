@@ -9,6 +9,7 @@ docs/training.md explains the options.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import os
@@ -18,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.engine import default_argument_parser
+from detectron2.utils import comm
 from omegaconf import DictConfig
 
 from detection_toolkit.checkpoint.checkpointer import Checkpointer
@@ -38,6 +40,7 @@ from detection_toolkit.engine import (
     user_errors,
 )
 from detection_toolkit.engine.arguments import add_weights_arguments, parse_arguments
+from detection_toolkit.engine.folder_lock import locked_run
 from detection_toolkit.engine.launch import read_process_environment
 from detection_toolkit.engine.logs import set_up_logs, set_up_run
 from detection_toolkit.engine.runs import claim_folder, find_run
@@ -71,7 +74,9 @@ def load_config(args: Namespace) -> DictConfig:
             "names them all"
         )
     run = find_run(args.config_file) if args.eval_only else None
-    cfg = copy.deepcopy(_load_once(run[0] if run else args.config_file, tuple(args.opts)))
+    cfg = copy.deepcopy(
+        _load_once(run[0] if run else args.config_file, tuple(args.opts), args.trust_config)
+    )
     if run:
         named = {text.split("=")[0].lstrip("+") for text in args.opts}
         if run[1] and "train.init_checkpoint" not in named:
@@ -82,9 +87,9 @@ def load_config(args: Namespace) -> DictConfig:
 
 
 @functools.cache
-def _load_once(config_file: str, overrides: tuple[str, ...]) -> DictConfig:
+def _load_once(config_file: str, overrides: tuple[str, ...], trust_config: bool) -> DictConfig:
     # A config is code: one that registers data sets would do so twice.
-    return apply_overrides(get_config(config_file), overrides)
+    return apply_overrides(get_config(config_file, trust_config=trust_config), overrides)
 
 
 def evaluate(cfg: DictConfig, args: Namespace) -> None:
@@ -110,9 +115,14 @@ def evaluate(cfg: DictConfig, args: Namespace) -> None:
 
 def main(args: Namespace) -> None:
     """One process of the job."""
-    with user_errors(), ended_by_signals():
+    with user_errors(), ended_by_signals(), contextlib.ExitStack() as stack:
         cfg = load_config(args)
-        set_up_logs(RunSettings.from_config(cfg.train).output_dir)
+        output_dir = RunSettings.from_config(cfg.train).output_dir
+        if not args.eval_only:
+            stack.enter_context(locked_run(output_dir))
+            if comm.is_main_process() and getattr(args, "is_claimed", False):
+                claim_folder(output_dir)  # again: another run may have begun and ended since
+        set_up_logs(output_dir)
         prepare_config(cfg, args.opts, training=not args.eval_only)
         set_up_run(cfg, args)
         if args.eval_only:
@@ -138,7 +148,8 @@ def start(arguments: Sequence[str] | None = None) -> None:
         check_gpus_are_there(args.num_gpus, args.opts)
         place = read_process_environment(os.environ)
         is_first = args.machine_rank == 0 and (place is None or place.rank == 0)
-        if is_first and not (args.eval_only or args.resume):
+        args.is_claimed = is_first and not (args.eval_only or args.resume)
+        if args.is_claimed:
             claim_folder(settings.output_dir, move_aside=args.move_aside)
         launch(main, args, device=settings.device)
 

@@ -10,6 +10,7 @@ Without --config-file and weights it uses the checkpoint of the built-in shapes 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -21,16 +22,20 @@ import cv2
 import numpy as np
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
-from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
 from detection_toolkit.data import UnreadableImageError
-from detection_toolkit.data.images import read_image, shown_name
+from detection_toolkit.data.images import read_image
+from detection_toolkit.data.videos import check_video
+from detection_toolkit.durable import renamed_when_complete, write_text
+from detection_toolkit.engine import user_errors
 from detection_toolkit.engine.arguments import add_config_arguments, find_pictures, parse_arguments
+from detection_toolkit.engine.logs import set_up_console
 from detection_toolkit.engine.predictor import Predictor
 from detection_toolkit.engine.shipped import shipped_config
 from detection_toolkit.errors import UserError
 from detection_toolkit.export import OnnxPredictor
+from detection_toolkit.texts import shown
 from detection_toolkit.visualization import (
     DEFAULT_SCORE_THRESHOLD,
     distinct_names,
@@ -137,7 +142,7 @@ def read_picture(path: Path) -> np.ndarray:
     try:
         return read_image(path, "BGR")
     except OSError as error:
-        raise UnreadablePicture(f"{shown_name(path)}: cannot be decoded ({error})") from error
+        raise UnreadablePicture(f"{shown(path)}: cannot be decoded ({error})") from error
 
 
 def why_nothing(instances: Instances) -> str:
@@ -154,6 +159,8 @@ def run_on_pictures(args: argparse.Namespace, predictor: Predictor | OnnxPredict
     """Detect in all pictures; returns how many could not be decoded."""
     files = find_pictures(args.input)
     outputs = choose_outputs(files, args.output) if args.output else [None] * len(files)
+    if args.save_json and Path(args.save_json).expanduser().is_dir():
+        raise UserError(f"--save-json {args.save_json} is a folder: name a file in it")
     names = predictor.metadata.get("thing_classes", None)
     results, unreadable = [], []
     for file, output in zip(tqdm(files, unit="picture", disable=len(files) == 1), outputs):
@@ -178,23 +185,22 @@ def run_on_pictures(args: argparse.Namespace, predictor: Predictor | OnnxPredict
             index = result["category_id"]
             result["category_name"] = names[index] if names else str(index)
             results.append(result)
-        note = f"{shown_name(file)}: {len(kept)} detections in {seconds:.2f} s"
+        note = f"{shown(file)}: {len(kept)} detections in {seconds:.2f} s"
         if not len(kept):
             note += f" ({why_nothing(instances)})"
         if output is not None:
             save_picture(drawn, output)
-            tqdm.write(f"{note} -> {output}")
+            tqdm.write(f"{note} -> {shown(output)}")
             continue
         tqdm.write(note)
         cv2.imshow(WINDOW, drawn[:, :, ::-1])
         if cv2.waitKey(0) == ESCAPE:
             break
     if args.save_json:
-        target = Path(args.save_json).expanduser()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(results, indent=1, ensure_ascii=False), encoding="utf-8")
+        text = json.dumps(results, indent=1, ensure_ascii=False)
+        write_text(Path(args.save_json).expanduser(), text)
     if unreadable:
-        listed = ", ".join(map(shown_name, unreadable))
+        listed = ", ".join(map(shown, unreadable))
         logger.error("%d of %d pictures unreadable: %s", len(unreadable), len(files), listed)
     return len(unreadable)
 
@@ -220,15 +226,36 @@ def video_output(output: str, name: str) -> Path:
 
 def run_on_video(args: argparse.Namespace, predictor: Predictor | OnnxPredictor, logger) -> int:
     """Detect in a video or in what the camera sees, frame by frame; returns 0."""
-    source = 0 if args.webcam else os.path.expanduser(args.video_input)
-    shown_source = "the camera" if args.webcam else args.video_input
-    if not args.webcam and not os.path.isfile(source):
-        raise UserError(f"no such video: {args.video_input}")
+    # An absolute path: FFmpeg takes names such as concat:a for more than names.
+    source = 0 if args.webcam else os.path.abspath(os.path.expanduser(args.video_input))
+    shown_source = "the camera" if args.webcam else shown(args.video_input)
+    if not args.webcam:
+        if not os.path.isfile(source):
+            raise UserError(f"no such video: {shown_source}")
+        check_video(source)
     path = None
     if args.output:
         path = video_output(args.output, "webcam" if args.webcam else Path(source).stem)
         if not args.webcam and path.resolve() == Path(source).resolve():
             raise UserError(f"{path} is the input: choose another --output")
+    with contextlib.nullcontext() if path is None else renamed_when_complete(path) as partial:
+        count, detections, best = draw_video(args, predictor, logger, source, partial)
+    where = f" -> {shown(path)}" if path else ""
+    if not detections:
+        where += f" ({why_nothing(best)})"
+    logger.info("%s: %d frames, %d detections%s", shown_source, count, detections, where)
+    return 0
+
+
+def draw_video(
+    args: argparse.Namespace,
+    predictor: Predictor | OnnxPredictor,
+    logger,
+    source: int | str,
+    path: Path | None,
+) -> tuple[int, int, Instances]:
+    """Frames, detections, and the best one, of a video that is drawn into an .mp4 or a window."""
+    shown_source = "the camera" if args.webcam else shown(args.video_input)
     capture = cv2.VideoCapture(source)
     writer, best, count, detections = None, None, 0, 0
     try:
@@ -264,20 +291,25 @@ def run_on_video(args: argparse.Namespace, predictor: Predictor | OnnxPredictor,
             writer.release()
     if not count:
         raise UserError(f"no frame of {shown_source} could be decoded")
-    where = f" -> {path}" if path else ""
-    if not detections:
-        where += f" ({why_nothing(best)})"
-    logger.info("%s: %d frames, %d detections%s", shown_source, count, detections, where)
-    return 0
+    if path is not None and count_frames(path) < count:
+        raise UserError("the video cannot be written as a whole: is the disk full?")
+    return count, detections, best
+
+
+def count_frames(path: Path) -> int:
+    """Of a video, by its header; 0 if it has none."""
+    capture = cv2.VideoCapture(str(path))
+    count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
+    capture.release()
+    return count
 
 
 def open_writer(path: Path, rate: float, shape: tuple[int, ...]) -> cv2.VideoWriter:
     """An MP4 writer for frames of that shape (H, W, 3)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     fourcc = cv2.VideoWriter_fourcc(*"mp4v")
     writer = cv2.VideoWriter(str(path), fourcc, rate, (shape[1], shape[0]))
     if not writer.isOpened():
-        raise UserError(f"OpenCV cannot write {path}")
+        raise UserError(f"OpenCV cannot write a video into {shown(path.parent)}")
     return writer
 
 
@@ -290,7 +322,11 @@ def build_predictor(args: argparse.Namespace) -> Predictor | OnnxPredictor:
         FileNotFoundError, KeyError, ValueError: the files are missing or unfit.
     """
     if args.onnx is None:
-        return Predictor.from_config(args.config_file or shipped_config(), overrides=args.opts)
+        return Predictor.from_config(
+            args.config_file or shipped_config(),
+            overrides=args.opts,
+            trust_config=args.trust_config,
+        )
     if args.config_file or args.opts:
         raise UserError(
             "--onnx holds a whole detector: leave --config-file, --weights and overrides out"
@@ -301,17 +337,14 @@ def build_predictor(args: argparse.Namespace) -> Predictor | OnnxPredictor:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, or 1 when an input could not be decoded or used."""
     args = parse_arguments(get_parser(), argv)
-    logger = setup_logger(name="demo")
-    setup_logger(name="detection_toolkit")
-    try:
+    logger = set_up_console("demo")
+    set_up_console("detection_toolkit")
+    with user_errors():
         if not args.output:
             check_display()
         predictor = build_predictor(args)
         run = run_on_pictures if args.input else run_on_video
         return 1 if run(args, predictor, logger) else 0
-    except (UserError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ Layers, each of which imports only what stands below it:
         export, visualization, evaluation, parity
         modeling, training (not one another)
         data, checkpoint
-        structures, config, errors, projects, registrations
+        structures, config, errors, durable, texts, trust, projects, registrations
 """
 
 from __future__ import annotations
@@ -30,7 +30,17 @@ TOOLKIT = "detection_toolkit"
 METHODS = project_names()
 
 LAYERS = [
-    {"structures", "config", "errors", "projects", "registrations", "__init__"},
+    {
+        "structures",
+        "config",
+        "errors",
+        "durable",
+        "texts",
+        "trust",
+        "projects",
+        "registrations",
+        "__init__",
+    },
     {"data", "checkpoint"},
     {"modeling", "training"},
     {"export", "visualization", "evaluation", "parity"},

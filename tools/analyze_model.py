@@ -26,6 +26,7 @@ from pathlib import Path
 
 import torch
 
+from detection_toolkit.durable import write_text
 from detection_toolkit.engine import user_errors
 from detection_toolkit.engine.arguments import add_overrides_argument, parse_arguments
 from detection_toolkit.studies import model_costs
@@ -121,8 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.operators:
         print("\n" + operator_table(all_costs))
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps([asdict(c) for c in all_costs], indent=1))
+        write_text(args.json, json.dumps([asdict(c) for c in all_costs], indent=1))
     return 0
 
 

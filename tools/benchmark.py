@@ -22,8 +22,13 @@ import torch
 from torch import nn
 
 from detection_toolkit.config import apply_overrides, get_config
+from detection_toolkit.durable import write_text
 from detection_toolkit.engine import user_errors
-from detection_toolkit.engine.arguments import add_overrides_argument, parse_arguments
+from detection_toolkit.engine.arguments import (
+    add_overrides_argument,
+    add_trust_argument,
+    parse_arguments,
+)
 from detection_toolkit.studies.benchmark import FORMS, Bench, Conditions, memory_of, run
 from detection_toolkit.studies.environment import ROOT
 
@@ -54,6 +59,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--no-curves", action="store_true", help="leave out queries and stages")
     parser.add_argument("--json", type=Path, help="also write all figures to this file")
     parser.add_argument("--memory-of", choices=FORMS, help="internal")
+    add_trust_argument(parser)
     add_overrides_argument(parser, "changes of the config")
     args = parse_arguments(parser, argv)
     for name in ("batch", "train_batch", "threads", "rounds"):
@@ -79,7 +85,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     args = parse_args(argv)
     with user_errors():
-        cfg = apply_overrides(get_config(args.config_file), args.opts)
+        cfg = apply_overrides(
+            get_config(args.config_file, trust_config=args.trust_config), args.opts
+        )
         torch.set_num_threads(args.threads)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         conditions = Conditions(
@@ -103,8 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             with_curves=not args.no_curves,
         )
         if args.json:
-            args.json.parent.mkdir(parents=True, exist_ok=True)
-            args.json.write_text(json.dumps(results, indent=2))
+            write_text(args.json, json.dumps(results, indent=2))
     return 0
 
 

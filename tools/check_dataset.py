@@ -25,7 +25,9 @@ from tqdm import tqdm
 from detection_toolkit.data.findings import Finding, first_harm
 from detection_toolkit.data.images import MAX_PIXELS
 from detection_toolkit.data.inspection import DatasetReport, compare_splits, inspect_dataset
+from detection_toolkit.durable import write_text
 from detection_toolkit.engine import user_errors
+from detection_toolkit.texts import printable, shown
 from detection_toolkit.visualization import save_picture
 from detection_toolkit.visualization.datasets import draw_samples, draw_worst
 
@@ -72,7 +74,7 @@ def print_findings(findings: Iterable[Finding]) -> None:
         mark = "HARM" if finding.severity == "harm" else finding.severity
         print(f"{mark:8}  {finding.count} {finding.message}")
         for example in finding.examples:
-            print(f"            {example}")
+            print(f"            {printable(example)}")
         if finding.count > len(finding.examples) > 1:
             print("            ...")
 
@@ -89,7 +91,7 @@ def print_report(report: DatasetReport) -> None:
     most = max(report.classes.values(), default=0)
     if most:
         ordered = sorted(report.classes.items(), key=lambda item: -item[1])
-        rows = [(_bar(count / most), count, name) for name, count in ordered]
+        rows = [(_bar(count / most), count, shown(name)) for name, count in ordered]
         print("\n" + tabulate(rows, headers=["", "boxes", "class"]))
 
 
@@ -100,7 +102,6 @@ def _bar(share: float) -> str:
 def write_files(report: DatasetReport, args: argparse.Namespace, prefix: str = "") -> None:
     """report.json, samples.png and worst.png."""
     folder = Path(args.output)
-    folder.mkdir(parents=True, exist_ok=True)
     document = {
         "images": report.num_images,
         "boxes": report.num_boxes,
@@ -110,7 +111,7 @@ def write_files(report: DatasetReport, args: argparse.Namespace, prefix: str = "
     }
     text = json.dumps(document, indent=2, default=str)
     path = folder / f"{prefix}report.json"
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
     print(f"\n{path} lists every image concerned")
     for name, draw, what in (
         ("samples", draw_samples, "images with their boxes"),

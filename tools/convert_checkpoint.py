@@ -49,7 +49,11 @@ from detection_toolkit.checkpoint.official_files import (
     write_official,
 )
 from detection_toolkit.config import apply_overrides, get_config
-from detection_toolkit.engine.arguments import add_overrides_argument, parse_arguments
+from detection_toolkit.engine.arguments import (
+    add_overrides_argument,
+    add_trust_argument,
+    parse_arguments,
+)
 from detection_toolkit.errors import UserError
 
 
@@ -76,6 +80,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="accept an official file without the tensors that its network holds unused",
     )
+    add_trust_argument(parser)
     add_overrides_argument(parser, "entries of the config")
     args = parse_arguments(parser, argv)
     if args.source and not args.to_official:
@@ -87,7 +92,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def convert(args: argparse.Namespace) -> str:
     """Do it, and say what was done."""
-    cfg = get_config(args.config_file)
+    cfg = get_config(args.config_file, trust_config=args.trust_config)
     apply_overrides(cfg, args.opts)
     with torch.device("meta"):  # names and shapes are all that is needed of the model
         model = instantiate(cfg.model)

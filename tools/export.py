@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from detection_toolkit.checkpoint.durable import write_durably
+from detection_toolkit.durable import write_durably
 from detection_toolkit.engine import user_errors
 from detection_toolkit.engine.arguments import (
     add_overrides_argument,
@@ -138,14 +138,15 @@ def export(args: argparse.Namespace) -> None:
     if args.format == "onnx":  # asked before minutes of work
         for package in ("onnx", "onnxscript", "onnxruntime"):
             require(package, "ONNX export")
-    predictor = build_inspected_detector(args.config_file, [*args.opts, "train.device=cpu"])
+    predictor = build_inspected_detector(
+        args.config_file, [*args.opts, "train.device=cpu"], trust_config=args.trust_config
+    )
     description = Description.from_test_augmentations(
         predictor.aug.augs,
         class_names=predictor.metadata.get("thing_classes"),
         image_format=predictor.input_format,
     )
     detector = exportable_detector(predictor.cfg.model, predictor.model.state_dict())
-    args.output.parent.mkdir(parents=True, exist_ok=True)
 
     start = time.perf_counter()
     program = trace(detector, input_type=args.input_type, example_size=TRACED_SIZE)

@@ -10,6 +10,7 @@ alone, evaluates exactly the file that it wrote, and notes beside it how it was 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import subprocess
@@ -23,7 +24,10 @@ from detectron2.utils.logger import setup_logger
 from torch import Tensor
 
 from detection_toolkit.checkpoint.checkpointer import inference_weights
+from detection_toolkit.checkpoint.damage import damage
+from detection_toolkit.checkpoint.official_files import read_checkpoint
 from detection_toolkit.config import apply_overrides, get_config
+from detection_toolkit.durable import write_durably, write_text
 from detection_toolkit.engine.arguments import add_overrides_argument, parse_arguments
 from detection_toolkit.engine.predictor import Predictor
 from detection_toolkit.engine.shipped import shipped_config
@@ -67,7 +71,7 @@ def export_weights(source: Path, output: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: the result is larger than what the repository is to carry, or not finite.
     """
-    state = inference_weights(torch.load(source, map_location="cpu", weights_only=True))
+    state = inference_weights(read_checkpoint(source))
     weights = {
         name: (tensor.float() if tensor.is_floating_point() else tensor).clone().contiguous()
         for name, tensor in state.items()
@@ -75,15 +79,12 @@ def export_weights(source: Path, output: Path) -> dict[str, Tensor]:
     broken = [n for n, t in weights.items() if t.is_floating_point() and not t.isfinite().all()]
     if broken:
         raise UserError(f"{source}: values that are not finite in {', '.join(broken)}")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(output.name + ".partial")
-    torch.save({"model": weights}, partial)
-    size = partial.stat().st_size
+    content = io.BytesIO()
+    torch.save({"model": weights}, content)
+    size = len(content.getvalue())
     if size > MAX_BYTES:
-        partial.unlink()
         raise UserError(f"{source} makes {size} bytes of weights, more than {MAX_BYTES}")
-    torch.load(partial, map_location="cpu", weights_only=True)  # as strict users load it
-    os.replace(partial, output)
+    write_durably(output, lambda file: file.write(content.getvalue()), check=damage)
     return weights
 
 
@@ -158,9 +159,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "parameters": sum(t.numel() for t in weights.values()),
     }
     text = json.dumps(facts, indent=2) + "\n"
-    output.with_suffix(".json").write_text(text, encoding="utf-8")
+    write_text(output.with_suffix(".json"), text)
     readme = output.with_name("README.md")
-    readme.write_text(describe(facts, output.name), encoding="utf-8")
+    write_text(readme, describe(facts, output.name))
     print(text)
     print(f"{output}: shapes_val AP {facts['shapes_val']['AP']:.1f}")
     return 0

@@ -6,7 +6,7 @@
 Prints the losses of every stage, and the first module whose output and the first parameters whose
 gradient are not finite; with --draw, pictures of the batch with its boxes. The config is that of
 the run (config.yaml beside bad_batch/) and the weights are those that the step was computed with,
-unless others are named. A config is code: replay only what you trust.
+unless others are named. A config that names other code than parts of detectors has to be trusted.
 
 Exit code 1: the batch still gives something that is not finite. 0: it does not.
 """
@@ -26,15 +26,19 @@ from detectron2.config import instantiate
 from detectron2.utils.events import EventStorage
 from detectron2.utils.visualizer import Visualizer
 from omegaconf import DictConfig
-from PIL import Image
 from tabulate import tabulate
 from torch import Tensor, nn
 
 from detection_toolkit.checkpoint.checkpointer import Checkpointer
 from detection_toolkit.config import apply_overrides, get_config
 from detection_toolkit.engine import user_errors
-from detection_toolkit.engine.arguments import add_overrides_argument, parse_arguments
+from detection_toolkit.engine.arguments import (
+    add_overrides_argument,
+    add_trust_argument,
+    parse_arguments,
+)
 from detection_toolkit.engine.bad_batch import read_bad_batch
+from detection_toolkit.visualization import save_picture
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -52,6 +56,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="default: the *_weights.pth beside the batch; a step that was only skipped has none",
     )
     parser.add_argument("--draw", metavar="FOLDER", help="write pictures of the batch there")
+    add_trust_argument(parser)
     add_overrides_argument(parser, "changes to the config, e.g. train.device=cpu")
     return parser
 
@@ -59,11 +64,12 @@ def get_parser() -> argparse.ArgumentParser:
 def load_config(args: argparse.Namespace) -> DictConfig:
     """The run's config, or the one that is named."""
     if args.config_file:
-        return apply_overrides(get_config(args.config_file), args.opts)
+        cfg = get_config(args.config_file, trust_config=args.trust_config)
+        return apply_overrides(cfg, args.opts)
     path = Path(args.batch).resolve().parents[1] / "config.yaml"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: name the run's config with --config-file")
-    return apply_overrides(get_config(str(path)), args.opts)
+    return apply_overrides(get_config(str(path), trust_config=args.trust_config), args.opts)
 
 
 def build_model(cfg: DictConfig, args: argparse.Namespace) -> nn.Module:
@@ -147,7 +153,6 @@ def replay(model: nn.Module, batch: list[dict[str, Any]]) -> bool:
 
 def draw(batch: list[dict[str, Any]], folder: Path, number: int, channels: str) -> None:
     """Pictures of the images as the model saw them, with the boxes of their objects."""
-    folder.mkdir(parents=True, exist_ok=True)
     for i, x in enumerate(batch):
         image = x["image"].permute(1, 2, 0).numpy().astype("uint8")
         picture = Visualizer(image[:, :, ::-1] if channels == "BGR" else image)
@@ -157,7 +162,7 @@ def draw(batch: list[dict[str, Any]], folder: Path, number: int, channels: str) 
                 labels=[str(int(c)) for c in x["instances"].gt_classes],
             )
         path = folder / f"batch{number}_image{i}.png"
-        Image.fromarray(picture.get_output().get_image()).save(path)
+        save_picture(picture.get_output().get_image(), path)
         print(f"{path}: {x.get('file_name', '?')}")
 
 

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from detection_toolkit.engine import user_errors
+from detection_toolkit.engine.arguments import add_trust_argument
 from detection_toolkit.visualization import DEFAULT_SCORE_THRESHOLD
 from detection_toolkit.visualization.report import write_report
 
@@ -47,6 +48,7 @@ def get_parser() -> argparse.ArgumentParser:
         default="pycocotools",
         help="what computes COCO's metrics; hotcoco is to be installed (default: %(default)s)",
     )
+    add_trust_argument(parser)
     return parser
 
 
@@ -60,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             score_threshold=args.score_threshold,
             num_images=args.images,
             backend=args.backend,
+            trust_config=args.trust_config,
         )
     for path in written:
         print(path)

@@ -23,14 +23,15 @@ import torch
 from detectron2.structures import Boxes, BoxMode, Instances
 from tqdm import tqdm
 
-from detection_toolkit.checkpoint.durable import write_durably
 from detection_toolkit.data import dataset_names, get_detection_dataset, read_image
+from detection_toolkit.durable import write_text
 from detection_toolkit.engine import user_errors
 from detection_toolkit.engine.arguments import add_config_arguments, parse_arguments
 from detection_toolkit.engine.inspection import build_inspected_detector
 from detection_toolkit.engine.predictor import Predictor
 from detection_toolkit.errors import UserError
 from detection_toolkit.evaluation import compared_label_assigners, configured_label_assigners
+from detection_toolkit.texts import shown
 from detection_toolkit.training import HungarianMatcher, LabelAssigner
 from detection_toolkit.visualization import (
     draw_assignment,
@@ -167,13 +168,15 @@ def draw(predictor: Predictor, record: dict[str, Any], stem: Path) -> list[str]:
         "iou_threshold": assigner.iou_threshold,
         "decisions": rows,
     }
-    write_durably(table, lambda file: file.write(json.dumps(document, indent=1).encode()))
+    write_text(table, json.dumps(document, indent=1))
     return [*written, str(table)]
 
 
 def run(args: argparse.Namespace) -> None:
     """Draw all images."""
-    predictor = build_inspected_detector(args.config_file, args.opts)
+    predictor = build_inspected_detector(
+        args.config_file, args.opts, trust_config=args.trust_config
+    )
     node = predictor.cfg.dataloader.train.dataset
     dataset = get_detection_dataset(
         dataset_names(node), allow_outside=node.get("allow_outside", False), filter_empty=False
@@ -181,7 +184,7 @@ def run(args: argparse.Namespace) -> None:
     records = choose_records(dataset, args.images, args.num_images)
     stems = figure_stems([r["file_name"] for r in records], args.output, "assignment")
     for record, stem in zip(tqdm(records, unit="image", disable=len(records) == 1), stems):
-        tqdm.write(f"{record['file_name']} -> {', '.join(draw(predictor, record, stem))}")
+        tqdm.write(f"{shown(record['file_name'])} -> {', '.join(draw(predictor, record, stem))}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

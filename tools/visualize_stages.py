@@ -21,10 +21,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from detection_toolkit.data import UnreadableImageError
-from detection_toolkit.data.images import read_image, shown_name
+from detection_toolkit.data.images import read_image
 from detection_toolkit.engine import user_errors
 from detection_toolkit.engine.arguments import add_config_arguments, find_pictures, parse_arguments
 from detection_toolkit.engine.inspection import build_inspected_detector
+from detection_toolkit.texts import shown
 from detection_toolkit.visualization import (
     DEFAULT_SCORE_THRESHOLD,
     animate_stages,
@@ -81,7 +82,9 @@ def get_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """Draw all pictures; returns how many could not be drawn."""
     files = find_pictures(args.input)
-    predictor = build_inspected_detector(args.config_file, args.opts)
+    predictor = build_inspected_detector(
+        args.config_file, args.opts, trust_config=args.trust_config
+    )
     failures = 0
     stems = figure_stems(files, args.output, "stages")
     for file, stem in zip(tqdm(files, unit="picture", disable=len(files) == 1), stems):
@@ -95,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
             continue
         except ValueError as error:
             failures += 1
-            tqdm.write(f"error: {shown_name(file)}: {error}", file=sys.stderr)
+            tqdm.write(f"error: {shown(file)}: {error}", file=sys.stderr)
             continue
         figure = draw_stages(
             image[:, :, ::-1],
@@ -114,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
                 threshold=args.confidence_threshold,
             )
             written.append(save_animation(frames, stem.with_name(stem.name + ".webp")))
-        tqdm.write(f"{shown_name(file)} -> {' and '.join(written)}")
+        tqdm.write(f"{shown(file)} -> {' and '.join(written)}")
     return failures
 
 

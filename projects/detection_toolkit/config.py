@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import difflib
 import importlib
 import inspect
 import os
+import pickle
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from detectron2.config import CfgNode, LazyConfig
-from detectron2.utils.registry import locate
+from detectron2.utils.registry import _convert_target_to_string, locate
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import OverrideType
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, Node, OmegaConf
+from omegaconf import DictConfig, ListConfig, Node, OmegaConf, SCMode
 from omegaconf.errors import OmegaConfBaseException
 
 from .errors import UnknownNameError, UserError
 from .registrations import repeatable_registrations
+from .trust import check_targets, read_yaml
 
 __all__ = [
     "apply_overrides",
@@ -80,28 +83,36 @@ def find_config_file(path: str) -> str:
     raise FileNotFoundError(f"config file {path} does not exist.{hint}")
 
 
-def get_config(path: str) -> DictConfig:
+def get_config(path: str, *, trust_config: bool = False) -> DictConfig:
     """Load a config file, which may register data sets; it may be loaded again.
 
     A config of one's own may import modules that lie beside it: its folder is added to the end of
-    ``sys.path``. It may also be the ``config.yaml`` of a run. That of an older one may name things
-    where they no longer are; the names of today take their place. ``~/`` at the beginning of a text
-    is the home folder.
+    ``sys.path``. It may also be the ``config.yaml`` of a run, which may name nothing but parts of
+    detectors (:mod:`.trust`). That of an older one may name things where they no longer are; the
+    names of today take their place. ``~/`` at the beginning of a text is the home folder.
 
     Args:
         path: see :func:`find_config_file`.
+        trust_config: a YAML config may name and build anything, as a LazyConfig may.
 
     Raises:
         FileNotFoundError: there is none.
-        UserError: it registers another data set under a name that is taken.
+        UserError: it registers another data set under a name that is taken, or is a YAML that has
+            to be trusted.
     """
     file = find_config_file(path)
     if Path(file).suffix == ".py":
         _let_import_from(Path(file).resolve().parent)
-    with repeatable_registrations():
-        cfg = LazyConfig.load(file)
-    if Path(file).suffix in (".yaml", ".yml"):
+    is_yaml = Path(file).suffix in (".yaml", ".yml")
+    if is_yaml and not trust_config:
+        cfg = OmegaConf.create(read_yaml(file), flags={"allow_objects": True})
+    else:
+        with repeatable_registrations():
+            cfg = LazyConfig.load(file)
+    if is_yaml:
         _follow_moves(cfg)
+        if not trust_config:
+            check_targets(OmegaConf.to_container(cfg, resolve=False), file)
     _expand_homes(cfg)
     return cfg
 
@@ -135,11 +146,31 @@ def require_lazy_config(cfg: object, name: str) -> None:
 
 
 def config_text(cfg: DictConfig) -> str:
-    """A config as YAML, as the ``config.yaml`` of a run has it."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "config.yaml")
-        LazyConfig.save(cfg, str(path))
-        return path.read_text(encoding="utf-8")
+    """A config as YAML, as ``LazyConfig.save`` writes it, and as ``config.yaml`` of a run has it.
+
+    Raises:
+        UserError: it holds something that YAML cannot express.
+    """
+    cfg = copy.deepcopy(cfg)
+    _name_targets(cfg)
+    mode = SCMode.INSTANTIATE
+    values = OmegaConf.to_container(cfg, resolve=False, structured_config_mode=mode)
+    try:
+        return yaml.dump(values, default_flow_style=None, allow_unicode=True, width=9999)
+    except (TypeError, ValueError, AttributeError, yaml.YAMLError, pickle.PicklingError) as error:
+        raise UserError(f"the config holds what YAML cannot express: {error}") from error
+
+
+def _name_targets(node: DictConfig | ListConfig) -> None:
+    """Put names in the place of the callables of a config, in place."""
+    if node._is_none() or node._is_missing() or node._is_interpolation():
+        return
+    if isinstance(node, DictConfig) and callable(node.get("_target_")):
+        with contextlib.suppress(AttributeError):  # one without a name
+            node._target_ = _convert_target_to_string(node._target_)
+    for child in node._content.values() if isinstance(node, DictConfig) else node._content:
+        if isinstance(child, (DictConfig, ListConfig)):
+            _name_targets(child)
 
 
 def register_moved_names(names: Mapping[str, str | Callable[[DictConfig], None]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -12,7 +13,9 @@ import cv2
 import numpy as np
 import pytest
 from detectron2.data import MetadataCatalog
+from small_disks import small_disk
 
+from detection_toolkit.data.videos import check_video
 from detection_toolkit.engine.arguments import find_pictures
 
 
@@ -24,7 +27,13 @@ def run(demo, weights, monkeypatch):
 
     def call(*arguments) -> int:
         overrides = ["--opts", f"train.init_checkpoint={weights}", "train.device=cpu"]
-        return demo.main([*map(str, arguments), *overrides])
+        try:
+            return demo.main([*map(str, arguments), *overrides])
+        except SystemExit as ended:
+            if isinstance(ended.code, int):
+                return ended.code
+            print(ended.code, file=sys.stderr)  # as Python does
+            return 1
 
     return call
 
@@ -187,3 +196,141 @@ def test_the_script_itself_runs_without_a_display(demo, weights, tmp_path, pictu
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "a.png").is_file()
+
+
+OLD = '[{"image_id": "old"}]'
+
+
+def one_line_of(text):
+    """The error, which is one line and the last one."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    assert sum(line.startswith("error: ") for line in lines) == 1
+    assert "Traceback" not in text
+    assert ".partial" not in text
+    return lines[-1]
+
+
+def leftovers(folder):
+    return [path for path in folder.rglob(".*") if path.is_file()]
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_old_results(run, tmp_path, picture, capfd):
+    file = write(tmp_path / "a.png", picture)
+    disk = tmp_path / "disk"
+    with small_disk(disk, 64):
+        (disk / "old.json").write_text(OLD)
+        (disk / "filler").write_bytes(bytes(52 * 1024))
+        options = ["--save-json", disk / "old.json", "--confidence-threshold", 0]
+        assert run("--input", file, "--output", disk / "out", *options) == 1
+        assert "No space left on device" in one_line_of(capfd.readouterr().err)
+        with contextlib.suppress(OSError), (disk / "filler").open("ab", buffering=0) as filler:
+            while True:
+                filler.write(bytes(4096))
+        assert run("--input", file, "--output", tmp_path / "out", *options) == 1
+        assert "No space left on device" in one_line_of(capfd.readouterr().err)
+        assert (disk / "old.json").read_text() == OLD
+        assert not leftovers(disk)
+
+
+def test_a_video_on_a_full_disk_is_named(run, tmp_path, picture, capfd):
+    large = cv2.resize(picture, (640, 480), interpolation=cv2.INTER_NEAREST)
+    source = make_video(tmp_path / "clip.mp4", large, frames=12)
+    disk = tmp_path / "disk"
+    with small_disk(disk, 40):
+        (disk / "clip.mp4").write_bytes(b"old")
+        assert run("--video-input", source, "--output", disk / "clip.mp4") == 1
+        assert "as a whole" in one_line_of(capfd.readouterr().err)
+        assert (disk / "clip.mp4").read_bytes() == b"old"
+        assert not leftovers(disk)
+
+
+def test_a_folder_that_takes_nothing_is_one_line(run, tmp_path, picture, capfd):
+    file = write(tmp_path / "a.png", picture)
+    with small_disk(tmp_path / "disk", 64, read_only=True):
+        for output in (tmp_path / "disk", tmp_path / "disk" / "out"):
+            assert run("--input", file, "--output", output) == 1
+            assert "Read-only file system" in one_line_of(capfd.readouterr().err)
+
+
+def test_a_folder_in_the_way_is_one_line(run, tmp_path, picture, capfd):
+    file = write(tmp_path / "a.png", picture)
+    (tmp_path / "out" / "a.png").mkdir(parents=True)
+    assert run("--input", file, "--output", tmp_path / "out") == 1
+    assert "a.png is a folder" in one_line_of(capfd.readouterr().err)
+    (tmp_path / "file").write_text("")
+    assert run("--input", file, "--output", tmp_path / "file" / "out") == 1
+    assert "file" in one_line_of(capfd.readouterr().err)
+    saved = ["--output", tmp_path / "b.png", "--save-json", tmp_path]
+    assert run("--input", file, *saved) == 1
+    assert "is a folder: name a file in it" in one_line_of(capfd.readouterr().err)
+    assert not (tmp_path / "b.png").exists()  # said before the work
+
+
+def test_a_link_in_the_place_of_a_result_is_not_followed(run, tmp_path, picture):
+    file = write(tmp_path / "a.png", picture)
+    source = make_video(tmp_path / "clip.mp4", picture, frames=2)
+    secret = tmp_path / "secret"
+    secret.write_text("mine")
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("a.png", "a.json", "clip.mp4"):
+        (out / name).symlink_to(secret)
+    assert run("--input", file, "--output", out, "--save-json", out / "a.json") == 0
+    assert run("--video-input", source, "--output", out) == 0
+    assert secret.read_text() == "mine"
+    assert not any(path.is_symlink() for path in out.iterdir())
+
+
+PLAYLISTS = {
+    "playlist.m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{}\n#EXT-X-ENDLIST\n",
+    "list.mp4": "ffconcat version 1.0\nfile '{}'\n",
+    "dash.mp4": '<?xml version="1.0"?><MPD><BaseURL>{}</BaseURL></MPD>',
+    "session.avi": "v=0\no=- 0 0 IN IP4 127.0.0.1\nc=IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\n",
+}
+
+
+@pytest.mark.parametrize("name", PLAYLISTS)
+def test_a_list_of_other_files_is_no_video(run, tmp_path, picture, capfd, name):
+    secret = make_video(tmp_path / "secret.mp4", picture, frames=2)
+    path = tmp_path / "given" / name
+    path.parent.mkdir()
+    path.write_text(PLAYLISTS[name].format(secret))
+    assert run("--video-input", path, "--output", tmp_path / "out") == 1
+    assert "is no video of a known format" in one_line_of(capfd.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("ending, code", [(".avi", "MJPG"), (".mp4", "mp4v"), (".mkv", "mp4v")])
+def test_containers_of_frames_are_videos(tmp_path, picture, ending, code):
+    path = tmp_path / f"clip{ending}"
+    fourcc = cv2.VideoWriter_fourcc(*code)
+    writer = cv2.VideoWriter(str(path), fourcc, 12.0, picture.shape[1::-1])
+    writer.write(picture)
+    writer.release()
+    check_video(path)
+
+
+def test_a_name_that_is_a_command_is_a_name(run, tmp_path, picture, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_video(tmp_path / "clip.mp4", picture, frames=2)
+    os.rename("clip.mp4", "concat:a|b.mp4")
+    assert run("--video-input", "concat:a|b.mp4", "--output", "out.mp4") == 0
+    assert (tmp_path / "out.mp4").is_file()
+
+
+def test_names_give_the_terminal_no_orders(run, tmp_path, picture, capfd, caplog):
+    names = ["a\x1b]0;owned\x07.png", "b\x9b2J.png", "c\u202e.png", "d\r.png"]
+    for name in names:
+        write(tmp_path / "in" / name, picture)
+    source = make_video(tmp_path / "clip.mp4", picture, frames=2)
+    os.rename(source, tmp_path / "v\x1b[2J.mp4")
+    assert run("--input", tmp_path / "in", "--output", tmp_path / "out") == 0
+    assert run("--video-input", tmp_path / "v\x1b[2J.mp4", "--output", tmp_path / "out") == 0
+    missing = tmp_path / "x\x1b[2J"
+    assert run("--input", missing, "--output", tmp_path / "out") == 1
+    assert run("--video-input", missing, "--output", tmp_path / "out") == 1
+    shown = capfd.readouterr()
+    # tqdm itself sends a new line and moves up one.
+    text = re.sub(r"\x1b\[A|\r", "", shown.out + shown.err) + caplog.text
+    assert not [c for c in text if not c.isprintable() and c != "\n"]
+    assert len(list((tmp_path / "out").iterdir())) == 5

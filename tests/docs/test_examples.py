@@ -164,6 +164,10 @@ def test_the_config_trains_with_all_parts_and_its_run_is_evaluated(tmp_path):
         assert f"_target_: my_parts.{name}" in saved
     assert len(logged(output, "detections/per_image")) == 1
     evaluation = ("--config-file", str(output / "config.yaml"), "--eval-only")
+    unknown = call(*evaluation, path=str(EXAMPLES))
+    assert unknown.returncode == 1
+    assert "names 'my_parts." in unknown.stderr and "add --trust-config" in unknown.stderr
+    evaluation += ("--trust-config",)
     lost = call(*evaluation)
     assert lost.returncode == 1 and "Traceback" not in lost.stderr
     assert "no module my_parts: put the folder that has it into PYTHONPATH" in lost.stderr

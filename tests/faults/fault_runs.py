@@ -116,9 +116,8 @@ def fork(
         os.environ.update(environ or {})
         if sabotage is not None:
             sabotage()
-        parsed = train_net.default_argument_parser().parse_args(
-            ["--config-file", "stageinteractor/shapes_tiny.py", *arguments]
-        )
+        given = ["--config-file", "stageinteractor/shapes_tiny.py", *arguments]
+        parsed = train_net.parse_arguments(train_net.get_parser(), given)
         if environ is None:
             train_net.main(parsed)
         else:

@@ -53,6 +53,7 @@ from fuzzing import (
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from tabulate import tabulate
 
+from detection_toolkit.engine.folder_lock import LOCK_NAME
 from detection_toolkit.engine.interruption import EXIT_INTERRUPTED
 
 STEPS = 40
@@ -352,6 +353,51 @@ class Soak:
                 finally:
                     subprocess.run(["umount", "-l", str(disk)], check=True)
 
+    def plant_links(self, count: int, reference: Path) -> None:
+        """Links to somebody's file, wherever a run or its evaluation writes."""
+        written = [path.relative_to(reference) for path in reference.rglob("*") if path.is_file()]
+        names = [name for name in written if name.name not in ("console.txt", LOCK_NAME)]
+        secret = self.folder / "secret"
+        with self.row("links in the place of outputs") as row:
+            refused = 0
+            for _ in range(count):
+                output = self.output()
+                secret.write_text("mine")
+                for name in self.random.sample(names, self.random.randint(1, 4)):
+                    (output / name).parent.mkdir(parents=True, exist_ok=True)
+                    (output / name).symlink_to(secret)
+                row.tried += 1
+                log = output / "console.txt"
+                code = run_forked(["--resume", *self.overrides(output)], log=log)
+                is_refused = code == 1 and " is a link, to " in log.read_text()
+                refused += is_refused
+                if secret.read_text() != "mine":
+                    self.lose(row, 1, "a link was followed", output)
+                elif code == 0:
+                    self.compare(row, 1, reference, output)
+                elif not is_refused:
+                    self.lose(row, 1, f"exit code {code}", output)
+            row.note = row.note or f"{count - refused} ended well, {refused} refused"
+
+    def start_twice(self, count: int, reference: Path) -> None:
+        """Two runs in one folder at the same moment; every second time where one was killed."""
+        with self.row("two runs in one folder") as row:
+            for number in range(count):
+                output = self.output()
+                arguments = ["--resume", *self.overrides(output)]
+                logs = [output / "console.txt", output.with_name(f"{output.name}.txt")]
+                if number % 2:
+                    child = fork(arguments, log=logs[0])
+                    wait(child, kill_after=self.random_time())
+                row.tried += 1
+                codes = [wait(child) for child in [fork(arguments, log=log) for log in logs]]
+                said = sum("of a run that is not over" in log.read_text() for log in logs)
+                # Both end well where the first was over before the second came.
+                if sorted(codes) not in ([0, 0], [0, 1]) or said != sum(codes):
+                    self.lose(row, 1, f"exit codes {codes}", output)
+                else:
+                    self.compare(row, 1, reference, output)
+
     def fuzz(self, fault: str, count: int, attempt: Callable[[int], bool]) -> None:
         """Inputs that are used (True) or refused in words (False)."""
         with self.row(fault) as row:
@@ -452,6 +498,8 @@ def get_parser() -> argparse.ArgumentParser:
         ("pair-kills", 20),
         ("damages", 20),
         ("full-disks", 10),
+        ("links", 20),
+        ("pairs", 20),
         ("documents", 10000),
         ("images", 10000),
         ("checkpoints", 2000),
@@ -480,6 +528,8 @@ def main() -> int:
         soak.kill_one_of_two(args.pair_kills)
         soak.damage(args.damages, reference)
         soak.fill_disk(args.full_disks, reference)
+        soak.plant_links(args.links, reference)
+        soak.start_twice(args.pairs, reference)
         soak.fuzz_documents(args.documents, args.seed)
         soak.fuzz_images(args.images, args.seed)
         soak.fuzz_checkpoints(args.checkpoints, args.seed)

@@ -1,6 +1,5 @@
 """Full disks and damaged checkpoints."""
 
-import contextlib
 import errno
 import os
 import random
@@ -9,27 +8,12 @@ import subprocess
 import pytest
 import torch
 from fault_runs import difference, run_forked, run_overrides
+from small_disks import small_disk
 
 from detection_toolkit.checkpoint.checkpointer import Checkpointer
-from detection_toolkit.checkpoint.durable import damage, write_durably
+from detection_toolkit.checkpoint.damage import damage
 from detection_toolkit.checkpoint.official_files import CheckpointFileError
-
-
-@contextlib.contextmanager
-def small_disk(folder, kilobytes):
-    """A file system of its own in ``folder``; skips the test where none can be mounted."""
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
-    try:
-        done = subprocess.run(mount, capture_output=True, timeout=10)
-    except OSError:
-        pytest.skip("there is no mount command")
-    if done.returncode:
-        pytest.skip("this user may not mount a file system")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True, timeout=10)
+from detection_toolkit.durable import write_durably
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, small_data, undisturbed):

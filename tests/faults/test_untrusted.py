@@ -15,6 +15,7 @@ from detection_toolkit.checkpoint.checkpointer import Checkpointer
 from detection_toolkit.checkpoint.official_files import CheckpointFileError
 from detection_toolkit.config import apply_overrides, get_config
 from detection_toolkit.data import get_detection_dataset, register_coco_json
+from detection_toolkit.engine.runs import find_run
 
 
 def rename_first(folder, name):
@@ -196,3 +197,50 @@ def test_a_damaged_archive_that_is_resumed_runs_no_code(tmp_path):
     with pytest.raises(CheckpointFileError, match="none of the 1 checkpoints"):
         Checkpointer(torch.nn.Linear(1, 1), str(tmp_path)).resume_or_load("", resume=True)
     assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "named", ["/{}", "../{}", "sub/{}", "link.pth", "..", "sub", "a\\b.pth", "model_{}.pth\x1b[2J"]
+)
+@pytest.mark.parametrize("others", [0, 1])
+def test_last_checkpoint_names_no_file_elsewhere(tmp_path, named, others, caplog):
+    """A foreign file is neither read nor set aside as damaged."""
+    foreign = tmp_path / "foreign"
+    foreign.write_text("no checkpoint")
+    output = tmp_path / "output"
+    (output / "sub").mkdir(parents=True)
+    (output / "sub" / "foreign").write_text("no checkpoint")
+    (output / "link.pth").symlink_to(foreign)
+    for number in range(others):
+        Checkpointer(torch.nn.Linear(1, 1), str(output)).save(f"model_{number:07}", iteration=3)
+    text = named.format(str(foreign)[1:] if named[0] == "/" else "foreign")
+    (output / "last_checkpoint").write_text(text)
+    checkpointer = Checkpointer(torch.nn.Linear(1, 1), str(output))
+    if others:
+        assert checkpointer.resume_or_load("", resume=True)["iteration"] == 3
+        assert "last_checkpoint names" in caplog.text
+        assert "\x1b" not in caplog.text
+    else:
+        with pytest.raises((CheckpointFileError, FileNotFoundError), match="last_checkpoint"):
+            checkpointer.resume_or_load("", resume=True)
+    assert foreign.read_text() == "no checkpoint"
+    assert not list(tmp_path.rglob("*.damaged"))
+    assert find_run(str(_with_config(output)))[1] in (None, str(output / "model_0000000.pth"))
+
+
+def _with_config(folder):
+    (folder / "config.yaml").write_text("train: {}")
+    return folder
+
+
+def test_a_last_checkpoint_that_is_a_link_is_none(tmp_path):
+    (tmp_path / "elsewhere").write_text("model_0000001.pth")
+    output = tmp_path / "output"
+    output.mkdir()
+    (output / "last_checkpoint").symlink_to(tmp_path / "elsewhere")
+    checkpointer = Checkpointer(torch.nn.Linear(1, 1), str(output))
+    assert not checkpointer.has_checkpoint()
+    assert checkpointer.resume_or_load("", resume=True) == {}
+    checkpointer.save("model_0000002", iteration=2)
+    assert (tmp_path / "elsewhere").read_text() == "model_0000001.pth"
+    assert checkpointer.resume_or_load("", resume=True)["iteration"] == 2

@@ -10,28 +10,35 @@ import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 
+from ..durable import remove_partial_files, write_durably
 from ..errors import UserError
-from .durable import damage, remove_partial_files, write_durably
-from .hub import local_file
+from ..texts import shown
+from .damage import RUNS_CODE, damage
+from .hub import is_downloaded, local_file
 from .official import CheckpointMismatchError, adapt_checkpoint, check_weights
 from .official_files import CheckpointFileError, no_weights, read_checkpoint
 from .official_format import BATCH_COUNT
 from .weights import Misfit, find_weights
 
-__all__ = ["BEST_CHECKPOINT", "Checkpointer", "ResumeError", "inference_weights"]
+__all__ = ["BEST_CHECKPOINT", "Checkpointer", "ResumeError", "inference_weights", "last_checkpoint"]
 
 logger = logging.getLogger(__name__)
 
 BEST_CHECKPOINT = "model_best"
+_STORAGE = "detectron2://"  # of Detectron2, whose pickles are opened
 _LAST = "last_checkpoint"
 _FINAL = "model_final.pth"
 _FROM_CONFIG = ("pixel_mean", "pixel_std")  # a file need not have them, says Detectron2
 _ALLOW_PARTIAL = "--allow-partial goes on with random values instead"
+# What loads a state raises where it is that of something else.
+_MISFITS = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+_LONGEST_NAME = 1000  # bytes of what last_checkpoint may hold
 _PERIODIC = re.compile(r"model_(\d+)\.pth")
 
 
@@ -128,7 +135,8 @@ class Checkpointer(DetectionCheckpointer):
             return
         data = {"model": model.state_dict(), **self._facts_of_run(), **facts}
         if "://" in self.save_dir:
-            with self.path_manager.open(os.path.join(self.save_dir, f"{name}.pth"), "wb") as file:
+            place = os.path.join(self.save_dir, f"{name}.pth")
+            with self.path_manager.open(place, mode="wb") as file:
                 torch.save(data, file)
             return
         self._write(name, data)
@@ -202,9 +210,22 @@ class Checkpointer(DetectionCheckpointer):
                     'or to "" to start from random weights'
                 )
             )
+        if "://" in path and not path.startswith(_STORAGE):
+            # Before it is downloaded: it would lie where files of the storage do.
+            address = urlparse(path)
+            self._refuse_pickle(address.netloc + address.path)
         self._path = path
         try:
             return super().load(path, *args, **kwargs)
+        except _MISFITS as error:
+            ours = isinstance(error, (UserError, torch.cuda.OutOfMemoryError))
+            if ours or not self._resuming:
+                raise
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointFileError(
+                f"{path} cannot be resumed, as what it holds is not what a run has written "
+                f"({type(error).__name__}: {reason})"
+            ) from error
         finally:
             self._parsed_url_during_load = None
 
@@ -243,29 +264,21 @@ class Checkpointer(DetectionCheckpointer):
 
     def _set_damaged_aside(self) -> str | None:
         """Returns what to say when no checkpoint is left; None otherwise."""
-        last = Path(self.save_dir, _LAST)
-        named = ""
-        if last.is_file():
-            named = last.read_text(encoding="utf-8", errors="replace").strip("\0 \n")
-        path = Path(self.save_dir, named)
+        folder = Path(self.save_dir)
+        last = folder / _LAST
+        path, problem = last_checkpoint(folder)
+        named = "" if path is None else path.name
         others = [
             p
-            for p in Path(self.save_dir).glob("model_*.pth")
-            if p != path and (_PERIODIC.fullmatch(p.name) or p.name == _FINAL) and p.is_file()
+            for p in folder.glob("model_*.pth")
+            if p != path and (_PERIODIC.fullmatch(p.name) or p.name == _FINAL) and _is_regular(p)
         ]
         candidates = sorted(others, key=lambda p: (p.stat().st_mtime_ns, p.name), reverse=True)
-        problem = None
-        if named and path.is_file():
+        if path is not None:
             candidates.insert(0, path)
-        elif named:
-            problem = f"{last} names {named}, which does not exist"
-        elif last.is_file():
-            problem = f"{last} is empty"
-        elif candidates:
-            problem = f"{last} is missing"
         if not candidates:
             return None  # nothing to resume, or loading it says what to do
-        damaged: list[Path] = []
+        damaged: list[tuple[Path, str]] = []
         for candidate in candidates:
             reason = damage(candidate)
             if reason is None:
@@ -278,19 +291,48 @@ class Checkpointer(DetectionCheckpointer):
                     self.tag_last_checkpoint(candidate.name)
                 self._rename_damaged(damaged)
                 return None
-            logger.warning("checkpoint %s is damaged: %s", candidate, reason)
-            damaged.append(candidate)
+            whole = reason.startswith(RUNS_CODE)
+            said = "is refused" if whole else "is damaged"
+            logger.warning("checkpoint %s %s: %s", candidate, said, reason)
+            damaged.append((candidate, ".refused" if whole else ".damaged"))
         with contextlib.suppress(FileNotFoundError):
             last.unlink()
         self._rename_damaged(damaged)
         return (
             f"none of the {len(damaged)} checkpoints in {self.save_dir} can be read; they are kept "
-            "as *.damaged. With --resume once more the run begins anew"
+            f"as *{' and *'.join(sorted({ending for _, ending in damaged}))}. With --resume once "
+            "more the run begins anew"
         )
 
-    def _rename_damaged(self, damaged: list[Path]) -> None:
-        for path in damaged:
-            aside = path.with_name(f"{path.name}.damaged")
+    def has_checkpoint(self) -> bool:
+        """Whether there is a ``last_checkpoint``; a link is none."""
+        if "://" in self.save_dir:
+            return super().has_checkpoint()
+        path = Path(self.save_dir, _LAST)
+        return path.is_file() and not path.is_symlink()
+
+    def get_checkpoint_file(self) -> str:
+        """As Detectron2's.
+
+        Raises:
+            CheckpointFileError: ``last_checkpoint`` names something else than a file beside it.
+        """
+        if "://" in self.save_dir:
+            return super().get_checkpoint_file()
+        folder = Path(self.save_dir)
+        path, problem = last_checkpoint(folder)
+        if path is not None:
+            return str(path)
+        named = _name_in(folder / _LAST)
+        if _is_plain(named) and not os.path.lexists(folder / named):
+            return str(folder / named)  # loading it says what to do
+        if named:
+            raise CheckpointFileError(f"{problem}: correct that file, or remove it to begin anew")
+        return ""
+
+    def _rename_damaged(self, damaged: list[tuple[Path, str]]) -> None:
+        for path, ending in damaged:
+            aside = path.with_name(path.name + ending)
             os.replace(path, aside)
             logger.warning("%s is set aside as %s", path, aside)
 
@@ -306,14 +348,16 @@ class Checkpointer(DetectionCheckpointer):
         )
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        if filename.endswith((".pkl", ".pyth")) and not self.allow_pickle:
-            parsed = self._parsed_url_during_load
-            if parsed is None or parsed.scheme != "detectron2":
-                raise CheckpointFileError(
-                    f"{filename} is a pickle, and opening it may run any code. If you trust its "
-                    "source, set train.allow_pickle=true"
-                )
+        if not (self._path.startswith(_STORAGE) and is_downloaded(filename)):
+            self._refuse_pickle(filename)
         return super()._load_file(filename)
+
+    def _refuse_pickle(self, name: str) -> None:
+        if name.endswith((".pkl", ".pyth")) and not self.allow_pickle:
+            raise CheckpointFileError(
+                f"{shown(name)} is a pickle, and opening it may run any code. If you trust its "
+                "source, set train.allow_pickle=true"
+            )
 
     def _torch_load(self, f: str) -> Any:
         return adapt_checkpoint(read_checkpoint(f, allow_pickle=self.allow_pickle), self.model, f)
@@ -406,6 +450,48 @@ class Checkpointer(DetectionCheckpointer):
                 len(names),
                 told,
             )
+
+
+def last_checkpoint(folder: Path) -> tuple[Path | None, str]:
+    """The file that ``last_checkpoint`` names, where it is one that a run would have named.
+
+    Whoever wrote it may have meant another file: a name that leads elsewhere, or a link, is not
+    followed.
+
+    Returns:
+        a regular file in the folder, or None; and in that case why.
+    """
+    last = folder / _LAST
+    if last.is_symlink():
+        return None, f"{last} is a link"
+    if not last.is_file():
+        return None, f"{last} is missing"
+    named = _name_in(last)
+    if not named:
+        return None, f"{last} is empty"
+    if not _is_plain(named):
+        return None, f"{last} names {ascii(named)}, which is no name of a file beside it"
+    path = folder / named
+    if not os.path.lexists(path):
+        return None, f"{last} names {shown(named)}, which does not exist"
+    if not _is_regular(path):
+        return None, f"{last} names {shown(named)}, which is a link, or no file"
+    return path, ""
+
+
+def _name_in(last: Path) -> str:
+    if last.is_symlink() or not last.is_file():
+        return ""
+    with last.open("rb") as file:
+        return file.read(_LONGEST_NAME).decode("utf-8", "replace").strip("\0 \n")
+
+
+def _is_plain(name: str) -> bool:
+    return bool(name) and name not in (".", "..") and not set(name) & set("/\\\0:")
+
+
+def _is_regular(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
 
 
 def inference_weights(

@@ -7,11 +7,15 @@ A model there is a folder: weights as ``model.safetensors`` or ``pytorch_model.b
 from __future__ import annotations
 
 import os
+from urllib.parse import unquote, urlparse
+
+from iopath.common.file_io import get_cache_dir
 
 from ..errors import MissingPackageError
+from ..texts import shown
 from .official_files import CONFIG_FILE, CheckpointFileError
 
-__all__ = ["HUB", "local_file"]
+__all__ = ["HUB", "is_downloaded", "local_file"]
 
 HUB = "hf://"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -25,12 +29,15 @@ def local_file(path: str | os.PathLike[str]) -> str:
             a folder; or anything else, which is returned as it is.
 
     Raises:
-        CheckpointFileError: the hub, or the folder, has no such model.
+        CheckpointFileError: the hub, or the folder, has no such model, or an address leads out of
+            the folder of what is downloaded.
         MissingPackageError: huggingface_hub is not installed.
     """
     path = os.fspath(path)
     if path.startswith(HUB):
         return _download(path)
+    if "://" in path:
+        _check_address(path)
     if not path or not os.path.isdir(path):
         return path
     for name in _WEIGHTS:
@@ -40,6 +47,19 @@ def local_file(path: str | os.PathLike[str]) -> str:
     raise CheckpointFileError(
         f"the folder {path} has neither {' nor '.join(_WEIGHTS)}: name the checkpoint itself"
     )
+
+
+def is_downloaded(file: str | os.PathLike[str]) -> bool:
+    """Whether a file lies where Detectron2 keeps what it has downloaded, links followed."""
+    cache, place = os.path.realpath(get_cache_dir()), os.path.realpath(file)
+    return os.path.commonpath([cache, place]) == cache
+
+
+def _check_address(address: str) -> None:
+    """The path of an address is that of a file below the cache, and may not lead upwards."""
+    path = unquote(urlparse(address).netloc + "/" + urlparse(address).path)
+    if ".." in path.replace("\\", "/").split("/") or "\0" in path:
+        raise CheckpointFileError(f"the address {shown(address)} leads upwards ('..')")
 
 
 def _download(path: str) -> str:

@@ -8,16 +8,18 @@ Values are never changed; the only tensors whose elements move are those of Swin
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import UnknownNameError
 from .name_rules import Renamer, resnet_rules
-from .official_files import DESCRIPTION, no_weights
+from .official_files import DESCRIPTION, CheckpointFileError, no_weights
 from .official_format import (
     ASK_CONFIG,
     BATCH_COUNT,
@@ -28,6 +30,7 @@ from .official_format import (
     format_of_official,
     format_of_ours,
     official_formats,
+    some_names,
 )
 from .weights import find_weights
 
@@ -43,6 +46,8 @@ __all__ = [
     "is_official_state_dict",
     "official_file",
 ]
+
+logger = logging.getLogger(__name__)
 
 # A cascade of heads in mmdetection's layout, of whichever detector.
 _CASCADE = re.compile(r"(module\.)?roi_head\.bbox_head\.\d+\..+")
@@ -216,6 +221,38 @@ def check_weights(weights: Mapping[str, Tensor], model: nn.Module) -> None:
         weight_format.check(weights, model)
 
 
+def _check_tensors(weights: Mapping[str, Tensor], path: str | Path) -> None:
+    """Whether tensors are what a model can hold; a warning names those with NaN.
+
+    Args:
+        weights: of a file.
+        path: of it, for messages.
+
+    Raises:
+        CheckpointFileError: some have no values (meta), or are sparse or quantised.
+    """
+    odd = [
+        f"{name} ({'without values' if x.is_meta else 'sparse or quantised'})"
+        for name, x in weights.items()
+        if x.is_meta or x.layout is not torch.strided or x.is_quantized
+    ]
+    if odd:
+        raise CheckpointFileError(f"{path} has tensors that no model holds: {some_names(odd, 3)}")
+    broken = [
+        name
+        for name, x in weights.items()
+        if (x.is_floating_point() or x.is_complex()) and not torch.isfinite(x).all()
+    ]
+    if broken:
+        logger.warning(
+            "%s has weights that are NaN or infinite, in %d of %d tensors: %s",
+            path,
+            len(broken),
+            len(weights),
+            some_names(broken, 3),
+        )
+
+
 def adapt_checkpoint(
     checkpoint: dict[str, Any], model: nn.Module, path: str | Path
 ) -> dict[str, Any]:
@@ -242,6 +279,13 @@ def adapt_checkpoint(
     weights = found.any
     if not weights:
         raise no_weights(checkpoint, path)
+    for part in (found.plain, found.averaged):
+        _check_tensors(part or {}, path)
+    for key in ("model", "ema"):
+        value = checkpoint.get(key)
+        if value is not None and not isinstance(value, (Mapping, Tensor)):
+            kind = type(value).__name__
+            raise CheckpointFileError(f"{path} has no weights under {key!r}, but a {kind}")
     if is_official_state_dict(weights):
         converted = convert_official_state_dict(
             weights, model, allow_other_sizes=True, description=checkpoint.get(DESCRIPTION)
@@ -250,6 +294,8 @@ def adapt_checkpoint(
     if is_backbone_state_dict(weights):
         return {"model": convert_backbone_state_dict(weights, model)}
     rest = {k: v for k, v in checkpoint.items() if not isinstance(v, Tensor)}
+    if not isinstance(rest.get("run"), Mapping):  # another program's
+        rest.pop("run", None)
     if found.averaged is not None and (found.plain is None or "ema" not in rest):
         rest["ema"] = found.averaged
     return {**rest, "model": weights}

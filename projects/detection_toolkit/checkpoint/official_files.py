@@ -12,11 +12,11 @@ import argparse
 import codecs
 import contextlib
 import json
-import os
 import pickle
 import struct
-import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+import tarfile
+import zipfile
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..durable import write_durably
 from ..errors import MissingPackageError, UserError
+from .damage import refused_part
 from .official_format import some_names
 from .weights import find_weights
 
@@ -101,10 +103,16 @@ def _read_file(path: Path, allow_pickle: bool) -> dict[str, Any]:
         return _read_safetensors(path)
     with path.open("rb"):
         pass  # what the system refuses to open is not damaged, and its own error says why
+    if not allow_pickle and not zipfile.is_zipfile(path) and tarfile.is_tarfile(path):
+        # PyTorch before 2.6 opens its pickles whatever it is told.
+        raise CheckpointFileError(
+            f"{path} is a tar file, as PyTorch wrote them before 2017, and opening it may run any "
+            "code. If you trust its source, set train.allow_pickle=true"
+        )
     try:
         checkpoint = _load(path, allow_pickle=allow_pickle)
     except pickle.UnpicklingError as error:
-        refused = _refused_part(str(error))
+        refused = refused_part(str(error))
         if refused and not allow_pickle:
             raise CheckpointFileError(
                 f"{path} holds more than tensors and plain values, and opening it would run code. "
@@ -193,11 +201,11 @@ def write_checkpoint(
         tensors.update({f"{EXTRAS}.{k}": value.contiguous() for k, value in extras.items()})
         # Tensors that share memory cannot be written.
         tensors = {name: value.clone() for name, value in tensors.items()}
-        _write_beside(path, lambda file: safetensors.save_file(tensors, file))
+        write_durably(path, lambda file: file.write(safetensors.save(tensors)))
         return
     _need_torch_suffix(path)
     checkpoint = {"model": dict(weights), EXTRAS: dict(extras)}
-    _write_beside(path, lambda file: torch.save(checkpoint, file))
+    write_durably(path, lambda file: torch.save(checkpoint, file))
 
 
 def write_official(path: str | Path, content: Mapping[str, Any]) -> None:
@@ -214,10 +222,10 @@ def write_official(path: str | Path, content: Mapping[str, Any]) -> None:
         safetensors = _import_safetensors()
         # Tensors that share memory cannot be written.
         own = {name: x.contiguous().clone() for name, x in tensors.items()}
-        _write_beside(path, lambda file: safetensors.save_file(own, file, {"format": "pt"}))
+        write_durably(path, lambda file: file.write(safetensors.save(own, {"format": "pt"})))
         return
     _need_torch_suffix(path)
-    _write_beside(path, lambda file: torch.save(dict(content), file))
+    write_durably(path, lambda file: torch.save(dict(content), file))
 
 
 def _damaged(path: Path, reason: str) -> CheckpointFileError:
@@ -229,23 +237,6 @@ def _damaged(path: Path, reason: str) -> CheckpointFileError:
 def _need_torch_suffix(path: Path) -> None:
     if path.suffix not in _TORCH:
         raise CheckpointFileError(f"{path} must end in {' or '.join(_TORCH)}")
-
-
-def _write_beside(path: Path, write: Callable[[str], Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        write(temporary)
-        # mkstemp's files are private; a checkpoint gets the rights that any new file gets.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
 
 
 def _import_safetensors():
@@ -312,11 +303,3 @@ def _notes_allowed() -> Iterator[None]:
         ]
     ):
         yield
-
-
-def _refused_part(message: str) -> str:
-    """The line in which PyTorch names what it would not build; empty if that is not the matter."""
-    for line in message.splitlines():
-        if "Unsupported global" in line or "Unsupported class" in line:
-            return line.strip()
-    return ""

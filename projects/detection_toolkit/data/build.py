@@ -13,9 +13,10 @@ from detectron2.utils import comm
 from torch.utils.data import Sampler
 
 from ..errors import UserError
+from ..texts import shown
 from .evaluation_loader import EvaluationLoader
-from .files import missing_files, other_spelling
-from .images import shown_name, shown_size
+from .files import is_address, missing_files, other_spelling
+from .images import shown_size
 from .mapper import SkipUnreadable
 from .stream import GroupedStream, SeededDataset, TrainLoader
 from .weak_strong import WeakStrongMapper
@@ -148,7 +149,7 @@ def _check_files(
     other = other_spelling(missing[0])
     raise FileNotFoundError(
         f"{found}, the first one is {missing[0]}"
-        + (f" (there is {shown_name(other)})" if other is not None else "")
+        + (f" (there is {shown(other)})" if other is not None else "")
         + ": put them there, or take them out of the annotations"
         + (
             ", or set dataloader.train.skip_unreadable=true"
@@ -164,12 +165,12 @@ def _check_sizes(dataset: list[dict[str, Any]], mapper: Callable, part: str) -> 
         return
     for record in dataset[:: max(1, len(dataset) // _SAMPLED)]:
         stated = (record.get("height"), record.get("width"))
-        if None in stated or "://" in str(record["file_name"]):
+        if None in stated or is_address(str(record["file_name"])):
             continue
         found = shown_size(record["file_name"])
         if found is not None and found != stated:
             raise UserError(
-                f"image {shown_name(record['file_name'])} of dataloader.{part} is "
+                f"image {shown(record['file_name'])} of dataloader.{part} is "
                 f"{found[1]}x{found[0]} pixels, but its annotations are for "
                 f"{stated[1]}x{stated[0]}: its boxes would be wrong. tools/check_dataset.py lists "
                 "all such images"

@@ -12,9 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..durable import private_folder, write_text
 from ..errors import UserError
 
 __all__ = ["TextDocument", "collector_paused", "read_document", "write_copy"]
+
+
+_STEM = 100  # letters of a name
 
 
 class TextDocument(NamedTuple):
@@ -65,25 +69,24 @@ def write_copy(document: Any, stem: str) -> Path:
 
     Args:
         document: what ``json`` can write.
-        stem: beginning of the file's name; the rest says what is in it.
+        stem: what the file's name begins with, shortened and in plain letters; the rest says what
+            is in it. Nobody else can write to its folder, as what is there has been judged.
 
     Raises:
         OSError: no cache folder can be written.
     """
     text = json.dumps(document)
-    name = f"{stem}-{hashlib.sha1(text.encode()).hexdigest()[:16]}.json"
+    # A name may have 255 bytes, and must not lead out of the folder.
+    begin = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in stem)
+    name = f"{begin[:_STEM]}-{hashlib.sha1(text.encode()).hexdigest()[:16]}.json"
+    user = os.geteuid() if hasattr(os, "geteuid") else "user"
     tried = []
     for folder in (
         Path("~/.cache/detection_toolkit/annotations").expanduser(),
-        Path(tempfile.gettempdir(), "detection_toolkit-annotations"),
+        Path(tempfile.gettempdir(), f"detection_toolkit-annotations-{user}"),
     ):
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(
-                "w", dir=folder, suffix=".partial", delete=False, encoding="utf-8"
-            ) as file:
-                file.write(text)
-            os.replace(file.name, folder / name)
+            write_text(private_folder(folder) / name, text)
             return folder / name
         except OSError as error:
             tried.append(f"{folder} ({error})")

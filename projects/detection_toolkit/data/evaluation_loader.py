@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from .images import shown_name
+from ..texts import shown
 from .loader_processes import end_workers_at_exit, init_worker, loader_process_errors
 
 __all__ = ["EvaluationLoader"]
@@ -70,7 +70,7 @@ class EvaluationLoader:
         given = [i for batch in batches[self._yielded : self._yielded + ahead] for i in batch]
         if not given:
             return ""
-        names = ", ".join(shown_name(self._file_names[i]) for i in given[:_NAMED])
+        names = ", ".join(shown(self._file_names[i]) for i in given[:_NAMED])
         return (
             f" {done} images had come; the next {len(given)} were being loaded: {names}"
             f"{', ...' if len(given) > _NAMED else ''}. With dataloader.test.num_workers=0 the "

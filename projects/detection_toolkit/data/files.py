@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from ..texts import shown
 from .findings import FindingCollector
-from .images import shown_name
 
 __all__ = [
     "check_file_name",
     "check_path",
     "find_escapes",
+    "is_address",
     "judge_file_names",
     "missing_files",
     "other_spelling",
 ]
+
+
+# At the beginning of a path alone: a file in a folder is one, whatever its name.
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+def is_address(path: str) -> bool:
+    """Whether a path is one that a handler of Detectron2's ``PathManager`` may know."""
+    return _ADDRESS.match(path) is not None
 
 
 def check_file_name(file_name: str, *, allow_outside: bool = False) -> str | None:
@@ -38,6 +49,8 @@ def check_file_name(file_name: str, *, allow_outside: bool = False) -> str | Non
         return "has characters that no file name can have"
     if allow_outside:
         return None
+    if is_address(file_name):
+        return "is an address"
     # A data set made on one system may be used on another.
     posix, windows = PurePosixPath(file_name), PureWindowsPath(file_name)
     if posix.is_absolute() or windows.is_absolute() or windows.drive:
@@ -56,8 +69,6 @@ def check_path(path: str, root: str, *, allow_outside: bool = False) -> str | No
         allow_outside: it may lead out of the image folder.
     """
     prefix = os.path.join(root, "")
-    if not root and "://" in path and not allow_outside:
-        return "is an address"
     if path.startswith(prefix):
         return check_file_name(path[len(prefix) :], allow_outside=allow_outside)
     wrong = check_file_name(path, allow_outside=True)
@@ -106,14 +117,14 @@ def _links(folder: str) -> set[str]:
 
 
 def missing_files(paths: Iterable[str | os.PathLike[str]]) -> list[str]:
-    """Those of the paths that are no files; URLs are taken to be there.
+    """Those of the paths that are no files; addresses are taken to be there.
 
     Each folder is listed once: to ask for every image of COCO takes minutes on a network disk.
     """
     listed: dict[str, set[str]] = {}
     missing = []
     for path in map(os.fspath, paths):
-        if "://" in path:
+        if is_address(path):
             continue
         folder, name = os.path.split(path)
         if folder not in listed:
@@ -162,14 +173,14 @@ def judge_file_names(
     if not allow_outside:
         ids = {path: number for number, path in paths.items()}
         for path in find_escapes(root or os.curdir, paths.values()):
-            found.add("links", shown_name(path), ids[path])
+            found.add("links", shown(path), ids[path])
             names.pop(ids[path], None)
     uses: dict[str, int] = {}
     for path in paths.values():
         uses[path] = uses.get(path, 0) + 1
     for path, count in uses.items() if len(uses) < len(paths) else ():
         if count > 1:
-            found.add("same_file", f"{shown_name(path)} ({count} times)")
+            found.add("same_file", f"{shown(path)} ({count} times)")
     # All of them is a wrong folder. If some are missing, it is for the loaders to say.
     if paths and len(missing_files(paths.values())) == len(paths):
         found.add("folder", _wrong_folder(root, next(iter(names.values()), "")))
@@ -198,7 +209,7 @@ def _slashes(found: FindingCollector, names: Mapping[Any, str], root: str) -> di
     for path in missing_files(paths):
         number = paths[path]
         changed[number] = names[number].replace("\\", "/")
-        found.add("backslashes", f"image {number!r}: {shown_name(names[number])}", number)
+        found.add("backslashes", f"image {number!r}: {shown(names[number])}", number)
     return changed
 
 
@@ -210,7 +221,7 @@ def _wrong_folder(root: str, name: str) -> str:
     folder = os.path.abspath(root)
     if (other := other_spelling(os.path.join(folder, name))) is not None:
         return text + (
-            f"There is {shown_name(other)}: case, accents and spaces must be those of the file"
+            f"There is {shown(other)}: case, accents and spaces must be those of the file"
         )
     above = os.path.dirname(folder)
     places = [folder, above, os.path.dirname(above), *_folders_in(folder), *_folders_in(above)]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from detectron2.data.detection_utils import (
@@ -15,21 +17,26 @@ from detectron2.data.detection_utils import (
 )
 from detectron2.data.detection_utils import _apply_exif_orientation, convert_PIL_to_numpy
 from detectron2.utils.file_io import PathManager
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..errors import UserError
+from ..texts import shown
 
 __all__ = [
     "EXIF_ORIENTATION",
     "MAX_PIXELS",
+    "PICTURE_FORMATS",
     "PICTURE_SUFFIXES",
     "UnreadableImageError",
     "check_picture",
+    "open_picture",
     "read_image",
-    "shown_name",
     "shown_size",
 ]
 
+# What a picture may be, whatever its name says. Pillow knows some forty more formats, among them
+# PostScript, which it has another program execute, and decoders that few look after.
+PICTURE_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP", "TIFF", "PPM", "GIF")
 # Of the files in a folder that are taken for pictures.
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".gif")
 # Where Pillow itself refuses to go on; about 540 MB as RGB.
@@ -43,6 +50,25 @@ class UnreadableImageError(OSError):
 
     file_name: str | None = None
     """Of the file, where a mapper has raised it."""
+
+
+def open_picture(file: IO[bytes]) -> Image.Image:
+    """Pillow's ``Image.open``, of the formats that pictures have.
+
+    Raises:
+        UnidentifiedImageError: it is of none of them.
+    """
+    try:
+        return Image.open(file, formats=[f for f in PICTURE_FORMATS if f in _known_formats()])
+    except UnidentifiedImageError as error:
+        raise UnidentifiedImageError(f"cannot identify it as one of {', '.join(PICTURE_FORMATS)}") from error
+
+
+@functools.cache
+def _known_formats() -> frozenset[str]:
+    """Some builds of Pillow lack a decoder."""
+    Image.init()
+    return frozenset(Image.OPEN)
 
 
 def read_image(
@@ -73,7 +99,7 @@ def read_image(
             PathManager.open(os.fspath(file_name), "rb") as file,
             _pillow_limit.at_least(max_pixels),
         ):
-            image = Image.open(file)
+            image = open_picture(file)
             width, height = image.size
             if width * height > max_pixels:
                 raise Image.DecompressionBombError(
@@ -89,7 +115,7 @@ def read_image(
         if isinstance(error, OSError) and error.errno in _SHORTAGES:
             raise
         raise UnreadableImageError(
-            f"image {shown_name(file_name)} cannot be read ({type(error).__name__}: {error})"
+            f"image {shown(file_name)} cannot be read ({type(error).__name__}: {error})"
         ) from error
 
 
@@ -111,18 +137,12 @@ def shown_size(file_name: str | Path) -> tuple[int, int] | None:
     """(height, width) as an image is shown, from its header; None where that cannot be read."""
     try:
         with PathManager.open(os.fspath(file_name), "rb") as file:
-            image = Image.open(file)
+            image = open_picture(file)
             width, height = image.size
             turned = image.getexif().get(EXIF_ORIENTATION) in (5, 6, 7, 8)
     except Exception:  # whoever reads the image will say what is wrong with it
         return None
     return (width, height) if turned else (height, width)
-
-
-def shown_name(file_name: str | Path) -> str:
-    """A file name for a message of one line: as it is, or quoted where it has strange letters."""
-    text = str(file_name)
-    return text if text.isprintable() else ascii(text)
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:

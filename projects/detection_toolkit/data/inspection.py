@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 from detectron2.utils.file_io import PathManager
-from PIL import Image
 
 from ..errors import UserError
+from ..texts import shown
 from .datasets import check_same_classes
 from .findings import Finding, FindingCollector, first_harm, in_order
-from .images import EXIF_ORIENTATION, MAX_PIXELS, UnreadableImageError, read_image, shown_name
+from .images import EXIF_ORIENTATION, MAX_PIXELS, UnreadableImageError, open_picture, read_image
 from .judgement import Judgement, judge_file
 
 __all__ = ["DatasetReport", "compare_splits", "inspect_dataset"]
@@ -126,14 +126,14 @@ def compare_splits(train: DatasetReport, test: DatasetReport) -> list[Finding]:
     for number, digest in test.digests.items():
         if digest in trained:
             names = [
-                shown_name(images[i]["file_name"])
+                shown(images[i]["file_name"])
                 for images, i in [(test.images, number), (train.images, trained[digest])]
             ]
             found.add("shared_images", f"{names[0]} is {names[1]} of the training set", number)
     for number, other in _find_alike(test, train).items():
         if test.digests.get(number) not in trained:
             names = [
-                shown_name(images[i]["file_name"])
+                shown(images[i]["file_name"])
                 for images, i in [(test.images, number), (train.images, other)]
             ]
             found.add(
@@ -234,7 +234,7 @@ def _look_at_file(
     """Kind and text of a finding, and a thumbnail."""
     path = image["path"]
     if not os.path.isfile(path):
-        return ("missing", shown_name(path)), None
+        return ("missing", shown(path)), None
     try:
         picture = read_image(path, max_pixels=max_pixels)
     except UnreadableImageError as error:
@@ -244,18 +244,18 @@ def _look_at_file(
     height, width = picture.shape[:2]
     stated = (image["height"], image["width"])
     orientation = _orientation(path)
-    text = f"{shown_name(path)} is {width}x{height}, the JSON says {stated[1]}x{stated[0]}"
+    text = f"{shown(path)} is {width}x{height}, the JSON says {stated[1]}x{stated[0]}"
     if stated != (height, width):
         is_turned = orientation in (5, 6, 7, 8) and stated == (width, height)
         return (("exif_size" if is_turned else "size"), text), thumbnail
     if orientation not in (None, 1):
-        return ("exif", shown_name(path)), thumbnail
+        return ("exif", shown(path)), thumbnail
     return None, thumbnail
 
 
 def _orientation(path: str) -> int | None:
     try:
         with PathManager.open(path, "rb") as file:
-            return Image.open(file).getexif().get(EXIF_ORIENTATION)
+            return open_picture(file).getexif().get(EXIF_ORIENTATION)
     except Exception:  # damaged EXIF data, of a picture that can be read all the same
         return None

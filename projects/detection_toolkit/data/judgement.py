@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from ..texts import shown
 from .boxes import find_box_faults, guess_layout, numbers
 from .documents import collector_paused, read_document
 from .entries import EntryJudge, short
 from .files import judge_file_names
 from .findings import GIANT_SHARE, TINY_SIDE, Finding, FindingCollector, raise_harm
-from .images import shown_name
 from .repairs import repair_annotations, repair_ids, whole_ids
 
 __all__ = ["Judgement", "class_names", "judge", "judge_file"]
@@ -221,7 +221,7 @@ def _judge_boxes(
     _note(found, "tiny", annotations, is_tiny)
     _note(found, "giant", annotations, is_giant)
     _note(found, "repeated", annotations, is_used & _repeats(annotations))
-    return repair_annotations(found, annotations, boxes, faults, clip=clip)
+    return repair_annotations(found, annotations, boxes, sizes, faults, clip=clip)
 
 
 def _repeats(annotations: Sequence[Mapping[str, Any]]) -> np.ndarray:
@@ -282,7 +282,7 @@ def _judge_images(
 ) -> None:
     for number, image in images.items():
         count = objects.get(number, 0)
-        name = shown_name(image["file_name"])
+        name = shown(image["file_name"])
         if not count:
             found.add("empty", name, number)
         elif num_queries is not None and count > num_queries:

@@ -25,7 +25,8 @@ from detectron2.structures import BoxMode
 from torch.utils.data import get_worker_info
 
 from ..errors import UserError
-from .images import MAX_PIXELS, UnreadableImageError, read_image, shown_name
+from ..texts import shown
+from .images import MAX_PIXELS, UnreadableImageError, read_image
 
 __all__ = [
     "DetectionMapper",
@@ -62,7 +63,7 @@ def augment(
         if max(height, width) <= _MAX_ASPECT * min(height, width):
             raise
         raise UnreadableImageError(
-            f"image {shown_name(file_name)} of {width}x{height} pixels is too thin to be resized "
+            f"image {shown(file_name)} of {width}x{height} pixels is too thin to be resized "
             f"({type(error).__name__}: {error})"
         ) from error
 
@@ -141,7 +142,7 @@ class DetectionMapper(DatasetMapper):
         try:
             yield
         except SizeMismatchError as error:
-            raise ImageSizeError(f"image {shown_name(file_name)}: {error}") from error
+            raise ImageSizeError(f"image {shown(file_name)}: {error}") from error
         except UnreadableImageError as error:
             advice = "Repair or remove it"
             if self.is_train:
@@ -257,6 +258,6 @@ class SkipUnreadable:
                 f"none of the {self.num_images} images can be read; the last one: {error}"
             ) from error
         if count <= self.max_named:
-            logger.warning("skipped unreadable image %s (%d so far)", shown_name(file_name), count)
+            logger.warning("skipped unreadable image %s (%d so far)", shown(file_name), count)
         elif count & (count - 1) == 0:
             logger.warning("skipped %d unreadable images so far", count)

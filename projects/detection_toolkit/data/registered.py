@@ -14,11 +14,11 @@ from detectron2.data.datasets import load_coco_json
 from detectron2.structures import BoxMode
 
 from ..errors import UserError
+from ..texts import shown
 from .boxes import find_box_faults
 from .documents import write_copy
 from .files import check_path, find_escapes
 from .findings import FindingCollector, log_repairs, raise_harm
-from .images import shown_name
 from .judgement import class_names, judge_file
 from .shapes import ensure_shapes
 
@@ -152,7 +152,7 @@ def check_paths(name: str, dicts: Sequence[Mapping[str, Any]], *, allow_outside:
         if escapes:
             raise UserError(
                 f"data set {name}: {len(escapes)} of its images are links to files {folder}, for "
-                f"example {shown_name(escapes[0])}. {advice}"
+                f"example {shown(escapes[0])}. {advice}"
             )
 
 

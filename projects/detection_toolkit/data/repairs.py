@@ -17,6 +17,7 @@ __all__ = ["repair_annotations", "repair_ids", "whole_ids"]
 # Areas that say something else than their box: more than so much of it (and four pixels), or less
 # than so little where no mask explains it.
 _MOST_AREA, _LEAST_AREA = 1.5, 1e-3
+_MOST_LETTERS = 7  # of a compressed number of 32 bits
 
 
 def whole_ids(
@@ -49,6 +50,7 @@ def repair_annotations(
     found: FindingCollector,
     annotations: list[dict[str, Any]],
     boxes: np.ndarray,
+    sizes: np.ndarray,
     faults: BoxFaults,
     *,
     clip: bool = True,
@@ -59,11 +61,14 @@ def repair_annotations(
         found: is told of areas and masks; not of boxes.
         annotations: N sound ones.
         boxes: (N, 4) x, y, width, height of them.
+        sizes: (N, 2) width and height of their images.
         faults: of the boxes.
         clip: boxes that reach out of their image end at its border.
     """
     is_clipped = faults.clipped & clip
-    unusable = [_unusable_parts(a) for a in annotations]
+    unusable = [
+        _unusable_parts(a, (height, width)) for a, (width, height) in zip(annotations, sizes)
+    ]
     areas = numbers(
         [a["area"] if is_number(a.get("area")) else math.nan for a in annotations], (-1,)
     )
@@ -117,13 +122,13 @@ def _repaired(
     return repaired
 
 
-def _unusable_parts(annotation: Mapping[str, Any]) -> tuple[str, ...]:
-    """Keys of what cannot be loaded, beside the box."""
+def _unusable_parts(annotation: Mapping[str, Any], size: tuple[float, float]) -> tuple[str, ...]:
+    """Keys of what cannot be loaded, beside the box; ``size`` is the image's height and width."""
     mask = annotation.get("segmentation")
     if type(mask) is list and len(mask) == 1 and type(mask[0]) is list and len(mask[0]) >= 6:
         is_usable = len(mask[0]) % 2 == 0  # nearly all of a large data set
     else:
-        is_usable = "segmentation" not in annotation or _is_usable_mask(mask)
+        is_usable = "segmentation" not in annotation or _is_usable_mask(mask, size)
     unusable = () if is_usable else ("segmentation",)
     if "keypoints" in annotation and not _is_list_of(annotation["keypoints"], (int, float)):
         unusable += ("keypoints",)
@@ -132,14 +137,14 @@ def _unusable_parts(annotation: Mapping[str, Any]) -> tuple[str, ...]:
     return unusable
 
 
-def _is_usable_mask(mask: Any) -> bool:
+def _is_usable_mask(mask: Any, image_size: tuple[float, float]) -> bool:
     if isinstance(mask, dict):
         size, counts = mask.get("size"), mask.get("counts")
-        if not _is_list_of(size, int) or len(size) != 2:
+        if not _is_list_of(size, int) or tuple(size) != tuple(image_size):
             return False
-        if isinstance(counts, str):
-            return True
         # The runs must fill the mask: whoever decodes them relies on it.
+        if isinstance(counts, str):
+            return _compressed_pixels(counts) == size[0] * size[1]
         is_list = _is_list_of(counts, int) and min(counts, default=0) >= 0
         return is_list and sum(counts) == size[0] * size[1]
     if isinstance(mask, list) and mask:
@@ -147,6 +152,30 @@ def _is_usable_mask(mask: Any) -> bool:
         is_list = all(isinstance(p, list) for p in mask)
         return is_list and any(len(p) >= 6 and len(p) % 2 == 0 for p in mask)
     return mask in (None, [])
+
+
+def _compressed_pixels(text: str) -> int | None:
+    """Of a mask whose runs are written as COCO compresses them; None where they are none.
+
+    Six bits a letter, from the lowest on, the sixth saying whether there are more; from the third
+    run on, the difference to the one before the last.
+    """
+    letters = np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8).astype(np.int64) - 48
+    if not len(letters) or letters.min() < 0 or letters.max() > 63 or letters[-1] & 32:
+        return None
+    last = np.flatnonzero(letters & 32 == 0)  # of each number
+    first = np.concatenate([[0], last[:-1] + 1])
+    lengths = last - first + 1
+    if lengths.max() > _MOST_LETTERS:
+        return None
+    places = np.arange(len(letters)) - np.repeat(first, lengths)
+    numbers = np.add.reduceat((letters & 31) << (5 * places), first)
+    numbers -= ((letters[last] & 16) != 0) * (np.int64(1) << (5 * lengths))  # negative ones
+    # Each chain of differences, of the runs outside and inside of the mask.
+    runs = numbers.copy()
+    runs[1::2] = np.cumsum(numbers[1::2])
+    runs[2::2] = np.cumsum(numbers[2::2])
+    return None if runs.min() < 0 else int(runs.sum())
 
 
 def _is_list_of(value: Any, kind: type | tuple[type, ...]) -> bool:

@@ -16,6 +16,7 @@ from .shipped import shipped_config
 __all__ = [
     "add_config_arguments",
     "add_overrides_argument",
+    "add_trust_argument",
     "add_weights_arguments",
     "find_pictures",
     "parse_arguments",
@@ -55,6 +56,16 @@ def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="evaluate, draw or export also where the checkpoint does not give the model all of "
         "its weights",
+    )
+    add_trust_argument(parser)
+
+
+def add_trust_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--trust-config``, for ``get_config``."""
+    parser.add_argument(
+        "--trust-config",
+        action="store_true",
+        help="the config.yaml of a run may name any code, not only parts of detectors: it is yours",
     )
 
 

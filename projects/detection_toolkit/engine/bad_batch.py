@@ -13,8 +13,8 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
-from ..checkpoint.durable import write_durably
 from ..checkpoint.official_files import CheckpointFileError, read_checkpoint
+from ..durable import make_folder, write_durably, write_text
 
 __all__ = ["read_bad_batch", "write_bad_batch"]
 
@@ -41,10 +41,9 @@ def write_bad_batch(
     Returns:
         the path of ``<stem>.pth``.
     """
-    stem.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(stem.parent)
     text = json.dumps(report, indent=2, default=str, ensure_ascii=False)
-    document = text.encode("utf-8", "backslashreplace")
-    write_durably(stem.with_name(f"{stem.name}.json"), lambda file: file.write(document))
+    write_text(stem.with_name(f"{stem.name}.json"), text)
     content = {
         "batches": [[_plain(image) for image in batch] for batch in batches],
         "random_state": random_state,

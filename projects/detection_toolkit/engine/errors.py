@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import multiprocessing
 import re
 import sys
 from collections.abc import Iterator
@@ -12,13 +13,17 @@ import torch.distributed
 from detectron2.utils import comm
 
 from ..errors import UserError
+from ..texts import printable
 
-__all__ = ["is_user_error", "user_errors"]
+__all__ = ["EXIT_CTRL_C", "is_user_error", "user_errors"]
+
+# As shells have it: 128 and the signal's number.
+EXIT_CTRL_C = 130
 
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn errors that a user can fix into one line, and exit code 1.
+    """Turn errors that a user can fix into one line, and exit code 1; Ctrl-C into one, and 130.
 
     Everything else keeps its traceback: it is a mistake in a program.
 
@@ -28,6 +33,11 @@ def user_errors() -> Iterator[None]:
     try:
         with _without_noise():
             yield
+    except KeyboardInterrupt:
+        # Of several processes, the one that has started the others, or the first, says it.
+        if comm.is_main_process() and multiprocessing.parent_process() is None:
+            print("interrupted by Ctrl-C: what is complete is kept", file=sys.stderr)
+        sys.exit(EXIT_CTRL_C)
     except Exception as error:
         process = f" in process {comm.get_rank()}" if comm.get_world_size() > 1 else ""
         if process and _has_lost_another(error):
@@ -92,4 +102,4 @@ def _message(error: BaseException) -> str:
     text = str(error)
     if text.startswith("Caught ") and "Original Traceback" in text:  # from a loader process
         text = text.rsplit(f"{type(error).__name__}: ", 1)[-1].strip()
-    return text or type(error).__name__
+    return printable(text) or type(error).__name__

@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from ..data import dataset_names
+from ..durable import make_folder, remove_links, write_text
 from ..errors import UserError
 from ..evaluation import (
     VALIDATION,
@@ -139,6 +140,8 @@ def evaluate_test_sets(
     for i, name in enumerate(names):
         folder = inference_folder(cfg, name)
         if comm.is_main_process():
+            make_folder(folder.parent)
+            remove_links(*_result_files(make_folder(folder)))  # Detectron2's writers follow them
             _keep_results_of_other_weights(folder, weights)
         loader = build_loader(cfg, name)
         # A loader of another project has its own errors.
@@ -265,7 +268,6 @@ def _report(name: str, results: dict[str, Any], *, folder: Path, about: Mapping[
         return
     logger.info("Evaluation results for %s (%s weights) in csv format:", name, about["weights"])
     print_csv_format(of_evaluator)
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "metrics.json"
     document = {
         "dataset": name,
@@ -278,7 +280,7 @@ def _report(name: str, results: dict[str, Any], *, folder: Path, about: Mapping[
             for task, metrics in results.items()
         },
     }
-    path.write_text(json.dumps(document, indent=2), encoding="utf-8")
+    write_text(path, json.dumps(document, indent=2))
 
 
 def better_weights(results: Mapping[str, Mapping[str, Any]], metric: str, *, mode: str) -> str:

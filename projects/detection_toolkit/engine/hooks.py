@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..checkpoint.checkpointer import BEST_CHECKPOINT, Checkpointer
-from ..checkpoint.durable import write_durably
+from ..durable import write_text
 from ..errors import NonFinitePredictionError
 from .evaluation import InterruptedEvaluation
 from .interruption import InterruptedRun, Interruption
@@ -401,5 +401,4 @@ class BestCheckpoint:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    document = json.dumps(content).encode()
-    write_durably(path, lambda file: file.write(document))
+    write_text(path, json.dumps(content))

@@ -12,7 +12,9 @@ from .predictor import Predictor, predictor_config
 __all__ = ["build_inspected_detector"]
 
 
-def build_inspected_detector(config_file: str, overrides: Sequence[str] = ()) -> Predictor:
+def build_inspected_detector(
+    config_file: str, overrides: Sequence[str] = (), *, trust_config: bool = False
+) -> Predictor:
     """The predictor of a config, which must be a query-based detector's.
 
     The decoder is not compiled, whatever the config says, so that its parts can be recorded.
@@ -21,6 +23,7 @@ def build_inspected_detector(config_file: str, overrides: Sequence[str] = ()) ->
         config_file: path of a config, or its name among the packaged ones.
         overrides: ``key=value``, among them ``train.init_checkpoint=FILE``; without it the config
             of the shipped checkpoint uses that.
+        trust_config: see :func:`~detection_toolkit.config.get_config`.
 
     Raises:
         ValueError: no checkpoint is named but the one that training starts with, it belongs to
@@ -28,7 +31,7 @@ def build_inspected_detector(config_file: str, overrides: Sequence[str] = ()) ->
         FileNotFoundError: no such config or checkpoint.
         KeyError: an override of a key that does not exist.
     """
-    cfg = predictor_config(config_file, overrides)
+    cfg = predictor_config(config_file, overrides, trust_config=trust_config)
     if OmegaConf.select(cfg, "model.execution.compile"):
         cfg.model.execution.compile = ""
     return _InspectedPredictor(cfg)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.config import LazyConfig
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
@@ -20,7 +19,11 @@ from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 from torch import nn
 
+from ..config import config_text
+from ..durable import refuse_links, write_text
+from ..errors import UserError
 from ..projects import project_names
+from ..texts import Printable
 from .hooks import BestCheckpoint
 from .runs import CONFIG_NAME, EVALUATION_CONFIG_NAME, holds_run
 from .settings import RunSettings
@@ -30,6 +33,7 @@ __all__ = [
     "log_end",
     "log_start",
     "log_training_set",
+    "set_up_console",
     "set_up_logs",
     "set_up_run",
 ]
@@ -38,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 # ``extra`` of a message that is for log.txt alone.
 FILE_ONLY = {"file_only": True}
+# By Detectron2's loggers and writers.
+_APPENDED_TO = ("log.txt*", "metrics.json", "events.out.tfevents.*")
 # Of these, warnings and errors alone: what they report, a run says in its own lines.
 _QUIET = ("detectron2.data", "detectron2.checkpoint", "fvcore.common.checkpoint")
 
@@ -57,11 +63,31 @@ class _ForConsole(logging.Filter):
         return not getattr(record, "file_only", False) and not record.name.startswith(_QUIET)
 
 
+def set_up_console(name: str) -> logging.Logger:
+    """Detectron2's ``setup_logger`` for the console alone; what it writes is printable."""
+    return _made_printable(setup_logger(name=name))
+
+
+def _made_printable(named: logging.Logger) -> logging.Logger:
+    for handler in named.handlers:
+        if not any(isinstance(f, Printable) for f in handler.filters):
+            handler.addFilter(Printable())
+    return named
+
+
 def set_up_logs(output_dir: str) -> None:
-    """Log to the console, in the main process, and to ``log.txt``; before anything is said."""
+    """Log to the console, in the main process, and to ``log.txt``; before anything is said.
+
+    Raises:
+        UserError: a file that is appended to is a link.
+    """
+    if "://" not in output_dir:
+        refuse_links(*(path for name in _APPENDED_TO for path in Path(output_dir).glob(name)))
     for name in ("detectron2", "fvcore", "detection_toolkit", *project_names()):
         color = sys.stdout.isatty()
-        setup_logger(output_dir, distributed_rank=comm.get_rank(), color=color, name=name)
+        _made_printable(
+            setup_logger(output_dir, distributed_rank=comm.get_rank(), color=color, name=name)
+        )
         for handler in logging.getLogger(name).handlers:
             is_console = getattr(handler, "stream", None) is sys.stdout
             if is_console and not any(isinstance(f, _ForConsole) for f in handler.filters):
@@ -86,13 +112,14 @@ def set_up_run(cfg: DictConfig, args: Namespace) -> None:
     if comm.is_main_process():
         evaluates_run = args.eval_only and holds_run(Path(output_dir))
         path = Path(output_dir, EVALUATION_CONFIG_NAME if evaluates_run else CONFIG_NAME)
-        LazyConfig.save(cfg, str(path))
-        if path.is_file():  # else Detectron2 has said why not
-            text = path.read_text(encoding="utf-8")
-            named = shlex.join([args.config_file, *args.opts])
-            # What it was made of, for people and for the report; escaped, as names may be odd.
-            text = f"# {named.encode('unicode_escape').decode()}\n{text}"
-            path.write_text(text, encoding="utf-8")
+        named = shlex.join([args.config_file, *args.opts])
+        # What it was made of, for people and for the report; escaped, as names may be odd.
+        try:
+            text = f"# {named.encode('unicode_escape').decode()}\n{config_text(cfg)}"
+        except UserError as error:
+            logger.warning("%s is not written, and the run cannot be named by it: %s", path, error)
+        else:
+            write_text(path, text)
             logger.info("the config, %s:\n%s", path, text, extra=FILE_ONLY)
     seed_all_rng(None if settings.seed < 0 else settings.seed + rank)
     if not args.eval_only:

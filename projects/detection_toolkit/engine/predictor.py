@@ -37,6 +37,7 @@ def predictor_config(
     overrides: Sequence[str] = (),
     *,
     weights: str | os.PathLike[str] | None = None,
+    trust_config: bool = False,
 ) -> DictConfig:
     """The config of a predictor; see :meth:`Predictor.from_config`.
 
@@ -47,10 +48,10 @@ def predictor_config(
     run = find_run(config_file)
     trained = None
     if run is None:
-        cfg = get_config(config_file)
+        cfg = get_config(config_file, trust_config=trust_config)
     else:
         config_file, trained = run
-        cfg = get_config(config_file)
+        cfg = get_config(config_file, trust_config=trust_config)
         usable_device(cfg)
         # In place of the weights that the run began with.
         cfg.train.init_checkpoint = trained or cfg.train.init_checkpoint
@@ -126,12 +127,19 @@ class Predictor:
         self._compare_input()
 
     @classmethod
-    def from_run(cls, run: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Predictor:
+    def from_run(
+        cls,
+        run: str | os.PathLike[str],
+        overrides: Sequence[str] = (),
+        *,
+        trust_config: bool = False,
+    ) -> Predictor:
         """Build a predictor from the folder of a run, without its data.
 
         Args:
             run: the folder, with the best checkpoint or else the last; or a checkpoint in it.
             overrides: ``key=value``, as on the command line of training.
+            trust_config: see :func:`~detection_toolkit.config.get_config`.
 
         Raises:
             FileNotFoundError: the folder has no ``config.yaml``, or no checkpoint.
@@ -140,7 +148,7 @@ class Predictor:
         found = find_run(run)
         if found is None or found[1] is None:
             raise FileNotFoundError(f"{run} is no folder with a checkpoint, and no checkpoint")
-        return cls(predictor_config(run, overrides))
+        return cls(predictor_config(run, overrides, trust_config=trust_config))
 
     @classmethod
     def from_config(
@@ -148,6 +156,8 @@ class Predictor:
         config_file: str | os.PathLike[str],
         weights: str | os.PathLike[str] | None = None,
         overrides: Sequence[str] = (),
+        *,
+        trust_config: bool = False,
     ) -> Predictor:
         """Build a predictor from a config file.
 
@@ -158,12 +168,15 @@ class Predictor:
             weights: checkpoint; takes the place of the config's ``train.init_checkpoint``. When
                 neither names one, the config of the shipped checkpoint uses that.
             overrides: ``key=value``, as on the command line of training.
+            trust_config: see :func:`~detection_toolkit.config.get_config`.
 
         Raises:
             FileNotFoundError: no such config or weights.
             KeyError: an override of a key that does not exist.
         """
-        return cls(predictor_config(config_file, overrides, weights=weights))
+        return cls(
+            predictor_config(config_file, overrides, weights=weights, trust_config=trust_config)
+        )
 
     @torch.no_grad()
     def __call__(self, original_image: np.ndarray) -> dict[str, Instances]:
@@ -226,7 +239,8 @@ class Predictor:
     def _take_class_names(self, reason: str) -> None:
         """From the checkpoint, where its model has as many classes."""
         names = self._run.get("classes")
-        if names and len(names) == class_number(self.cfg):
+        is_list = isinstance(names, (list, tuple)) and all(isinstance(n, str) for n in names)
+        if is_list and len(names) == class_number(self.cfg):
             self.metadata = Metadata(thing_classes=list(names))
         elif reason:
             logger.warning("detections will have no class names: %s", reason)

@@ -10,7 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["capture_random_state", "preserved_random_state", "restore_random_state"]
+__all__ = [
+    "capture_random_state",
+    "is_random_state",
+    "preserved_random_state",
+    "restore_random_state",
+]
 
 
 def capture_random_state() -> dict[str, Any]:
@@ -27,6 +32,16 @@ def capture_random_state() -> dict[str, Any]:
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         state["cuda"] = torch.cuda.get_rng_state()
     return state
+
+
+def is_random_state(state: Any) -> bool:
+    """Whether a checkpoint's copy can be put back; what runs today is left as it is."""
+    with preserved_random_state():
+        try:
+            restore_random_state(state)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+            return False
+    return True
 
 
 def restore_random_state(state: dict[str, Any]) -> None:

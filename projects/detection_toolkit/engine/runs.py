@@ -14,9 +14,10 @@ from detectron2.config.lazy import _convert_target_to_string
 from detectron2.data import MetadataCatalog
 from omegaconf import DictConfig, OmegaConf
 
-from ..checkpoint.checkpointer import BEST_CHECKPOINT
+from ..checkpoint.checkpointer import BEST_CHECKPOINT, last_checkpoint
 from ..data import dataset_names
 from ..errors import UserError
+from .folder_lock import check_unlocked
 
 __all__ = [
     "CONFIG_NAME",
@@ -79,12 +80,13 @@ def find_run(path: str | os.PathLike[str]) -> tuple[str, str | None] | None:
 
 
 def _use_of(folder: Path) -> str | None:
-    best, last = folder / f"{BEST_CHECKPOINT}.pth", folder / "last_checkpoint"
+    best = folder / f"{BEST_CHECKPOINT}.pth"
     if best.is_file():
         return str(best)
-    if last.is_file():
-        return str(folder / last.read_text(encoding="utf-8").strip())
-    return None
+    last, problem = last_checkpoint(folder)
+    if last is None and problem and (folder / "last_checkpoint").exists():
+        logger.warning("%s: it is not used", problem)
+    return None if last is None else str(last)
 
 
 def holds_run(folder: Path) -> bool:
@@ -100,11 +102,12 @@ def claim_folder(folder: str, *, move_aside: bool = False) -> None:
         move_aside: rename the folder of the earlier run.
 
     Raises:
-        UserError: there is an earlier run, and it is not to be moved.
+        UserError: there is an earlier run, and it is not to be moved, or it is not over.
     """
     path = Path(folder)
     if "://" in folder or not path.is_dir():
         return
+    check_unlocked(path)
     if not holds_run(path):
         return
     if not move_aside:

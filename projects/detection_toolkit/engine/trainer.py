@@ -8,7 +8,7 @@ import fnmatch
 import logging
 import os
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,6 +39,7 @@ from .evaluation import (
     prefer_results_of,
 )
 from .evaluators import build_evaluators, check_evaluator
+from .folder_lock import locked_run
 from .hooks import (
     BestCheckpoint,
     EMAHook,
@@ -49,7 +50,7 @@ from .hooks import (
 )
 from .interruption import Interruption
 from .logs import FILE_ONLY, log_end, log_start, log_training_set
-from .random_states import restore_random_state
+from .random_states import is_random_state, restore_random_state
 from .runs import changes_of_recipe, describe_run
 from .scaling import auto_scale_workers, log_effective_batch
 from .settings import RunSettings
@@ -174,7 +175,8 @@ class Trainer(DefaultTrainer):
         if not is_resumed:
             logger.warning("%s holds nothing to resume", self.settings.output_dir)
             return
-        recipe = (rest.get("run") or {}).get("recipe", {})
+        recipe = (rest.get("run") or {}).get("recipe")
+        recipe = recipe if isinstance(recipe, Mapping) else {}
         for line in changes_of_recipe(recipe, describe_run(self.cfg)["recipe"]):
             logger.warning(line)
         self._restore_random_states(rest.get("random_states"))
@@ -190,6 +192,8 @@ class Trainer(DefaultTrainer):
         )
 
     def _restore_random_states(self, states: list[dict[str, Any]] | None) -> None:
+        if not (isinstance(states, list) and all(map(is_random_state, states))):
+            states = None
         before, now = len(states or ()), comm.get_world_size()
         if not before:
             logger.warning(
@@ -234,7 +238,11 @@ class Trainer(DefaultTrainer):
             InterruptedRun: SIGTERM or SIGUSR1 has come, and a checkpoint is written.
             LoaderProcessError: a process that loads images has ended.
         """
-        with self.interruption.caught(), _deterministic(self.settings):
+        with (
+            locked_run(self.settings.output_dir),
+            self.interruption.caught(),
+            _deterministic(self.settings),
+        ):
             done = self.max_iter
             with loader_process_errors("train"):
                 try:

@@ -185,17 +185,18 @@ def _read_config_name(output_dir: Path) -> str | None:
         return None
 
 
-def register_dataset(output_dir: Path, name: str) -> None:
+def register_dataset(output_dir: Path, name: str, *, trust_config: bool = False) -> None:
     """Make the data set known, by the config of the run where it is none of the built-in ones.
 
     Raises:
-        ValueError: neither knows it.
+        ValueError: neither knows it, or the config has to be trusted.
     """
     config = output_dir / "config.yaml"
     # An evaluation of a run may have been on another test set than the run's.
     for path in (output_dir / "evaluation.yaml", config):
         if name not in DatasetCatalog.list() and path.is_file():
-            dataset_names(get_config(str(path)).dataloader.test.dataset)
+            cfg = get_config(str(path), trust_config=trust_config)
+            dataset_names(cfg.dataloader.test.dataset)
     if name not in DatasetCatalog.list():
         raise UserError(f"data set {name} is not registered, and {config} does not describe it")
 

@@ -27,6 +27,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..durable import write_text
 from ..errors import UserError
 from ..modeling import QueryDetector, require_query_detector
 from ..structures import GroundTruth
@@ -240,9 +241,7 @@ class StageEvaluator(DatasetEvaluator):
             metrics["auxiliary"] = self._summarise_auxiliary(of_auxiliary)
         logger.info("%s by stage:\n%s", self.dataset_name, _table(metrics))
         if self.output_file is not None:
-            self.output_file.parent.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(metrics, indent=2)
-            self.output_file.write_text(text + "\n", encoding="utf-8")
+            write_text(self.output_file, json.dumps(metrics, indent=2) + "\n")
         return metrics
 
     def _suppress(self, instances: Instances) -> Instances:

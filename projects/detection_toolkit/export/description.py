@@ -15,6 +15,7 @@ __all__ = ["METADATA_KEY", "Description", "find_description"]
 
 METADATA_KEY = "detection_toolkit"
 _VERSION = 1
+_MOST_PIXELS = 65_535  # of a side, more than any image that is read has
 _RESIZING = {"pillow": T.ResizeShortestEdge, "opencv": OpenCVResizeShortestEdge}
 
 
@@ -93,13 +94,33 @@ class Description:
                 )
             names = values.pop("class_names")
             description = cls(None if names is None else tuple(names), **values)
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            if isinstance(error, UserError):
+                raise
             raise UserError(f"the description of the model cannot be read ({error})") from error
-        if description.resizing not in (None, *_RESIZING):
-            raise UserError(f"the description asks for unknown resizing {description.resizing!r}")
-        if description.image_format not in ("RGB", "BGR"):
-            raise UserError(f"the description has channel order {description.image_format!r}")
+        description._check()
         return description
+
+    def _check(self) -> None:
+        """
+        Raises:
+            UserError: it says what no detector can have been exported with.
+        """
+        if self.resizing is not None and self.resizing not in tuple(_RESIZING):
+            raise UserError(f"the description asks for unknown resizing {_short(self.resizing)}")
+        if self.image_format not in ("RGB", "BGR"):
+            raise UserError(f"the description has channel order {_short(self.image_format)}")
+        if not all(isinstance(name, str) for name in self.class_names or ()):
+            raise UserError("the description has class names that are no texts")
+        for name in ("short_side", "max_side"):
+            pixels = getattr(self, name)
+            least = 0 if self.resizing is None else 1
+            if type(pixels) is not int or not least <= pixels <= _MOST_PIXELS:
+                raise UserError(f"the description has {name} {_short(pixels)}")
+
+
+def _short(value: object) -> str:
+    return ascii(value)[:80]
 
 
 def find_description(metadata: Mapping[str, str]) -> str | None:

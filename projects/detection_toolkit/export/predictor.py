@@ -15,7 +15,7 @@ from detectron2.structures import Boxes, Instances
 
 from ..data.images import check_picture
 from ..data.mapper import augment
-from ..errors import NonFinitePredictionError
+from ..errors import NonFinitePredictionError, UserError
 from .runtime import open_onnx, run_session
 
 __all__ = ["OnnxPredictor"]
@@ -69,6 +69,7 @@ class OnnxPredictor:
             ValueError: not a picture of three channels.
             UnreadableImageError: the picture is too thin to be resized.
             NonFinitePredictionError: no detection is finite.
+            UserError: the graph fails, or gives something else than detections.
         """
         check_picture(original_image)
         image = original_image
@@ -95,6 +96,13 @@ class OnnxPredictor:
                 "%d of %d detections are NaN or infinite and are dropped",
                 int((~usable).sum()),
                 len(usable),
+            )
+        names = self.description.class_names
+        top = np.inf if names is None else len(names)
+        if bool(((labels[usable] < 0) | (labels[usable] >= top)).any()):
+            raise UserError(
+                f"the ONNX model gives labels from {int(labels[usable].min())} to "
+                f"{int(labels[usable].max())}, and describes {top} classes from 0 on"
             )
         instances = Instances(
             size,

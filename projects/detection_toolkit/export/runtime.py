@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["open_onnx", "require", "run_session"]
 
+_OUTPUTS = ("boxes", "scores", "labels")
 _NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
 
 
@@ -86,9 +87,28 @@ def open_onnx(
             "say how pictures become its input"
         )
     try:
-        return session, Description.from_json(text)
+        description = Description.from_json(text)
     except ValueError as error:
         raise UserError(f"{shown}: {error}") from error
+    _check_graph(session, shown)
+    return session, description
+
+
+def _check_graph(session: InferenceSession, shown: str) -> None:
+    """
+    Raises:
+        UserError: it takes or gives something else than an exported detector.
+    """
+    takes = {value.name: value.type for value in session.get_inputs()}
+    gives = {value.name for value in session.get_outputs()}
+    images, sizes = takes.pop("images", None), takes.pop("image_sizes", None)
+    if images not in _NUMPY_TYPES or sizes != "tensor(int64)" or takes:
+        raise UserError(
+            f"{shown} is no detector: it must take images (float or uint8) and image_sizes (int64) "
+            "and nothing else"
+        )
+    if not {*_OUTPUTS} <= gives:
+        raise UserError(f"{shown} is no detector: it must give {', '.join(_OUTPUTS)}")
 
 
 def run_session(
@@ -100,13 +120,26 @@ def run_session(
         session: of :func:`open_onnx`.
         images: (B, 3, H, W) of 0..255; converted to the type that the graph takes.
         image_sizes: (B, 2) height and width of each image within the batch.
+
+    Raises:
+        UserError: the graph fails, or gives something else.
     """
-    kind = _NUMPY_TYPES[session.get_inputs()[0].type]
-    boxes, scores, labels = session.run(
-        ["boxes", "scores", "labels"],
-        {
-            "images": np.ascontiguousarray(images, dtype=kind),
-            "image_sizes": np.asarray(image_sizes, dtype=np.int64),
-        },
-    )
+    types = {value.name: value.type for value in session.get_inputs()}
+    given = {
+        "images": np.ascontiguousarray(images, dtype=_NUMPY_TYPES[types["images"]]),
+        "image_sizes": np.asarray(image_sizes, dtype=np.int64),
+    }
+    try:
+        boxes, scores, labels = session.run(list(_OUTPUTS), given)
+    except Exception as error:  # ONNX Runtime's own classes have no common base
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"the ONNX model fails on an image: {reason}") from error
+    shapes = [np.shape(value) for value in (boxes, scores, labels)]
+    shape = (len(images), *shapes[1][1:2])
+    kinds = "".join(np.asarray(value).dtype.kind for value in (boxes, scores, labels))
+    if len(shape) != 2 or shapes != [(*shape, 4), shape, shape] or kinds != "ffi":
+        raise UserError(
+            f"the ONNX model gives boxes, scores and labels of shapes {shapes} and kinds "
+            f"{kinds!r}, not those of a detector"
+        )
     return boxes, scores, labels

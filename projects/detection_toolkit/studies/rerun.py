@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..durable import write_text
 from ..errors import UserError
 from .plan import Cell, Plan
 from .results import check_results
@@ -60,7 +60,8 @@ def rerun(cell: Cell, record: Mapping[str, Any], *, threads: int) -> int:
             )
         if new["status"] != "finished":
             log = cell.folder / "rerun_output.txt"
-            shutil.copyfile(Path(folder) / "output.txt", log)
+            text = (Path(folder) / "output.txt").read_text(encoding="utf-8", errors="replace")
+            write_text(log, text)
             print(f"{cell.name}: FAILED, {new['error']}; see {log}")
             return 1
     keys = ("metrics", "curve", "stage_metrics")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import portalocker
 
+from ..durable import open_log, write_durably, write_text
 from ..errors import UserError
 from ..visualization import plot_convergence
 from .plan import Plan
@@ -73,7 +73,7 @@ def write_results(
         ValueError: a record is damaged.
     """
     output.mkdir(parents=True, exist_ok=True)
-    with open(output / ".lock", "a") as lock:  # other parts write it, too
+    with open_log(output / ".lock") as lock:  # other parts write it, too
         portalocker.lock(lock, portalocker.LOCK_EX)
         results = _gather(output, plan, costs or {})
         write_json(output / RESULTS, results)
@@ -124,7 +124,7 @@ def report(output: Path, plan: Plan, into: Path | None = None) -> None:
     if not finished:
         raise UserError(f"no cell under {output} is finished: there is nothing to compare")
     text = render(results)
-    (output / TABLES).write_text(text + "\n", encoding="utf-8")
+    write_text(output / TABLES, text + "\n")
     curves: dict[str, list] = {}
     for name in results["summary"]["variants"]:
         curves[name] = [cell["curve"] for cell in finished if cell["variant"] == name]
@@ -134,9 +134,12 @@ def report(output: Path, plan: Plan, into: Path | None = None) -> None:
     if into is not None:
         image = into.parent / "images" / f"ablation_{plan.name}.png"
         insert(into, plan.name, render_for_page(results, f"images/{image.name}"))
-        image.parent.mkdir(exist_ok=True)
-        shutil.copyfile(picture, image)
+        _copy(picture, image)
         stored = into.parent / STORED / f"{plan.name}.json"
-        stored.parent.mkdir(exist_ok=True)
-        shutil.copyfile(output / RESULTS, stored)
+        _copy(output / RESULTS, stored)
         print(f"{into}\n{image}\n{stored}")
+
+
+def _copy(source: Path, target: Path) -> None:
+    content = source.read_bytes()
+    write_durably(target, lambda file: file.write(content))

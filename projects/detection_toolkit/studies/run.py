@@ -20,6 +20,7 @@ import numpy as np
 import portalocker
 from tqdm import tqdm
 
+from ..durable import open_log, write_text
 from ..errors import UserError
 from ..visualization import read_metrics
 from .environment import ROOT, facts
@@ -217,7 +218,7 @@ def train_cell(
     }
     write_json(cell.folder / RECORD, record)
     start = time.perf_counter()
-    with open(cell.folder / LOG, "ab") as log:
+    with open_log(cell.folder / LOG) as log:
         process = subprocess.Popen(
             [sys.executable, *cell.arguments(resume=resume)],
             cwd=ROOT,
@@ -275,7 +276,7 @@ def evaluate_cell(cell: Cell, overrides: Sequence[str], *, threads: int) -> None
             raise UserError(f"{cell.name}: another process is evaluating it")
         shutil.rmtree(folder, ignore_errors=True)  # of other overrides
         folder.mkdir()
-        with open(folder / LOG, "wb") as log:
+        with open_log(folder / LOG) as log:
             done = subprocess.run(
                 [sys.executable, *arguments],
                 cwd=ROOT,
@@ -326,10 +327,7 @@ def _environment(threads: int) -> dict[str, str]:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a file that is never seen half written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def _results(cell: Cell) -> dict[str, Any]:
@@ -413,7 +411,7 @@ def _end(process: subprocess.Popen) -> None:
 def _locked(folder: Path) -> Iterator[int | None]:
     """The open file of the cell's lock; None where another process has it."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a") as file:  # closing it unlocks, if no training has it, too
+    with open_log(folder / ".lock") as file:  # closing it unlocks, if no training has it, too
         try:
             portalocker.lock(file, portalocker.LOCK_EX | portalocker.LOCK_NB)
         except portalocker.exceptions.LockException:

@@ -10,7 +10,9 @@ from typing import Any
 
 from tabulate import tabulate
 
+from ..durable import write_text
 from ..errors import UserError
+from ..texts import in_markdown
 
 __all__ = ["insert", "render", "render_costs", "render_for_page"]
 
@@ -128,7 +130,7 @@ def insert(page: Path, name: str, text: str) -> None:
     _, found_end, after = rest.partition(end)
     if not found or not found_end:
         raise UserError(f"{page} has no lines {begin!r} and {end!r} to put the tables between")
-    page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
+    write_text(page, f"{before}{begin}\n\n{text}\n\n{end}{after}")
 
 
 def _measures(
@@ -185,7 +187,7 @@ def _classes(variants: Mapping[str, Any]) -> str:
         [name, *(_number(variant["AP_by_class"].get(c, nothing), 2, 1) for c in names)]
         for name, variant in variants.items()
     ]
-    return _table(rows, ["", *names])
+    return _table(rows, ["", *map(in_markdown, names)])
 
 
 def _costs(costs: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from ..checkpoint.durable import write_durably
+from ..durable import write_durably
 from .labels import BoxLabel, place_labels
 from .paper import draw_box
 from .pictures import DEFAULT_SCORE_THRESHOLD, class_color, class_name
@@ -103,7 +103,6 @@ def save_animation(frames: Sequence[AnimationFrame], path: str | Path) -> str:
         quality=85,
         method=4,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_durably(path, lambda file: file.write(buffer.getvalue()))
     return str(path)
 

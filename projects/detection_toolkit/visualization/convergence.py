@@ -9,6 +9,7 @@ import numpy as np
 
 from ..errors import UserError
 from .curves import _figure, _save
+from .fonts import drawable
 
 __all__ = ["plot_convergence"]
 
@@ -47,11 +48,11 @@ def plot_convergence(
         mean, color = values.mean(0), f"C{index}"
         axis.fill_between(shared, values.min(0), values.max(0), color=color, alpha=0.15, lw=0)
         number = f"{len(runs)} seeds" if len(runs) > 1 else "1 seed"
-        label = f"{name}: {mean[-1]:.2f} ({number})"
+        label = f"{drawable(name)}: {mean[-1]:.2f} ({number})"
         axis.plot(shared, mean, color=color, marker="o", markersize=3, label=label)
     if not drawn:
         raise UserError("no finished training has an evaluation that could be drawn")
-    axis.set_title(title)
+    axis.set_title(drawable(title))
     axis.set_ylabel(metric)
     axis.set_ylim(bottom=0)
     axis.legend(frameon=False, loc="upper left")

@@ -16,7 +16,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ..durable import write_durably
 from ..errors import UserError
+from .fonts import drawable
 
 __all__ = ["fit_percent_axis", "plot_ap_curves", "plot_loss_curves", "read_metrics"]
 
@@ -109,7 +111,12 @@ def plot_loss_curves(metrics_file: str | Path, output: str | Path) -> str:
     if by_kind:
         axes[1].set_title("By kind, summed over the stages")
     for index, kind in enumerate(sorted(by_kind)):
-        _draw(axes[1], *by_kind[kind], label=_KIND_NAMES.get(kind, kind), color=f"C{index}")
+        _draw(
+            axes[1],
+            *by_kind[kind],
+            label=_KIND_NAMES.get(kind) or drawable(kind),
+            color=f"C{index}",
+        )
     if by_stage:
         points = "; points: on the test set" if "validation/total" in series else ""
         axes[-1].set_title(f"By stage, summed over the kinds{points}")
@@ -170,14 +177,14 @@ def plot_ap_curves(
         if not len(values):
             continue
         drawn = True
-        label = f"{name}: {values[-1]:.1f} at the end"
+        label = f"{drawable(name)}: {values[-1]:.1f} at the end"
         axis.plot(iterations, values, marker="o", markersize=4, color=f"C{index}", label=label)
     if not drawn:
         raise UserError(
             f"{metrics_file} holds none of {', '.join(prefix + n for n in names)}: "
             "set train.eval_period to evaluate while training"
         )
-    axis.set_title(title)
+    axis.set_title(drawable(title))
     axis.set_ylabel("AP (%)")
     fit_percent_axis(axis)
     axis.legend(frameon=False, loc="best")
@@ -233,6 +240,6 @@ def _sum(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.nda
 
 def _save(figure: Figure, output: str | Path) -> str:
     path = Path(output)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    kind = path.suffix[1:] or "png"
+    write_durably(path, lambda file: figure.savefig(file, format=kind))
     return str(path)

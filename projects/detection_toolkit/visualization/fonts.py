@@ -34,6 +34,7 @@ _PREFERRED = (
     "noto sans",
     "arial unicode",
 )
+_LONGEST = 200  # letters; more have no room in any picture
 _warned: set[str] = set()
 
 
@@ -46,7 +47,7 @@ logging.getLogger("matplotlib.font_manager").addFilter(_says_something)
 
 
 def drawable(text: str) -> str:
-    """The text as matplotlib can draw it: in one line, and what no font has as ``\\\\u5706``.
+    """The text as matplotlib can draw it: in one line, cut, and what no font has as ``\\\\u5706``.
 
     Dollars are escaped, as they would begin mathematics. Characters that no font has are logged
     once, with what can be done about it.
@@ -54,6 +55,8 @@ def drawable(text: str) -> str:
     text = " ".join(
         "".join(c if unicodedata.category(c) not in ("Cc", "Cf") else " " for c in text).split()
     )
+    if len(text) > _LONGEST:
+        text = f"{text[:_LONGEST]}..."
     text = text.replace("$", r"\$")
     missing = {c for c in text if _font_of(c) is None}
     if not missing:

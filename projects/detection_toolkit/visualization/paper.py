@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from ..checkpoint.durable import write_durably
+from ..durable import write_durably
 from .pictures import distinct_names
 
 __all__ = [
@@ -96,7 +96,6 @@ def save_figure(figure: Figure, stem: str | Path) -> list[str]:
         buffer = io.BytesIO()
         figure.savefig(buffer, format=suffix[1:], dpi=_DPI, **options)
         drawn[stem.with_name(stem.name + suffix)] = buffer.getvalue()
-    stem.parent.mkdir(parents=True, exist_ok=True)
     for path, content in drawn.items():
         write_durably(path, lambda file, content=content: file.write(content))
     return [str(path) for path in drawn]

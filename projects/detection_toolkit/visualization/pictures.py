@@ -19,6 +19,7 @@ from detectron2.utils.visualizer import Visualizer
 from PIL import Image, ImageDraw, ImageFont
 
 from ..data.images import read_image
+from ..durable import write_durably
 from ..errors import UserError
 from .fonts import DEFAULT_FONT, drawable
 from .labels import BoxLabel, place_labels
@@ -193,9 +194,12 @@ def distinct_names(names: Sequence[str]) -> list[str]:
 def save_picture(picture: np.ndarray, path: str | Path) -> str:
     """Write an RGB picture in the format of its suffix; the folder is created."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     options = {"quality": 92} if path.suffix.lower() in (".jpg", ".jpeg", ".webp") else {}
-    Image.fromarray(picture).save(path, **options)
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind is None:
+        raise UserError(f"{path} has no ending of a picture, as .png and .jpg are")
+    image = Image.fromarray(picture)
+    write_durably(path, lambda file: image.save(file, format=kind, **options))
     return str(path)
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..checkpoint.durable import write_durably
 from ..data import UnreadableImageError, read_image
+from ..durable import write_text
 from ..errors import MissingPackageError, UserError
 from ..evaluation.errors import ErrorAnalysis, analyze_errors
 from ..evaluation.results import (
@@ -317,6 +317,7 @@ def write_report(
     score_threshold: float = DEFAULT_SCORE_THRESHOLD,
     num_images: int = 4,
     backend: str = "pycocotools",
+    trust_config: bool = False,
 ) -> list[Path]:
     """Write report.html and report.json of a run into its folder.
 
@@ -326,6 +327,7 @@ def write_report(
         score_threshold: of the detections that errors, confusion and images are about.
         num_images: so many best and worst ones are drawn.
         backend: what computes COCO's metrics, pycocotools or hotcoco.
+        trust_config: see :func:`~detection_toolkit.config.get_config`.
 
     Returns:
         the paths.
@@ -338,7 +340,7 @@ def write_report(
     results = read_results(folder / PREDICTIONS)
     stages = read_stages(folder / "stage_metrics.json")
     name = folder.name
-    register_dataset(output_dir, name)
+    register_dataset(output_dir, name, trust_config=trust_config)
     max_dets = read_max_dets(folder)
     with ground_truth(name) as truth_file:
         comparison = Comparison(truth_file, results)
@@ -393,5 +395,5 @@ def write_report(
     document = json.dumps(_finite(numbers), indent=1, allow_nan=False)
     written = {"report.html": text, "report.json": document}
     for file_name, content in written.items():
-        write_durably(output_dir / file_name, lambda file, c=content: file.write(c.encode("utf-8")))
+        write_text(output_dir / file_name, content)
     return [output_dir / file_name for file_name in written]

@@ -19,11 +19,10 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from detectron2.utils.logger import setup_logger
-
 from ..engine import user_errors
 from ..engine.arguments import add_config_arguments, parse_arguments
 from ..engine.inspection import build_inspected_detector
+from ..engine.logs import set_up_console
 from ..errors import UserError
 
 logger = logging.getLogger("detection_toolkit.web")
@@ -65,7 +64,9 @@ def run(args: argparse.Namespace) -> None:
             from .serving import serve  # Gradio, which is optional, and slow to import
 
         overrides = [f"train.device={args.device}", *args.opts]
-        predictor = build_inspected_detector(args.config_file, overrides)
+        predictor = build_inspected_detector(
+            args.config_file, overrides, trust_config=args.trust_config
+        )
         weights = Path(predictor.cfg.train.init_checkpoint or "no weights").name
         if not _is_local(args.host):
             logger.warning("Whoever reaches %s can use the page: it asks no password", args.host)
@@ -104,7 +105,7 @@ def _is_local(host: str) -> bool:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
     args = parse_arguments(get_parser(), argv)
-    setup_logger(name="detection_toolkit")
+    set_up_console("detection_toolkit")
     with user_errors():
         run(args)
     return 0

@@ -20,10 +20,10 @@ from detectron2.structures import Instances
 from PIL import Image, UnidentifiedImageError
 
 from ..data import ShapesSpec, UnreadableImageError, read_image
-from ..data.images import shown_name
 from ..data.shapes import render_image
 from ..engine.predictor import Predictor
 from ..errors import UserError
+from ..texts import shown
 from ..visualization import (
     StageTrace,
     draw_detections,
@@ -129,7 +129,7 @@ class StageViewer:
         Raises:
             PictureRefused: it is no picture, damaged, too large, or too thin.
         """
-        name = shown_name(Path(path).name if name is None else name)
+        name = shown(Path(path).name if name is None else name)
         try:
             image = read_image(path, "BGR", max_pixels=self.max_pixels)
         except UnreadableImageError as error:

@@ -267,9 +267,10 @@ def test_the_demo_says_what_is_wrong_with_a_file(options, message, tmp_path, cap
 
     demo = load_script("demo/demo.py")
     options = [option.format(folder=tmp_path) for option in options]
-    assert demo.main(["--input", "in.png", "--output", str(tmp_path / "out"), *options]) == 1
-    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error")]
-    assert message in line
+    with pytest.raises(SystemExit) as ended:
+        demo.main(["--input", "in.png", "--output", str(tmp_path / "out"), *options])
+    assert message in ended.value.code
+    assert ended.value.code.startswith("error: ")
 
 
 @pytest.mark.parametrize(

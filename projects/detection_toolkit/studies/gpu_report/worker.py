@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...durable import open_log
 from .context import Context
 from .plan import GpuPlan
 from .stages import STAGES, seconds_of
@@ -71,8 +72,8 @@ def work(
 
 
 def _tell(events: Path, **content: Any) -> None:
-    with open(events, "a", encoding="utf-8") as file:
-        file.write(json.dumps(_plain(content)) + "\n")
+    with open_log(events) as file:
+        file.write(json.dumps(_plain(content)).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 

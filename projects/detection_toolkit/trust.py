@@ -1,0 +1,212 @@
+"""Which YAML configs are used without being asked: those that name nothing but parts of detectors.
+
+A LazyConfig is code, and whoever names one on the command line runs it. The ``config.yaml`` in the
+folder of a run is data to most people, who may have the folder from somebody else. But it names
+what is called, with which arguments. So it is read without building objects of its choice, and
+what it names must be a part that configs are made of, from a package of the list below. For all
+else, it has to be trusted by name (``--trust-config``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from detectron2.utils.registry import locate
+
+from .errors import UserError
+from .projects import project_names
+
+__all__ = ["check_targets", "read_yaml"]
+
+# Parts of detectors, and what reads and augments data. Not whole packages: torch.load,
+# detectron2.config and the like run code that their arguments name.
+_PARTS = (
+    "detection_toolkit.data",
+    "detection_toolkit.engine.recipe",
+    "detection_toolkit.evaluation",
+    "detection_toolkit.modeling",
+    "detection_toolkit.structures",
+    "detection_toolkit.training",
+    "detectron2.data",
+    "detectron2.evaluation",
+    "detectron2.layers",
+    "detectron2.modeling",
+    "detectron2.solver",
+    "detectron2.structures",
+    "fvcore.common.param_scheduler",
+    "fvcore.nn",
+    "fvcore.transforms",
+    "torch.nn",
+    "torch.optim",
+    "torchvision.ops",
+)
+# Within them: what opens pickles, writes files, downloads, or builds what another config names.
+_EXCEPT = (
+    "detection_toolkit.data.bccd",
+    "detection_toolkit.data.documents",
+    "detection_toolkit.data.shapes.generate_shapes",
+    "detectron2.data.build.load_proposals_into_dataset",
+    "detectron2.data.datasets.coco.convert_to_coco_json",
+    "detectron2.data.datasets.register_coco",
+    "detectron2.modeling.mmdet_wrapper",
+    "torch.nn.attention",
+)
+# Files of proposals are pickles, and a part that is given a whole config reads them from there.
+_ARGUMENTS = ("cfg", "proposal_file", "proposal_files")
+_CURE = (
+    "If you trust whoever wrote it, add --trust-config (trust_config=True in Python): then it may "
+    "run any code"
+)
+_PLAIN_REFERENCE = re.compile(r"\$\{(?:oc\.(?:env|select):)?[\w.\[\], /:'\"-]*\}")
+_PYTHON = "tag:yaml.org,2002:python/"
+_MOST_NODES = 100_000  # of what a file of a few lines can multiply by references to itself
+
+
+class _PartLoader(yaml.SafeLoader):
+    """Plain values, and the three kinds of objects that ``LazyConfig.save`` writes for parts."""
+
+
+def read_yaml(path: str | Path) -> Any:
+    """The content of a YAML config, for which nothing is run but the code of known parts.
+
+    Raises:
+        UserError: it is no YAML, or asks for other objects.
+        OSError: it cannot be read.
+    """
+    path = Path(path)
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _PartLoader)  # noqa: S506
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError, TypeError) as error:
+        if isinstance(error, UserError):
+            raise UserError(f"{path} {error}") from error
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} cannot be read as a YAML config: {reason}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is no config: it holds no keys")
+    try:
+        for number, (key, text) in enumerate(_texts(content)):
+            if number > _MOST_NODES:
+                raise UserError("refers to itself, or is too large for a config")
+            if key == "_target_":
+                _check_root(text)
+            elif "${" in _PLAIN_REFERENCE.sub("", text):
+                # A resolver may turn a text into whatever it says.
+                raise UserError(f"has {text[:80]!r}, which is worked out when it is used. {_CURE}")
+    except (UserError, RecursionError) as error:
+        raise UserError(f"{path} {error}") from error
+    return content
+
+
+def check_targets(content: Any, path: str | Path) -> None:
+    """Refuse what a config calls, unless it is a known part.
+
+    Args:
+        content: of :func:`read_yaml`; its targets may have been renamed since.
+        path: of the file, for the message.
+
+    Raises:
+        UserError: it names something else.
+    """
+    for key, text in _texts(content):
+        if key == "_target_":
+            try:
+                _find_part(text)
+            except UserError as error:
+                raise UserError(f"{path} {error}") from error
+
+
+def _texts(node: Any, key: Any = None, depth: int = 0) -> Iterator[tuple[Any, str]]:
+    """(key, text) of all texts, and of all that is called; also of what is none."""
+    if depth > 200:
+        raise RecursionError("is too deep for a config")
+    if isinstance(node, dict):
+        for name, child in node.items():
+            if name == "_target_" and not isinstance(child, str) and not callable(child):
+                # Detectron2 would build it first, and call what comes out.
+                raise UserError(f"has a _target_ that is no name. {_CURE}")
+            if name in _ARGUMENTS and child is not None:
+                raise UserError(f"has the key {name!r}, which may name a pickle. {_CURE}")
+            if isinstance(name, str):
+                yield None, name
+            yield from _texts(child, name, depth + 1)
+    elif isinstance(node, (list, tuple)):
+        for child in node:
+            yield from _texts(child, None, depth + 1)
+    elif isinstance(node, str):
+        yield key, node
+    else:
+        yield None, ""
+
+
+def _check_root(name: str) -> None:
+    """Before anything is imported: the name begins with a package that has parts."""
+    roots = {part.split(".")[0] for part in _PARTS} | set(project_names())
+    parts = name.split(".")
+    if parts[0] not in roots or not all(p.isidentifier() and p[:1] != "_" for p in parts):
+        raise _refused(name)
+
+
+def _find_part(name: str) -> Any:
+    """
+    Raises:
+        UserError: it is no known part.
+    """
+    _check_root(name)
+    try:
+        found = locate(name)
+    except Exception:  # whoever builds it says why it is not there
+        return None
+    # What a module has imported is not its own: torch.os.system.
+    if not (inspect.isclass(found) or inspect.isroutine(found)):
+        raise _refused(name)
+    own = f"{getattr(found, '__module__', None)}.{getattr(found, '__qualname__', '')}"
+    if not _is_in(own, (*_PARTS, *project_names())) or _is_in(own, _EXCEPT):
+        raise _refused(name)
+    return found
+
+
+def _is_in(name: str, packages: tuple[str, ...]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def _refused(name: str) -> UserError:
+    return UserError(f"names {name[:120]!r}, which is no part of a detector. {_CURE}")
+
+
+def _construct_tuple(loader: _PartLoader, node: yaml.Node) -> tuple[Any, ...]:
+    return tuple(loader.construct_sequence(node, deep=True))
+
+
+def _construct_name(loader: _PartLoader, suffix: str, node: yaml.Node) -> Any:
+    found = _find_part(suffix)
+    if found is None:
+        raise UserError(f"names {suffix[:120]!r}, which is not there")
+    return found
+
+
+def _construct_value(loader: _PartLoader, suffix: str, node: yaml.Node) -> Any:
+    """A dataclass or a named tuple of a known part, from its values."""
+    kind = _find_part(suffix)
+    if inspect.isclass(kind) and dataclasses.is_dataclass(kind):
+        if isinstance(node, yaml.MappingNode):
+            return kind(**loader.construct_mapping(node, deep=True))
+    if inspect.isclass(kind) and issubclass(kind, tuple) and isinstance(node, yaml.SequenceNode):
+        return kind(*loader.construct_sequence(node, deep=True))
+    raise _refused(suffix)
+
+
+def _refuse(loader: _PartLoader, suffix: str, node: yaml.Node) -> Any:
+    raise UserError(f"asks for a Python object ({suffix[:120]}). {_CURE}")
+
+
+_PartLoader.add_constructor(f"{_PYTHON}tuple", _construct_tuple)
+_PartLoader.add_multi_constructor(f"{_PYTHON}name:", _construct_name)
+_PartLoader.add_multi_constructor(f"{_PYTHON}object:", _construct_value)
+_PartLoader.add_multi_constructor(f"{_PYTHON}object/new:", _construct_value)
+_PartLoader.add_multi_constructor(_PYTHON, _refuse)  # last: the first one that fits is taken

@@ -1,0 +1,246 @@
+"""One run at a time in an output folder."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import threading
+import time
+
+import pytest
+from fault_runs import difference, fork, run_forked, run_overrides, wait
+from small_runs import data_overrides, write_dataset
+
+from detection_toolkit.engine import folder_lock
+from detection_toolkit.engine.folder_lock import (
+    LOCK_NAME,
+    FolderInUseError,
+    check_unlocked,
+    locked_folder,
+)
+from detection_toolkit.engine.runs import claim_folder
+from detection_toolkit.errors import UserError
+
+
+@contextlib.contextmanager
+def holder(folder, *, then=lambda: time.sleep(60)):
+    """Another process that has locked a folder; its id."""
+    ready, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException), locked_folder(folder):
+            os.write(tell, b"x")
+            then()
+        os._exit(0)
+    os.close(tell)
+    assert os.read(ready, 1) == b"x"
+    os.close(ready)
+    try:
+        yield child
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(child, 0)
+
+
+def end(child, number=signal.SIGKILL):
+    os.kill(child, number)
+    os.waitpid(child, 0)
+
+
+def test_a_second_process_is_told_of_the_first(tmp_path):
+    with holder(tmp_path) as child:
+        words = rf"process {child} on {socket.gethostname()}, since \d"
+        with pytest.raises(FolderInUseError, match=words), locked_folder(tmp_path):
+            pass
+        with pytest.raises(FolderInUseError, match=words):
+            check_unlocked(tmp_path)
+        for move_aside in (False, True):
+            with pytest.raises(FolderInUseError, match="is not over"):
+                claim_folder(str(tmp_path), move_aside=move_aside)
+        (tmp_path / "linked").symlink_to(tmp_path)  # the same folder by another name
+        with pytest.raises(FolderInUseError), locked_folder(tmp_path / "linked"):
+            pass
+
+
+def test_one_that_is_killed_is_replaced_at_once(tmp_path, caplog):
+    with holder(tmp_path) as child:
+        end(child)
+        start = time.monotonic()
+        with locked_folder(tmp_path):
+            assert time.monotonic() - start < 2
+            assert f"the run of process {child}" in caplog.text
+            assert json.loads((tmp_path / LOCK_NAME).read_text())["process"] == os.getpid()
+        assert (tmp_path / LOCK_NAME).read_text() == ""
+    caplog.clear()
+    with locked_folder(tmp_path):
+        pass
+    assert not caplog.text
+
+
+def test_processes_that_outlive_the_holder_hold_nothing(tmp_path):
+    """Loader processes take a while to notice its end."""
+
+    def start_another():
+        if os.fork() == 0:
+            time.sleep(5)
+            os._exit(0)
+        time.sleep(60)
+
+    with holder(tmp_path, then=start_another) as child:
+        time.sleep(0.2)
+        end(child)
+        with locked_folder(tmp_path):
+            pass
+
+
+def test_a_process_may_lock_a_folder_twice(tmp_path):
+    with locked_folder(tmp_path):
+        with locked_folder(tmp_path):
+            check_unlocked(tmp_path)
+            claim_folder(str(tmp_path))
+        # The inner one has not unlocked it.
+        assert in_child(lambda: check_unlocked(tmp_path)) == "FolderInUseError"
+    assert in_child(lambda: check_unlocked(tmp_path)) == ""
+
+
+def in_child(call):
+    """The name of the error that a call raises in another process."""
+    ready, tell = os.pipe()
+    if os.fork() == 0:
+        folder_lock._held.clear()
+        try:
+            call()
+        except BaseException as error:
+            os.write(tell, type(error).__name__.encode())
+        os._exit(0)
+    os.close(tell)
+    os.wait()
+    with os.fdopen(ready) as file:
+        return file.read()
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_of_several_that_start_at_once_one_gets_it(tmp_path, left):
+    """Also where a killed one has left its file."""
+    for number in range(10):
+        folder = tmp_path / str(number)
+        if left:
+            with holder(folder) as child:
+                end(child)
+        gate, release = os.pipe()
+        results, tell = os.pipe()
+        children = []
+        for _ in range(4):
+            children.append(os.fork())
+            if children[-1] == 0:
+                os.close(release)
+                os.read(gate, 1)  # ends for all of them at once
+                try:
+                    with locked_folder(folder):
+                        os.write(tell, b"1")
+                        time.sleep(0.3)
+                except FolderInUseError:
+                    os.write(tell, b"0")
+                os._exit(0)
+        os.close(gate)
+        os.close(tell)
+        os.close(release)
+        for child in children:
+            os.waitpid(child, 0)
+        with os.fdopen(results) as file:
+            assert sorted(file.read()) == ["0", "0", "0", "1"]
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """No test waits as long as a run does."""
+    monkeypatch.setattr(folder_lock, "_BEAT", 0.1)
+    monkeypatch.setattr(folder_lock, "_PATIENCE", 1.0)
+
+
+def of_another_machine(folder):
+    content = {"host": "another\x1b[2J", "process": 7, "since": "yesterday"}
+    (folder / LOCK_NAME).write_text(json.dumps(content))
+
+
+def test_one_on_another_machine_that_is_gone_is_replaced(tmp_path, quick):
+    of_another_machine(tmp_path)
+    with locked_folder(tmp_path):
+        assert json.loads((tmp_path / LOCK_NAME).read_text())["process"] == os.getpid()
+
+
+def test_one_on_another_machine_that_runs_is_not(tmp_path, quick):
+    """Where a network disk keeps the locks of each machine by itself."""
+    of_another_machine(tmp_path)
+    ended = threading.Event()
+
+    def touch():
+        while not ended.wait(0.1):
+            os.utime(tmp_path / LOCK_NAME)
+
+    thread = threading.Thread(target=touch)
+    thread.start()
+    try:
+        with pytest.raises(FolderInUseError, match="process 7 on 'another") as error:
+            with locked_folder(tmp_path):
+                pass
+        assert "\x1b" not in str(error.value)
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_a_holder_touches_its_file(tmp_path, quick):
+    with locked_folder(tmp_path):
+        before = (tmp_path / LOCK_NAME).stat().st_mtime_ns
+        time.sleep(0.5)
+        assert (tmp_path / LOCK_NAME).stat().st_mtime_ns > before
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"host": 1}', "\0" * 5000])
+def test_what_no_run_has_written_locks_nothing(tmp_path, content):
+    (tmp_path / LOCK_NAME).write_text(content)
+    with locked_folder(tmp_path):
+        pass
+
+
+def test_a_link_is_no_lock(tmp_path):
+    (tmp_path / "secret").write_text("mine")
+    (tmp_path / LOCK_NAME).symlink_to(tmp_path / "secret")
+    with pytest.raises(UserError, match="is a link"), locked_folder(tmp_path):
+        pass
+    assert (tmp_path / "secret").read_text() == "mine"
+
+
+def test_a_disk_without_locks_is_used_with_a_warning(tmp_path, monkeypatch, caplog):
+    def lockf(*_):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(folder_lock.fcntl, "lockf", lockf)
+    with locked_folder(tmp_path):
+        assert "cannot be locked" in caplog.text
+
+
+def test_of_two_runs_in_one_folder_one_is_refused_and_the_other_undamaged(tmp_path):
+    """Started at the same moment, and again while the first one runs."""
+    data = data_overrides(*write_dataset(tmp_path / "data", num_images=7))
+    alone = tmp_path / "alone"
+    assert run_forked(run_overrides(alone, data), log=tmp_path / "alone.txt") == 0
+    output = tmp_path / "output"
+    overrides = run_overrides(output, data)
+    logs = [tmp_path / f"{i}.txt" for i in range(3)]
+    children = [fork(overrides, log=log) for log in logs[:2]]
+    deadline = time.monotonic() + 60
+    while not (output / "log.txt").is_file() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    third = run_forked(["--resume", *overrides], log=logs[2])
+    codes = [wait(child) for child in children]
+    assert sorted(codes) == [0, 1]
+    refused = logs[codes.index(1)].read_text()
+    assert "is the folder of a run that is not over: process " in refused.splitlines()[-1]
+    if third:  # it may have come when the first one was over
+        assert "is the folder of a run that is not over" in logs[2].read_text()
+    assert difference(alone, output) is None

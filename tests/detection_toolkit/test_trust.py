@@ -1,0 +1,166 @@
+"""config.yaml of somebody else: what is used without being asked, and what is not."""
+
+import pytest
+from detectron2.config import LazyConfig, instantiate
+from detectron2.layers import ShapeSpec
+from fault_runs import load_tool
+from omegaconf import OmegaConf
+from torch import nn
+
+from detection_toolkit.config import config_names, config_text, get_config
+from detection_toolkit.engine.runs import CONFIG_NAME
+from detection_toolkit.errors import UserError
+from detection_toolkit.evaluation.results import register_dataset
+
+
+@pytest.fixture
+def mark(tmp_path):
+    """A folder that is there if code of a config has been run."""
+    path = tmp_path / "mark"
+    yield path
+    assert not path.exists()
+
+
+def write(folder, text):
+    path = folder / CONFIG_NAME
+    path.write_text(text)
+    return str(path)
+
+
+# {} is what is made if code is run.
+OBJECTS = [
+    "a: !!python/object/apply:os.mkdir ['{}']",
+    "a: !!python/object/apply:os.mkdir\n  args: ['{}']",
+    "a: !!python/object/new:os.mkdir ['{}']",
+    "a: !!python/object:os.mkdir {{path: '{}'}}",
+    "? !!python/object/apply:os.mkdir ['{}']\n: 1",
+    "a: !!python/name:os.mkdir ''\nb: '{}'",
+    "a: !!python/name:torch.os.mkdir ''\nb: '{}'",
+    "a: !!python/module:antigravity ''\nb: '{}'",
+    "a: !!python/object/apply:torch.load ['{}']",
+    "a: !!python/object:detectron2.layers.ShapeSpec {{channels: !!python/object/apply:os.mkdir "
+    "['{}']}}",
+]
+TARGETS = [
+    "a: {{_target_: os.mkdir, path: '{}'}}",
+    "a: [{{b: {{_target_: os.mkdir, path: '{}'}}}}]",
+    "a: {{_target_: torch.os.mkdir, path: '{}'}}",
+    "a: {{_target_: detection_toolkit.data.documents.os.mkdir, path: '{}'}}",
+    "a: {{_target_: stageinteractor.boxes.torch.os.mkdir, path: '{}'}}",
+    "a: {{_target_: torch.utils.collect_env.run, command: 'mkdir {}'}}",
+    "a: {{_target_: torch.load, f: '{}'}}",
+    "a: {{_target_: torch.hub.load, repo_or_dir: '{}'}}",
+    "a: {{_target_: torch.nn.attention.register_flash_attention_impl, impl: '{}'}}",
+    "a: {{_target_: detectron2.config.LazyConfig.load, filename: '{}'}}",
+    "a: {{_target_: detectron2.data.build.load_proposals_into_dataset, proposal_file: '{}'}}",
+    "a: {{_target_: detectron2.data.get_detection_dataset_dicts, proposal_files: ['{}']}}",
+    "a: {{_target_: detectron2.data.build_detection_train_loader, cfg: {{MODEL: '{}'}}}}",
+    "a: {{_target_: detection_toolkit.config.get_config, path: '{}'}}",
+    "a: {{_target_: detection_toolkit.data.shapes.generate_shapes, folder: '{}'}}",
+    "a: {{_target_: torchvision.models.get_weight, name: '{}'}}",
+    "a: {{_target_: torch.nn.Module.__init__.__globals__, b: '{}'}}",
+    "a: {{_target_: builtins.eval, source: '{}'}}",
+    "a: {{_target_: '${{b}}', path: '{}'}}\nb: os.mkdir",
+    "a: {{_target_: {{_target_: torch.nn.Identity}}, path: '{}'}}",
+    "a: {{_target_: [os.mkdir], path: '{}'}}",
+    "a: '${{oc.decode:\"{{_target_: os.mkdir, path: {}}}\"}}'",
+    "a: '${{oc.create:{{_target_: os.mkdir, path: {}}}}}'",
+    "a: '${{${{b}}:x}}'\nb: oc.decode\nc: '{}'",
+]
+
+
+@pytest.mark.parametrize("text", OBJECTS + TARGETS)
+def test_what_is_no_part_of_a_detector_is_refused_with_the_cure(tmp_path, mark, text):
+    file = write(tmp_path, text.format(mark))
+    with pytest.raises(UserError, match=r"config\.yaml .*--trust-config"):
+        instantiate(get_config(file).a)
+
+
+@pytest.mark.parametrize("text", [OBJECTS[0], TARGETS[0]])
+def test_who_trusts_a_config_runs_it(tmp_path, text):
+    file = write(tmp_path, text.format(tmp_path / "made"))
+    instantiate(get_config(file, trust_config=True).a)
+    assert (tmp_path / "made").is_dir()
+
+
+def test_no_package_is_imported_to_find_out(tmp_path, monkeypatch, mark):
+    """A run's folder may hold a module, and be where a command is started."""
+    (tmp_path / "evil_module.py").write_text(f"import os; os.mkdir({str(mark)!r})")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("")
+    file = write(tmp_path, "a: {_target_: evil_module.Thing}")
+    with pytest.raises(UserError, match="names 'evil_module.Thing'"):
+        get_config(file)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("a: [", "cannot be read as a YAML"),
+        ("- a", "holds no keys"),
+        ("", "holds no keys"),
+        ("a: \x00", "cannot be read"),
+        ("a: &a [*a]", "cannot be read|too deep"),
+        ("a: " + "[" * 5000, "cannot be read|too deep"),
+    ],
+)
+def test_what_is_no_config_is_named(tmp_path, text, message):
+    with pytest.raises(UserError, match=message):
+        get_config(write(tmp_path, text))
+
+
+def test_a_few_lines_are_not_multiplied_without_bound(tmp_path):
+    lines = ["a0: &a0 [1,1,1,1,1,1,1,1,1,1]"]
+    lines += [f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 10)]
+    with pytest.raises(UserError, match="too large"):
+        get_config(write(tmp_path, "\n".join(lines)))
+
+
+def test_reports_read_no_config_that_runs_code(tmp_path, mark):
+    write(tmp_path, OBJECTS[0].format(mark))
+    with pytest.raises(UserError, match="--trust-config"):
+        register_dataset(tmp_path, "a_name_of_nobody")
+
+
+@pytest.mark.parametrize("tool", ["export", "replay_batch", "report", "visualize_stages"])
+def test_commands_that_read_configs_have_the_flag(tool, capsys):
+    with pytest.raises(SystemExit) as ended:
+        load_tool(tool).main(["--help"])
+    assert ended.value.code == 0
+    assert "--trust-config" in capsys.readouterr().out
+
+
+def test_what_a_run_writes_is_read_as_before(tmp_path):
+    """Of every packaged config; tests/contracts builds their models."""
+    for name in config_names():
+        cfg = get_config(name)
+        file = write(tmp_path, config_text(cfg))
+        expected = OmegaConf.to_container(LazyConfig.load(file), resolve=False)
+        assert OmegaConf.to_container(get_config(file), resolve=False) == expected
+
+
+def test_values_that_yaml_has_no_form_for(tmp_path):
+    values = {"norm": nn.LayerNorm, "shape": ShapeSpec(channels=3, stride=4)}
+    cfg = OmegaConf.create(values, flags={"allow_objects": True})
+    again = get_config(write(tmp_path, config_text(cfg)))
+    assert again.norm is nn.LayerNorm
+    assert again.shape == ShapeSpec(channels=3, stride=4)
+    cfg = OmegaConf.create({"odd": lambda: None}, flags={"allow_objects": True})
+    with pytest.raises(UserError):
+        get_config(write(tmp_path, config_text(cfg)))
+
+
+def test_the_environment_may_be_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("DATA_OF_TEST", "/data")
+    cfg = get_config(write(tmp_path, "a: ${oc.env:DATA_OF_TEST}/images\nb: ${a}\nc: ${.b}"))
+    assert cfg.b == cfg.c == "/data/images"
+
+
+def test_a_lazy_config_is_code_as_always(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        f"import os\nfrom detectron2.config import LazyCall as L\n"
+        f"a = L(os.mkdir)(path={str(tmp_path / 'made')!r})\n"
+    )
+    instantiate(get_config(str(path)).a)
+    assert (tmp_path / "made").is_dir()
