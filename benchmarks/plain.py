@@ -249,7 +249,7 @@ class PlainCriterion(Criterion):
 
     def forward(self, predictions, truth, *, target_counts=None) -> CriterionResult:
         outputs = predictions.stages
-        _, _, truth, assignment, targets = self.supervise(outputs, truth)
+        _, _, truth, assignment, targets, *_ = self.supervise(outputs, truth)
         rows = []
         for t, output in enumerate(outputs):
             matched = assignment.object_index[t] >= 0

@@ -30,7 +30,10 @@ def test_all_projects_are_asked_whichever_is_imported():
         "print(*(f.name for f in official_formats()), sep=',')"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "AdaMixer,DFvT,DINO,Deformable DETR,HPR,StageInteractor"
+    assert (
+        run.stdout.strip()
+        == "AdaMixer,DDQ,DFvT,DINO,Deformable DETR,HPR,HPR on DDQ,StageInteractor"
+    )
 
 
 @pytest.fixture

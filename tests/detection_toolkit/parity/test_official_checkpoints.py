@@ -238,7 +238,8 @@ def test_wrong_model(small, tmp_path, capsys):
         convert_official_state_dict(official, other)
     with pytest.raises(
         CheckpointMismatchError,
-        match="no weights of AdaMixer, DFvT, DINO, Deformable DETR, HPR or StageInteractor",
+        match="no weights of AdaMixer, DDQ, DFvT, DINO, Deformable DETR, HPR, HPR on DDQ or "
+        "StageInteractor",
     ):
         convert_official_state_dict({"fc.weight": torch.ones(1)}, model)
     with pytest.raises(CheckpointMismatchError, match="missing"):
