@@ -2,7 +2,7 @@
 
 from . import official_names  # noqa: F401  (registers the format of official weights)
 from .criterion import HybridCriterion
-from .decoder import HybridDecoder
+from .decoder import HybridDecoder, SingleRefinerDecoder
 from .detector import HPR
 from .dynamic_convolution import DynamicConvolution
 from .merge import ChannelMerge, FixedMerge, ScalarMerge
@@ -22,4 +22,5 @@ __all__ = [
     "RegionalCrossAttention",
     "RoIFeatures",
     "ScalarMerge",
+    "SingleRefinerDecoder",
 ]
