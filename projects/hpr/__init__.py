@@ -9,6 +9,7 @@ from .merge import ChannelMerge, FixedMerge, ScalarMerge
 from .regional_attention import RegionalCrossAttention
 from .roi import RoIFeatures
 from .stage import HybridStage, Refiner
+from .viewers import MergeWeights, RegionalAttention
 
 __all__ = [
     "ChannelMerge",
@@ -18,7 +19,9 @@ __all__ = [
     "HybridCriterion",
     "HybridDecoder",
     "HybridStage",
+    "MergeWeights",
     "Refiner",
+    "RegionalAttention",
     "RegionalCrossAttention",
     "RoIFeatures",
     "ScalarMerge",
