@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from deformable_detr.attention import FeedForward, SelfAttention
 from deformable_detr.decoder import refining_heads
+from deformable_detr.heads import boxes_in_pixels
 from detection_toolkit.errors import UnknownNameError
-from detection_toolkit.modeling import QUERY_HEADS, FeatureMaps
+from detection_toolkit.modeling import QUERY_HEADS, Execution, FeatureMaps
 from detection_toolkit.structures import Queries
 from dino import DINODecoder
 
@@ -25,7 +26,7 @@ from .regional_attention import RegionalCrossAttention
 from .roi import RoIFeatures, flat_maps
 from .stage import HybridStage, Refiner
 
-__all__ = ["DYNAMIC", "REGIONAL", "HybridDecoder"]
+__all__ = ["DYNAMIC", "REGIONAL", "HybridDecoder", "SingleRefinerDecoder"]
 
 DYNAMIC = "dynamic"
 """The refiner with dynamic convolution, and the branch of its head."""
@@ -91,32 +92,24 @@ class HybridDecoder(DINODecoder):
                 f"model.decoder.merge={merge!r} is not one of {', '.join(map(repr, MERGES))}"
             )
 
-        def refiner(module: nn.Module) -> Refiner:
-            return Refiner(
-                module,
-                SelfAttention(channels, num_heads, dropout),
-                FeedForward(channels, ffn_channels, dropout),
-            )
-
-        roi_features = partial(
-            RoIFeatures, finest_scale=finest_scale, strides=roi_strides, execution=self.execution
+        refiner = partial(
+            make_refiner,
+            channels=channels,
+            num_heads=num_heads,
+            ffn_channels=ffn_channels,
+            dropout=dropout,
+            inner_channels=inner_channels,
+            num_samples=num_samples,
+            execution=self.execution,
         )
         self.stages = nn.ModuleList(
             HybridStage(
                 primary,
-                {
-                    DYNAMIC: refiner(DynamicConvolution(channels, inner_channels=inner_channels)),
-                    REGIONAL: refiner(
-                        RegionalCrossAttention(
-                            channels,
-                            num_heads=num_heads,
-                            num_samples=num_samples,
-                            execution=self.execution,
-                        )
-                    ),
-                },
+                {name: refiner(name) for name in (DYNAMIC, REGIONAL)},
                 merge=partial(MERGES[merge], merge_start, channels, 3),
-                roi_features=roi_features(),
+                roi_features=RoIFeatures(
+                    finest_scale=finest_scale, strides=roi_strides, execution=self.execution
+                ),
             )
             for primary in self.stages
         )
@@ -156,6 +149,113 @@ class HybridDecoder(DINODecoder):
         return self.auxiliary_heads.get_submodule(f"{name}.{index}")
 
     def _lay_out(self, maps: FeatureMaps, queries: Queries) -> FeatureMaps:
-        if self.execution.sampling == "grid":
-            return super()._lay_out(maps, queries)
-        return flat_maps(super()._lay_out(maps, queries), queries.geometry.dtype)
+        maps = super()._lay_out(maps, queries)
+        plain = self.execution.sampling == "grid"
+        return maps if plain else flat_maps(maps, queries.geometry.dtype)
+
+
+def make_refiner(
+    name: str,
+    *,
+    channels: int,
+    num_heads: int,
+    ffn_channels: int,
+    dropout: float,
+    inner_channels: int,
+    num_samples: int,
+    execution: Execution,
+) -> Refiner:
+    """An auxiliary refiner; arguments as of :class:`HybridDecoder`.
+
+    Raises:
+        UnknownNameError: none has this name.
+    """
+    look: nn.Module
+    if name == DYNAMIC:
+        look = DynamicConvolution(channels, inner_channels=inner_channels)
+    elif name == REGIONAL:
+        look = RegionalCrossAttention(
+            channels, num_heads=num_heads, num_samples=num_samples, execution=execution
+        )
+    else:
+        raise UnknownNameError(f"model.decoder.refiner={name!r} is not {DYNAMIC} or {REGIONAL}")
+    return Refiner(
+        look,
+        SelfAttention(channels, num_heads, dropout),
+        FeedForward(channels, ffn_channels, dropout),
+    )
+
+
+class RefinerStage(nn.Module):
+    """A layer with one refiner of regions, in the place of deformable attention."""
+
+    def __init__(self, refiner: Refiner, head: nn.Module, roi_features: RoIFeatures):
+        super().__init__()
+        self.refiner = refiner
+        self.head = head
+        self.roi_features = roi_features
+
+    def attend(self, queries: Queries, maps: FeatureMaps) -> Tensor:
+        """(R B, N, C) content of queries that have looked at one another and at their regions."""
+        boxes = boxes_in_pixels(queries.geometry, maps.image_sizes)
+        attended = self.refiner.self_attention.before_norm(
+            queries.content, queries.position, queries.attention_mask
+        )
+        return self.refiner.ffn.norm(self.refiner(attended, self.roi_features(boxes, maps)))
+
+
+@QUERY_HEADS.register()
+class SingleRefinerDecoder(DINODecoder):
+    """DINO's decoder with another refiner alone in the place of deformable attention, as the paper
+    compares them."""
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        refiner: str,
+        channels: int = 256,
+        num_heads: int = 8,
+        ffn_channels: int = 2048,
+        dropout: float = 0.0,
+        inner_channels: int = 64,
+        num_samples: int = 5,
+        finest_scale: float = 56.0,
+        **others: Any,
+    ):
+        """
+        Args:
+            refiner: ``dynamic`` or ``regional``.
+            inner_channels, num_samples, finest_scale: as of :class:`HybridDecoder`.
+            num_classes, channels, num_heads, ffn_channels, dropout, others: as of
+                :class:`~dino.DINODecoder`.
+
+        Raises:
+            UnknownNameError: no such refiner.
+            UserError: no stage.
+        """
+        super().__init__(
+            num_classes,
+            channels=channels,
+            num_heads=num_heads,
+            ffn_channels=ffn_channels,
+            dropout=dropout,
+            **others,
+        )
+        self.stages = nn.ModuleList(
+            RefinerStage(
+                make_refiner(
+                    refiner,
+                    channels=channels,
+                    num_heads=num_heads,
+                    ffn_channels=ffn_channels,
+                    dropout=dropout,
+                    inner_channels=inner_channels,
+                    num_samples=num_samples,
+                    execution=self.execution,
+                ),
+                stage.get_submodule("head"),
+                RoIFeatures(finest_scale=finest_scale, execution=self.execution),
+            )
+            for stage in self.stages
+        )

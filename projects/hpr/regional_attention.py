@@ -80,15 +80,28 @@ class RegionalCrossAttention(nn.Module):
 
         as the a_j sum to 1; q b_k is the same for all cells of a sample, and so without effect.
         """
-        attention = self.attention
-        heads, channels = attention.num_heads, attention.embed_dim
-        to_query, to_key, to_value = attention.in_proj_weight.chunk(3)
-        query_bias, _, value_bias = attention.in_proj_bias.chunk(3)
-        query = F.linear(samples, to_query, query_bias) * (channels // heads) ** -0.5
+        heads = self.attention.num_heads
+        found = (self._weights(samples, regions) @ regions).unflatten(1, (-1, heads))
+        to_value = self.attention.in_proj_weight.chunk(3)[2].unflatten(0, (heads, -1))
+        values = torch.einsum("nshc,hdc->nshd", found, to_value)  # of (n, S, H, C)
+        bias = self.attention.in_proj_bias.chunk(3)[2]
+        return self.attention.out_proj(values.flatten(2) + bias)
+
+    def weights(self, content: Tensor, regions: Tensor) -> Tensor:
+        """(n, S, H, cells) how much each head of each sample takes of each cell; arguments as of
+        :meth:`forward`."""
+        samples = self.samples(content).unflatten(-1, (self.num_samples, -1))
+        weights = self._weights(samples, regions.to(samples.dtype))
+        return weights.unflatten(1, (self.num_samples, -1))
+
+    def _weights(self, samples: Tensor, regions: Tensor) -> Tensor:
+        """(n, S H, cells), of samples (n, S, C)."""
+        heads, channels = self.attention.num_heads, self.attention.embed_dim
+        to_query, to_key, _ = self.attention.in_proj_weight.chunk(3)
+        bias = self.attention.in_proj_bias.chunk(3)[0]
+        query = F.linear(samples, to_query, bias) * (channels // heads) ** -0.5
         query = query.unflatten(-1, (heads, -1))  # (n, S, H, d)
         query = torch.einsum("nshd,hdc->nshc", query, to_key.unflatten(0, (heads, -1)))
         query = query.flatten(1, 2)  # (n, S H, C)
         scores = query @ regions.transpose(1, 2) + query @ self.key_position.to(query.dtype).t()
-        found = (scores.softmax(-1) @ regions).unflatten(1, (-1, heads))  # (n, S, H, C)
-        values = torch.einsum("nshc,hdc->nshd", found, to_value.unflatten(0, (heads, -1)))
-        return attention.out_proj(values.flatten(2) + value_bias)
+        return scores.softmax(-1)

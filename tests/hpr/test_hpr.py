@@ -226,6 +226,32 @@ def test_it_starts_as_released():
     assert not torch.equal(*others)
 
 
+@pytest.mark.parametrize("refiner", HEADS)
+def test_a_refiner_of_regions_can_stand_alone(refiner):
+    detector = make_dino(
+        "dino",
+        "model.decoder._target_=hpr.SingleRefinerDecoder",
+        f"+model.decoder.refiner={refiner}",
+        "+model.decoder.inner_channels=4",
+        "+model.decoder.finest_scale=28",
+    )
+    losses = detector(make_batch([2, 1]))
+    sum(losses.values()).backward()
+    assert {name.split("_stage")[0] for name in losses} == {
+        f"loss_{term}{branch}"
+        for term in ("cls", "bbox", "giou")
+        for branch in ("", "_encoder", "_denoising")
+    }
+    for name, parameter in detector.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+    assert not any("sampling_offsets" in name for name in detector.decoder.state_dict())
+    results = [detector.eval()(make_batch([1]))[0]["instances"] for _ in range(2)]
+    detector.decoder.execution.sampling = "grid"
+    results.append(detector(make_batch([1]))[0]["instances"])
+    for other in results[1:]:
+        torch.testing.assert_close(results[0].pred_boxes.tensor, other.pred_boxes.tensor)
+
+
 def test_groups_of_recollection_have_auxiliary_losses():
     detector = make_model()
     route = QueryRecollection(selective_schedule(2))
