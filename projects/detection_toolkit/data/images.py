@@ -61,7 +61,9 @@ def open_picture(file: IO[bytes]) -> Image.Image:
     try:
         return Image.open(file, formats=[f for f in PICTURE_FORMATS if f in _known_formats()])
     except UnidentifiedImageError as error:
-        raise UnidentifiedImageError(f"cannot identify it as one of {', '.join(PICTURE_FORMATS)}") from error
+        raise UnidentifiedImageError(
+            f"cannot identify it as one of {', '.join(PICTURE_FORMATS)}"
+        ) from error
 
 
 @functools.cache
