@@ -13,8 +13,9 @@ from detectron2.data.detection_utils import check_image_size
 from detectron2.data.transforms import AugInput, Augmentation, AugmentationList, Transform
 
 from ..errors import UserError
+from ..texts import shown
 from .copy_paste import AnnotatedImage, CopyPaste, boxes_of_masks, transform_masks
-from .images import MAX_PIXELS, read_image, shown_name
+from .images import MAX_PIXELS, read_image
 from .mapper import DetectionMapper, augment, boxes_of_objects, is_object
 from .strong import ErasingTransform
 
@@ -123,7 +124,7 @@ class WeakStrongMapper(DetectionMapper):
         """
         file_name = record["file_name"]
         if "annotations" not in record:
-            raise UserError(f'{shown_name(file_name)} has no ground truth: it lacks "annotations"')
+            raise UserError(f'{shown(file_name)} has no ground truth: it lacks "annotations"')
         objects = [a for a in record["annotations"] if is_object(a)]
         boxes = boxes_of_objects(objects)
         classes = np.array([a["category_id"] for a in objects], dtype=np.int64)
