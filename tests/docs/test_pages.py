@@ -14,7 +14,7 @@ from small_runs import make_batch, make_detector
 from detection_toolkit.config import apply_overrides, find_config_file, get_config
 
 ROOT = Path(__file__).resolve().parents[2]
-TOP_PAGES = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")]
+TOP_PAGES = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY")]
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), *TOP_PAGES])
 # A page that holds a command line of its own is listed by how it is called.
 ENTRY_POINTS = sorted(

@@ -33,6 +33,7 @@ __all__ = [
     "log_end",
     "log_start",
     "log_training_set",
+    "refuse_linked_logs",
     "set_up_console",
     "set_up_logs",
     "set_up_run",
@@ -75,14 +76,22 @@ def _made_printable(named: logging.Logger) -> logging.Logger:
     return named
 
 
+def refuse_linked_logs(output_dir: str) -> None:
+    """
+    Raises:
+        UserError: a file that Detectron2 appends to is a link.
+    """
+    if "://" not in output_dir:
+        refuse_links(*(path for name in _APPENDED_TO for path in Path(output_dir).glob(name)))
+
+
 def set_up_logs(output_dir: str) -> None:
     """Log to the console, in the main process, and to ``log.txt``; before anything is said.
 
     Raises:
         UserError: a file that is appended to is a link.
     """
-    if "://" not in output_dir:
-        refuse_links(*(path for name in _APPENDED_TO for path in Path(output_dir).glob(name)))
+    refuse_linked_logs(output_dir)
     for name in ("detectron2", "fvcore", "detection_toolkit", *project_names()):
         color = sys.stdout.isatty()
         _made_printable(

@@ -49,7 +49,7 @@ from .hooks import (
     build_ema,
 )
 from .interruption import Interruption
-from .logs import FILE_ONLY, log_end, log_start, log_training_set
+from .logs import FILE_ONLY, log_end, log_start, log_training_set, refuse_linked_logs
 from .random_states import is_random_state, restore_random_state
 from .runs import changes_of_recipe, describe_run
 from .scaling import auto_scale_workers, log_effective_batch
@@ -89,6 +89,7 @@ class Trainer(DefaultTrainer):
         settings = self.settings = RunSettings.from_config(cfg.train)
         if comm.is_main_process():  # also for a run without writers
             PathManager.mkdirs(settings.output_dir)
+            refuse_linked_logs(settings.output_dir)
 
         model = self.build_model(cfg)
         freeze(model, settings.freeze)

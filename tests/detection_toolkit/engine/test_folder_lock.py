@@ -9,7 +9,7 @@ import threading
 import time
 
 import pytest
-from fault_runs import difference, fork, run_forked, run_overrides, wait
+from fault_runs import ROOT, difference, fork, load_tool, run_forked, run_overrides, wait
 from small_runs import data_overrides, write_dataset
 
 from detection_toolkit.engine import folder_lock
@@ -222,6 +222,20 @@ def test_a_disk_without_locks_is_used_with_a_warning(tmp_path, monkeypatch, capl
     monkeypatch.setattr(folder_lock.fcntl, "lockf", lockf)
     with locked_folder(tmp_path):
         assert "cannot be locked" in caplog.text
+
+
+def test_a_run_that_came_and_went_meanwhile_is_not_mixed_with(tmp_path):
+    """Between the look at the folder and the lock."""
+    train_net = load_tool("train_net", ROOT)
+    args = train_net.parse_arguments(
+        train_net.get_parser(),
+        ["--config-file", "stageinteractor/shapes_tiny.py", f"train.output_dir='{tmp_path}'"],
+    )
+    args.is_claimed = True
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+    with pytest.raises(SystemExit, match="holds a run already"):
+        train_net.main(args)
+    assert sorted(os.listdir(tmp_path)) == [LOCK_NAME, "last_checkpoint"]
 
 
 def test_of_two_runs_in_one_folder_one_is_refused_and_the_other_undamaged(tmp_path):
