@@ -28,7 +28,11 @@ import torch
 
 from detection_toolkit.durable import write_text
 from detection_toolkit.engine import user_errors
-from detection_toolkit.engine.arguments import add_overrides_argument, parse_arguments
+from detection_toolkit.engine.arguments import (
+    add_overrides_argument,
+    add_trust_argument,
+    parse_arguments,
+)
 from detection_toolkit.studies import model_costs
 from detection_toolkit.studies.model_costs import (
     Published,
@@ -87,6 +91,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--operators", action="store_true", help="show FLOPs by operator, too")
     parser.add_argument("--skip-memory", action="store_true", help="do not measure memory")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was counted")
+    add_trust_argument(parser)
     add_overrides_argument(parser, "override entries of the config")
     args = parse_arguments(parser, argv)
     if min(args.size) < 1:
@@ -114,6 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 device=args.device,
                 with_memory=not args.skip_memory,
                 published=PUBLISHED,
+                trust_config=args.trust_config,
             )
             all_costs.append(costs)
     if len(all_costs) == 1:

@@ -122,7 +122,9 @@ def test_reports_read_no_config_that_runs_code(tmp_path, mark):
         register_dataset(tmp_path, "a_name_of_nobody")
 
 
-@pytest.mark.parametrize("tool", ["export", "replay_batch", "report", "visualize_stages"])
+@pytest.mark.parametrize(
+    "tool", ["analyze_model", "export", "replay_batch", "report", "visualize_stages"]
+)
 def test_commands_that_read_configs_have_the_flag(tool, capsys):
     with pytest.raises(SystemExit) as ended:
         load_tool(tool).main(["--help"])

@@ -297,16 +297,18 @@ def analyze(
     device: str = "cpu",
     with_memory: bool = True,
     published: Mapping[str, Published] | None = None,
+    trust_config: bool = False,
 ) -> ModelCosts:
     """Costs of one config's model for one image of (height, width) pixels.
 
     Args:
         published: by the config's name below ``configs/``; left out where there are overrides.
+        trust_config: see :func:`~detection_toolkit.config.get_config`.
 
     Raises:
         FileNotFoundError, UserError: there is no such config, or an override does not fit.
     """
-    cfg = apply_overrides(get_config(config), list(overrides))
+    cfg = apply_overrides(get_config(config, trust_config=trust_config), list(overrides))
     height, width = size
     image = torch.zeros(3, height, width)
     inputs: Any = [{"image": image, "height": height, "width": width}]
