@@ -65,7 +65,9 @@ class MergeWeights(_OfHybridStages):
         labels = [f"{place},\n{name}" for place in places for name in names]
         axis.set_yticks(range(len(labels)), labels=labels)
         axis.axhline(len(names) - 0.5, color="black", lw=0.6)
-        _finish(axis, len(records))
+        axis.set_xticks(range(len(records)), labels=[str(t + 1) for t in range(len(records))])
+        axis.set_xlabel("stage", fontsize=LABEL_SIZE + 0.6, labelpad=1)
+        _thin(axis)
 
 
 @STAGE_VIEWERS.register()
@@ -94,30 +96,29 @@ class RegionalAttention(_OfHybridStages):
             yield records
 
     def draw(self, axis: Axes, records: Sequence[Tensor | None]) -> None:
-        """The regions of all stages side by side; 1 is as much as of any cell."""
+        """The regions of all stages, in two rows; 1 is as much as of any cell."""
         maps = [x * x.numel() for x in records if x is not None]
-        side = maps[0].shape[0]
-        gap = torch.full((side, 1), torch.nan)
-        row = torch.cat([part for x in maps for part in (x, gap)][:-1], dim=1)
-        axis.set_title("cells of the region, regional attention", fontsize=7, pad=2.5)
-        top = max(2.0, float(torch.cat(maps).max()))
-        axis.imshow(row.numpy(), cmap="YlGnBu", vmin=0, vmax=top)
+        side, columns = maps[0].shape[0], -(-len(maps) // 2)
+        step = side + 1  # with a gap
+        whole = np.full((2 * step - 1, columns * step - 1), np.nan)
+        axis.set_title("look at the region", fontsize=7, pad=2.5)
         for index, x in enumerate(maps):
-            axis.text(
-                index * (side + 1) + (side - 1) / 2,
-                -0.8,
-                f"{x.min():.1f} to {x.max():.1f}",
-                ha="center",
-                va="bottom",
-                fontsize=LABEL_SIZE,
-            )
+            top, left = (step * place for place in divmod(index, columns))
+            whole[top : top + side, left : left + side] = x.numpy()
+            axis.text(left - 0.2, top - 0.2, index + 1, ha="left", va="top", fontsize=LABEL_SIZE)
+        low, high = np.nanmin(whole), np.nanmax(whole)
+        axis.imshow(whole, cmap="YlGnBu", vmin=0, vmax=max(2.0, high))
         axis.set_yticks([])
-        _finish(axis, len(maps), [i * (side + 1) + (side - 1) / 2 for i in range(len(maps))])
+        axis.set_xticks([])
+        axis.set_xlabel(
+            f"regional cross-attention, by stage:\na cell has {low:.2f} to {high:.2f} of the mean",
+            fontsize=LABEL_SIZE,
+            labelpad=2,
+        )
+        _thin(axis)
 
 
-def _finish(axis: Axes, count: int, places: Sequence[float] | None = None) -> None:
-    axis.set_xticks(places or range(count), labels=[str(t) for t in range(1, count + 1)])
-    axis.set_xlabel("stage", fontsize=LABEL_SIZE + 0.6, labelpad=1)
+def _thin(axis: Axes) -> None:
     axis.tick_params(labelsize=LABEL_SIZE, length=0, pad=1.5)
     for spine in axis.spines.values():
         spine.set_linewidth(0.4)
