@@ -1,5 +1,4 @@
-"""COCO as released HPR models saw it: each image as it comes from the usual augmentation and once
-more with colours, geometry and patches changed, or with large-scale jitter."""
+"""COCO for HPR: every image twice, or large-scale jitter, which has them twice, too."""
 
 from ..label_assigners import compared as _compared
 from .coco_lsj import dataloader as large_scale_jitter
