@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.config import instantiate
-from dino_models import SMALL
+from dino_models import SMALL, make_model
 from small_runs import make_batch
 from torch import Tensor, nn
 
@@ -216,3 +216,23 @@ def test_the_recipe_is_the_released_one(name):
         assert model.backbone.bottom_up.freeze_at == (2 if is_ddq else 1)
     position = model.encoder.position_temperature, model.encoder.position_offset
     assert position == ((20, 0.0) if is_ddq else (10000, -0.5))
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_with_merge_weights_of_the_primary_refiner_alone_it_is_the_base(base):
+    """In training, too: dense and denoising queries, who is active, and losses of the base."""
+    plain = past_its_start(make_model(base)).train()
+    hybrid = small(base, "model.decoder.merge_start=[1,0,0]").double().train()
+    found = hybrid.load_state_dict(plain.state_dict(), strict=False)
+    assert not found.unexpected_keys
+    assert all("auxiliary" in x or "merge_" in x for x in found.missing_keys)
+    batch, results = make_batch([2, 1]), []
+    for model in (plain, hybrid):
+        torch.manual_seed(1)
+        results.append(model(batch))
+    # The order of additions differs where nothing is added.
+    for name, loss in results[0].items():
+        torch.testing.assert_close(results[1][name], loss, rtol=1e-9, atol=1e-12)
+    detections = [model.eval()(batch)[1]["instances"] for model in (plain, hybrid)]
+    assert torch.equal(detections[0].pred_classes, detections[1].pred_classes)
+    torch.testing.assert_close(detections[0].scores, detections[1].scores)
