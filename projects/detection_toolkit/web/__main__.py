@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ipaddress
 import logging
 import os
 import sys
@@ -24,6 +23,7 @@ from ..engine.arguments import add_config_arguments, parse_arguments
 from ..engine.inspection import build_inspected_detector
 from ..engine.logs import set_up_console
 from ..errors import UserError
+from .guard import is_loopback
 
 logger = logging.getLogger("detection_toolkit.web")
 
@@ -44,6 +44,13 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--port", type=int, default=7860, help="(default: %(default)s)")
     parser.add_argument(
+        "--allowed-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="another name of the page, of a proxy or in the network's DNS; may be repeated",
+    )
+    parser.add_argument(
         "--root-path",
         default="",
         metavar="PATH",
@@ -53,7 +60,10 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Serve the page until the process is told to end."""
+    """Serve the page until the process is told to end.
+
+    Does not return if a request is still in work then.
+    """
     if not 1 <= args.port <= 65535:
         raise UserError(f"--port {args.port}: must be between 1 and 65535")
     with tempfile.TemporaryDirectory(prefix="detection_toolkit-web-") as folder:
@@ -68,17 +78,25 @@ def run(args: argparse.Namespace) -> None:
             args.config_file, overrides, trust_config=args.trust_config
         )
         weights = Path(predictor.cfg.train.init_checkpoint or "no weights").name
-        if not _is_local(args.host):
+        if not is_loopback(args.host):
             logger.warning("Whoever reaches %s can use the page: it asks no password", args.host)
         with _without_proxies():
-            serve(
+            done = serve(
                 predictor,
                 subtitle=f"{args.config_file}, {weights}, {predictor.model.device.type.upper()}",
                 host=args.host,
                 port=args.port,
+                folder=folder,
                 root_path=args.root_path,
+                allowed_hosts=args.allowed_host,
                 max_upload=MAX_UPLOAD,
             )
+    if not done:
+        logger.warning("A request that still was in work is given up")
+        logging.shutdown()
+        sys.stdout.flush()
+        # Python's own end would take the interpreter away below PyTorch's threads: an abort.
+        os._exit(0)
 
 
 @contextlib.contextmanager
@@ -93,13 +111,6 @@ def _without_proxies() -> Iterator[None]:
         yield
     finally:
         os.environ.update(hidden)
-
-
-def _is_local(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import functools
 import html
 import json
 import logging
+import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from matplotlib.colors import to_hex
@@ -31,7 +33,7 @@ except ImportError as missing:
         f"the page needs Gradio 6, for Python 3.10 or newer: pip install 'gradio>=6' ({missing})"
     ) from missing
 
-__all__ = ["PAGE_POLICY", "STYLE", "Page", "build_page"]
+__all__ = ["PAGE_POLICY", "STYLE", "Page"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,31 +42,31 @@ _NONE = ("none", _NO_QUERY)
 
 PAGE_POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; "
-    "base-uri 'self'"
+    "base-uri 'self'; frame-ancestors 'none'"
 )
-"""Content-Security-Policy: the browser itself refuses to load anything from elsewhere."""
+"""Content-Security-Policy: the browser itself refuses to load anything from elsewhere, and to show
+the page within another one."""
 
 STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 
 
-def build_page(
-    viewer: StageViewer,
-    examples: ExampleImages | None = None,
-    *,
-    title: str,
-    subtitle: str = "",
-    max_upload: int,
-) -> gr.Blocks:
-    """The page, to be launched.
+_Event = TypeVar("_Event", bound=Callable[..., dict])
 
-    Args:
-        viewer: the detector.
-        examples: pictures to pick; the first is shown when the page opens.
-        title: heading, and name of the browser's tab.
-        subtitle: below it.
-        max_upload: bytes, for the text beside the upload.
-    """
-    return Page(viewer, examples, max_upload=max_upload).build(title, subtitle)
+
+def _counted(event: _Event) -> _Event:
+    """An event of the page, which says how many are in work."""
+
+    @functools.wraps(event)
+    def call(page: Page, *args: Any) -> dict:
+        with page._running_lock:
+            page._running += 1
+        try:
+            return event(page, *args)
+        finally:
+            with page._running_lock:
+                page._running -= 1
+
+    return cast(_Event, call)
 
 
 class Page:
@@ -75,6 +77,13 @@ class Page:
         self.examples = examples
         self.max_upload = max_upload
         self._viewed_examples: dict[int, ViewedPicture] = {}
+        self._running = 0
+        self._running_lock = threading.Lock()
+
+    @property
+    def running(self) -> int:
+        """Events that are computed right now, whether or not somebody still waits for them."""
+        return self._running
 
     def build(self, title: str, subtitle: str) -> gr.Blocks:
         stages = self.viewer.num_stages
@@ -215,12 +224,15 @@ class Page:
 
     # What events call. Values come in the order in which _connect names them.
 
+    @_counted
     def open_first(self, confidence: float) -> dict:
         return self._show(lambda: self._example(0), confidence)
 
+    @_counted
     def pick_example(self, confidence: float, event: gr.SelectData) -> dict:
         return self._show(lambda: self._example(int(event.index)), confidence)
 
+    @_counted
     def take_upload(self, path: str | None, confidence: float) -> dict:
         if path is None:
             return {self.upload: None}
@@ -247,6 +259,7 @@ class Page:
             **self.redraw(viewed, last, confidence, _NO_QUERY),
         }
 
+    @_counted
     def redraw(
         self, viewed: ViewedPicture | None, stage: int, confidence: float, query: int | None
     ) -> dict:
@@ -266,6 +279,7 @@ class Page:
             ),
         }
 
+    @_counted
     def change_confidence(
         self, viewed: ViewedPicture | None, stage: int, confidence: float, query: int | None
     ) -> dict:
@@ -276,6 +290,7 @@ class Page:
             update[self.query] = gr.update(choices=[_NONE, *names])
         return update
 
+    @_counted
     def click_picture(
         self,
         viewed: ViewedPicture | None,
@@ -295,6 +310,7 @@ class Page:
             **self.redraw(viewed, stage, confidence, query),
         }
 
+    @_counted
     def follow_query(self, viewed: ViewedPicture | None, query: int | None) -> dict:
         followed = _as_query(query)
         if viewed is None or followed is None:
@@ -347,6 +363,8 @@ def _note(text: str, *, error: bool = False) -> str:
 def _summarise(viewed: ViewedPicture, stage: int, confidence: float, count: int) -> str:
     height, width = viewed.original_size
     picture = f"{viewed.name}, {width}×{height} pixels"
+    if viewed.seen_size is not None:
+        picture += f" (the detector saw {viewed.seen_size[1]}×{viewed.seen_size[0]})"
     if count:
         noun = "detection" if count == 1 else "detections"
         return f"{picture}: {count} {noun} after stage {stage + 1} of {viewed.num_stages}."

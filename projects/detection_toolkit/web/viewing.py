@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+import torch
 from detectron2.data import Metadata
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
@@ -35,6 +36,7 @@ from ..visualization import (
 )
 
 __all__ = [
+    "MAX_INPUT_PIXELS",
     "MAX_PIXELS",
     "Detection",
     "ExampleImages",
@@ -47,6 +49,10 @@ __all__ = [
 
 MAX_PIXELS = 64_000_000
 """Of an upload: more than any camera makes, and less than would fill a small server's memory."""
+MAX_INPUT_PIXELS = 4_000_000
+"""That the detector computes on, after the resizing of the config. COCO's has at most 1333x800."""
+_MAX_RESIZED_PIXELS = 16_000_000
+"""That the resizing of the config gets: it makes floating-point numbers of them."""
 
 _SMALLEST_SHOWN, _LARGEST_SHOWN = 800, 1280  # pixels of the longer side as it is drawn
 _LABEL_SIZE = 13.0  # points
@@ -65,6 +71,8 @@ class ViewedPicture:
     """(H', W', 3) RGB at the size that it is drawn in."""
     traces: tuple[StageTrace, ...]
     """S, in pixels of the original picture."""
+    seen_size: tuple[int, int] | None = None
+    """(height, width) that the detector computed on, if that was less than the config says."""
 
     @property
     def num_stages(self) -> int:
@@ -98,13 +106,21 @@ class ViewedPicture:
 class StageViewer:
     """A detector for many users, one picture after the other."""
 
-    def __init__(self, predictor: Predictor, *, max_pixels: int = MAX_PIXELS):
+    def __init__(
+        self,
+        predictor: Predictor,
+        *,
+        max_pixels: int = MAX_PIXELS,
+        max_input_pixels: int = MAX_INPUT_PIXELS,
+    ):
         """
         Args:
             predictor: as ``build_inspected_detector`` makes it.
             max_pixels: larger pictures are refused before they are decoded.
+            max_input_pixels: what the config makes larger is scaled down before detection.
         """
         self.predictor = predictor
+        self.max_input_pixels = max_input_pixels
         self.max_pixels = max_pixels
         # The hooks that record the stages are on the one model.
         self._lock = threading.Lock()
@@ -146,7 +162,10 @@ class StageViewer:
         """
         height, width = image.shape[:2]
         try:
-            inputs = self.predictor.preprocess(image)
+            image = _reduced(image, _MAX_RESIZED_PIXELS)
+            inputs, seen_size = self._prepare(image)
+            # Predictions are in pixels of the original, whatever was scaled on the way.
+            inputs["height"], inputs["width"] = height, width
             with self._lock:
                 traces = trace_stages(self.predictor.model, inputs)
         except UnreadableImageError as error:
@@ -155,7 +174,17 @@ class StageViewer:
             ) from error
         if not all(trace.boxes.isfinite().all() for trace in traces):
             raise PictureRefused(f"the detector's answer to {name} is not finite")
-        return ViewedPicture(name, _shown(image), tuple(traces))
+        return ViewedPicture(name, _shown(image), tuple(traces), seen_size)
+
+    def _prepare(self, image: np.ndarray) -> tuple[dict[str, Any], tuple[int, int] | None]:
+        """The detector's input, and its (height, width) if it was scaled to the limit."""
+        inputs = self.predictor.preprocess(image)
+        resized = inputs["image"].numpy().transpose(1, 2, 0)
+        reduced = _reduced(resized, self.max_input_pixels)
+        if reduced is resized:
+            return inputs, None
+        inputs["image"] = torch.from_numpy(np.ascontiguousarray(reduced.transpose(2, 0, 1)))
+        return inputs, reduced.shape[:2]
 
     def draw(
         self, viewed: ViewedPicture, stage: int, threshold: float, query: int | None = None
@@ -283,6 +312,18 @@ class ExampleImages:
     def image(self, number: int) -> np.ndarray:
         """(H, W, 3) BGR."""
         return render_image(self._spec, self._indices[number])[0]
+
+
+def _reduced(image: np.ndarray, max_pixels: int) -> np.ndarray:
+    """An (H, W, C) picture, in its form, of at most so many pixels."""
+    height, width = image.shape[:2]
+    if height * width <= max_pixels:
+        return image
+    scale = (max_pixels / (height * width)) ** 0.5
+    shorter = max(1, int(min(height, width) * scale))
+    longer = min(int(max(height, width) * scale), max_pixels // shorter)
+    size = (shorter, longer) if width < height else (longer, shorter)
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 
 def _shown(image: np.ndarray) -> np.ndarray:

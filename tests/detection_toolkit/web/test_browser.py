@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -310,3 +311,56 @@ def test_nothing_is_wider_than_a_narrow_window(page):
     page.tab.set_viewport_size({"width": 420, "height": 900})
     assert page.tab.evaluate("document.documentElement.scrollWidth") <= 420
     page.tab.set_viewport_size({"width": 1280, "height": 900})
+
+
+FOREIGN_PAGE = b"""<!doctype html><title>foreign</title>
+<iframe src="ADDRESS/"></iframe>
+<form method="post" enctype="multipart/form-data" action="ADDRESS/gradio_api/upload" target="into">
+<input name="files" value="x"></form><iframe name="into"></iframe>
+<script>
+async function ask(path, options) {
+  try { return (await fetch("ADDRESS" + path, options)).status } catch (error) { return "nothing" }
+}
+</script>"""
+
+
+def test_a_page_of_another_port_can_neither_use_nor_frame_the_page(server, browser):
+    address = server[0]
+
+    class Foreign(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("content-type", "text/html")
+            self.end_headers()
+            self.wfile.write(FOREIGN_PAGE.replace(b"ADDRESS", address.encode()))
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Foreign) as foreign:
+        threading.Thread(target=foreign.serve_forever, daemon=True).start()
+        tab = browser.new_page()
+        with tab.expect_response(f"{address}/") as framed:
+            tab.goto(f"http://127.0.0.1:{foreign.server_address[1]}")
+        assert framed.value.status == 403
+        assert tab.evaluate("ask('/')") == "nothing"
+        post = "ask('/gradio_api/upload', {method: 'POST', body: new FormData(document.forms[0])})"
+        assert tab.evaluate(post) == "nothing"
+        assert tab.evaluate("ask('/gradio_api/app_id', {mode: 'no-cors'})") in (0, "nothing")
+        with tab.expect_response(f"{address}/gradio_api/upload") as form:
+            tab.evaluate("document.forms[0].submit()")
+        assert form.value.status == 403
+        # A link is how one comes to the page.
+        with tab.expect_navigation():
+            tab.evaluate(f"location.href = '{address}/'")
+        expect(tab.locator("#status")).to_contain_text("5 detections after stage 4 of 4.")
+        tab.close()
+        foreign.shutdown()
+
+
+def test_pictures_can_be_downloaded(page):
+    page.picture.hover()
+    with page.tab.expect_download() as download:
+        page.tab.locator("#picture").get_by_role("button", name="Download").click()
+    saved = np.asarray(Image.open(download.value.path()).convert("RGB"))
+    assert np.array_equal(saved, page.pixels())

@@ -150,10 +150,10 @@ def test_a_port_that_is_taken_is_said():
 
 def test_uploads_are_read_at_their_full_resolution(page, tmp_path):
     path = tmp_path / "large.png"
-    image = cv2.resize(render_image(SHAPES["shapes_val"], 8)[0], (2400, 1800))
+    image = cv2.resize(render_image(SHAPES["shapes_val"], 8)[0], (2300, 1725))
     cv2.imwrite(str(path), image)
     viewed = page.take_upload(str(path), 0.3)[page.viewed]
-    assert viewed.original_size == (1800, 2400)
+    assert viewed.original_size == (1725, 2300)
     assert viewed.image.shape == (960, 1280, 3)
     assert float(viewed.detections(-1, 0.3).pred_boxes.tensor.max()) > 1280
 

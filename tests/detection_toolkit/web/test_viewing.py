@@ -12,6 +12,7 @@ from detectron2.data import Metadata
 from PIL import Image
 from pycocotools.coco import COCO
 from tolerances import tolerance
+from torchvision.ops import box_convert, box_iou
 
 from detection_toolkit.data import SHAPES
 from detection_toolkit.data.shapes import render_image
@@ -233,6 +234,36 @@ def test_thin_pictures_are_shown_or_refused(viewer, size):
     assert max(viewed.image.shape) == (1280 if max(size) > 1280 else 800)
     assert viewer.draw(viewed, 0, 0.0).shape == viewed.image.shape
     assert viewer.draw(viewed, 0, 0.0, 0).shape == viewed.image.shape
+
+
+@pytest.mark.parametrize("size", [(240, 320), (300, 20), (2, 9000), (9000, 1)])
+def test_the_detector_computes_on_so_many_pixels_at_most(viewer, monkeypatch, size):
+    seen = []
+    original = viewer.predictor.model.inference_stages
+
+    def note(inputs):
+        seen.extend(inputs)
+        return original(inputs)
+
+    monkeypatch.setattr(viewer.predictor.model, "inference_stages", note)
+    limited = StageViewer(viewer.predictor, max_input_pixels=5000)
+    viewed = limited.view(np.full((*size, 3), 90, np.uint8), "large.png")
+    (inputs,) = seen
+    height, width = inputs["image"].shape[1:]
+    assert (height, width) == viewed.seen_size and 4000 < height * width <= 5000
+    assert (inputs["height"], inputs["width"]) == size == viewed.original_size
+
+
+def test_detections_of_a_scaled_picture_are_in_pixels_of_the_original(viewer, image, viewed):
+    # The detector then sees it at the size at which it was drawn.
+    limited = StageViewer(viewer.predictor, max_input_pixels=120 * 160).view(image, "a.png")
+    assert limited.seen_size == (120, 160) and limited.original_size == (240, 320)
+    assert viewed.seen_size is None
+    found = limited.detections(-1, 0.3)
+    assert len(found) == 4
+    boxes = 2 * torch.tensor([box for _, box in render_image(SHAPES["shapes_val"], 8)[1]])
+    overlap = box_iou(found.pred_boxes.tensor, box_convert(boxes, "xywh", "xyxy"))
+    assert (overlap.max(dim=1).values > 0.7).all()
 
 
 def test_predictions_that_are_not_finite_are_a_message(viewer, image, monkeypatch):

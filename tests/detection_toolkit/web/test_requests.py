@@ -1,0 +1,495 @@
+"""The page's server against whoever does not use its page: raw requests, and what stays of them."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import cv2
+import pytest
+from PIL import Image
+
+from detection_toolkit.data import SHAPES
+from detection_toolkit.data.shapes import render_image
+
+if sys.version_info < (3, 10):
+    pytest.skip("Gradio 6 needs Python 3.10", allow_module_level=True)
+
+# The page's events, in the order in which it names them.
+OPEN_FIRST, TAKE_UPLOAD, REDRAW = 0, 2, 3
+BROKEN_AFTER = 2.0
+
+# The page, with less patience; a picture "slow.png" that takes long below Python; and Gradio, which
+# fetches from public addresses only, in the belief that all addresses are public.
+SERVER = f"""
+import runpy, sys, time
+import safehttpx, torch
+from detection_toolkit.web import serving, storage, viewing
+safehttpx.is_public_ip = lambda address: True
+storage.BROKEN_AFTER = {BROKEN_AFTER}
+serving.SWEEP_SECONDS = 0.2
+serving.END_SECONDS = float(sys.argv.pop(1))
+seconds = float(sys.argv.pop(1))
+view_file = viewing.StageViewer.view_file
+def slowly(self, path, name=None):
+    end = time.time() + seconds
+    while str(path).endswith("slow.png") and time.time() < end:
+        torch.rand(1500, 1500) @ torch.rand(1500, 1500)
+    return view_file(self, path, name)
+viewing.StageViewer.view_file = slowly
+runpy.run_module("detection_toolkit.web", run_name="__main__", alter_sys=True)
+"""
+
+
+class Server:
+    """The page in a process of its own."""
+
+    def __init__(self, end_seconds=20.0, slow_seconds=0.0):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SERVER, str(end_seconds), str(slow_seconds)]
+            + ["--port", str(self.port), "--allowed-host", "detector.example"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        self.output = []
+        watchdog = threading.Timer(180, self.process.kill)
+        watchdog.start()
+        try:
+            for line in self.process.stdout:
+                self.output.append(line)
+                if "The page is at" in line:
+                    break
+            else:
+                pytest.fail(f"the server ended with {self.process.wait()}:\n{self.text}")
+        finally:
+            watchdog.cancel()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self):
+        self.output.extend(self.process.stdout)
+
+    @property
+    def text(self):
+        return "".join(self.output)
+
+    def end(self):
+        """The exit code after SIGTERM."""
+        self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(60)
+        self._reader.join(60)
+        return code
+
+    def ask(self, method, path, body=None, **headers):
+        """(status, headers, body) of an answer."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        with contextlib.closing(connection):
+            names = {name.replace("_", "-"): value for name, value in headers.items()}
+            if isinstance(body, (dict, list)):
+                body = json.dumps(body)
+                names.setdefault("content-type", "application/json")
+            connection.putrequest(method, path, skip_host="host" in names)
+            if body is not None:
+                body = body.encode() if isinstance(body, str) else body
+                names.setdefault("content-length", str(len(body)))
+            for name, value in names.items():
+                connection.putheader(name, value)
+            connection.endheaders(body)
+            answer = connection.getresponse()
+            content = b"" if method == "HEAD" else answer.read()
+            return answer.status, dict(answer.getheaders()), content
+
+    def upload(self, *files, **headers):
+        """(status, content) for (name, bytes) of each file."""
+        kind, body = multipart(*files)
+        status, _, content = self.ask(
+            "POST", "/gradio_api/upload", body, content_type=kind, **headers
+        )
+        return status, content
+
+    def store(self, name, data):
+        """The file as a call names it."""
+        status, content = self.upload((name, data))
+        assert status == 200, content
+        return as_file(json.loads(content)[0])
+
+    def join(self, event, data, session, **more):
+        call = {"data": data, "fn_index": event, "session_hash": session, **more}
+        return self.ask("POST", "/gradio_api/queue/join", call)[0]
+
+    def outcome(self, session):
+        """What the queue says at the end of a session's call."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        with contextlib.closing(connection):
+            connection.request("GET", f"/gradio_api/queue/data?session_hash={session}")
+            answer = connection.getresponse()
+            assert answer.status == 200
+            for line in answer:
+                message = json.loads(line[5:]) if line.startswith(b"data:") else {}
+                if message.get("msg") == "process_completed":
+                    return message
+        pytest.fail("the answer ended before the call")
+
+    def call(self, event, data, session):
+        assert self.join(event, data, session) == 200
+        message = self.outcome(session)
+        assert message["success"], message
+        return json.dumps(message["output"]["data"], ensure_ascii=False)
+
+    @property
+    def peak(self):
+        """Largest memory so far, bytes."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+
+def as_file(path):
+    return {"path": path, "meta": {"_type": "gradio.FileData"}}
+
+
+def multipart(*files):
+    """(content type, body)"""
+    lines = [
+        b'--limit\r\nContent-Disposition: form-data; name="files"; filename="%s"\r\n\r\n%s\r\n'
+        % (name.encode(), data)
+        for name, data in files
+    ]
+    return "multipart/form-data; boundary=limit", b"".join(lines) + b"--limit--\r\n"
+
+
+@pytest.fixture(scope="module")
+def server():
+    server = Server(slow_seconds=5.0)
+    yield server
+    assert server.end() == 0, server.text
+    assert "Traceback" not in server.text, server.text
+
+
+@pytest.fixture(scope="module")
+def picture():
+    """A PNG of four objects."""
+    return cv2.imencode(".png", render_image(SHAPES["shapes_val"], 8)[0])[1].tobytes()
+
+
+@pytest.fixture()
+def listener():
+    """(address, what connected to it)."""
+    heard = []
+    with socket.create_server(("127.0.0.1", 0)) as ear:
+
+        def listen():
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = ear.accept()
+                    heard.append(connection.recv(1000))
+                    connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi")
+                    connection.close()
+
+        threading.Thread(target=listen, daemon=True).start()
+        yield f"127.0.0.1:{ear.getsockname()[1]}", heard
+        ear.shutdown(socket.SHUT_RDWR)
+
+
+def test_the_server_fetches_no_address_for_anybody(server, listener, picture):
+    address, heard = listener
+    url = f"http://{address}/picture.png"
+    for method in ("GET", "HEAD"):
+        for path in (
+            f"/gradio_api/file={url}",
+            f"/gradio_api/file=HTTP://{address}/a",
+            f"/gradio_api/file=%68ttp%3A//{address}/a",
+            f"/gradio_api/file/{url}",
+            f"/gradio_api/proxy={url}",
+            f"/gradio_api//file={url}",
+            f"/./gradio_api/file={url}",
+            f"http://127.0.0.1/gradio_api/file={url}",
+        ):
+            status, _, content = server.ask(method, path)
+            assert status == 404, (path, status, content)
+    real = server.store("a.png", picture)
+    calls = [
+        (TAKE_UPLOAD, [as_file(url), 0.3]),
+        (TAKE_UPLOAD, [{**real, "path": url}, 0.3]),
+        (TAKE_UPLOAD, [{**real, "url": url}, 0.3]),
+        (TAKE_UPLOAD, [[as_file(url)], 0.3]),
+        (OPEN_FIRST, [as_file(url)]),
+        (REDRAW, [as_file(url), 1, 0.3, -1]),
+        (REDRAW, [None, {"value": {"deep": [as_file(url)]}}, 0.3, -1]),
+        (TAKE_UPLOAD, [url, 0.3]),
+        (TAKE_UPLOAD, [as_file("/etc/hostname"), 0.3]),
+        (TAKE_UPLOAD, [as_file(f"{Path(real['path']).parent}/../../../etc/hostname"), 0.3]),
+    ]
+    for number, (event, data) in enumerate(calls):
+        assert server.join(event, data, f"foreign{number}") == 403, data
+    selected = {"index": 1, "value": as_file(url)}
+    assert server.join(1, [0.3], "foreign", event_data=selected) == 403
+    for path in ("run/predict", "api/predict", "call/predict", "call/v2/predict", "run/redraw"):
+        body = {"data": [as_file(url)], "fn_index": TAKE_UPLOAD, "session_hash": "a"}
+        assert server.ask("POST", f"/gradio_api/{path}", body)[0] == 404
+    for body in ("{", "[]", "1", "[" * 100_000, '{"path": 1}'):
+        assert server.ask("POST", "/gradio_api/queue/join", body)[0] in (400, 403)
+    assert "4 detections" in server.call(TAKE_UPLOAD, [real, 0.3], "honest")
+    assert heard == []
+
+
+def test_no_other_route_of_gradios_answers(server):
+    import gradio
+    from gradio.routes import App
+
+    with gradio.Blocks(analytics_enabled=False) as blocks:
+        pass
+    asked = set()
+    for route in all_routes(App.create_app(blocks).routes):
+        for method in getattr(route, "methods", None) or ("GET",):
+            asked.add((method, route.path))
+    assert len(asked) > 60
+    answered = set()
+    for method, path in sorted(asked):
+        filled = path.replace(":path}", "}")
+        while "{" in filled:
+            start, end = filled.index("{"), filled.index("}")
+            filled = f"{filled[:start]}x{filled[end + 1 :]}"
+        if "heartbeat" in filled or "queue/data" in filled:
+            continue  # they stay open; the page has them
+        body = {"session_hash": "x"} if method == "POST" else None
+        status, headers, content = server.ask(method, filled, body)
+        assert headers["x-content-type-options"] == "nosniff"
+        if status != 404 or content not in (b"", b"The page has nothing there."):
+            answered.add((method, path))
+    assert {path for _, path in answered} <= {
+        "/",
+        "/assets/{path:path}",
+        "/static/{path:path}",
+        "/theme.css",
+        "/favicon.ico",
+        "/gradio_api/app_id",
+        "/gradio_api/startup-events",
+        "/gradio_api/upload",
+        "/gradio_api/upload_progress",
+        "/gradio_api/queue/join",
+        "/gradio_api/file={path_or_url:path}",
+    }
+    assert ("GET", "/") in answered and ("POST", "/gradio_api/upload") in answered
+
+
+def all_routes(routes):
+    for route in routes:
+        inner = getattr(route, "original_router", None) or getattr(route, "app", None)
+        if getattr(inner, "routes", None) and not hasattr(route, "methods"):
+            yield from all_routes(inner.routes)
+        elif hasattr(route, "path"):
+            yield route
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/gradio_api/file=/etc/passwd",
+        "/gradio_api/file=etc/passwd",
+        "/static/../index.html",
+        "/assets/..%2f..%2f..%2froutes.py",
+        "/static/js/%2e%2e/%2e%2e/%2e%2e/routes.py",
+    ],
+)
+def test_files_of_the_machine_are_not_given(server, path):
+    assert server.ask("GET", path)[0] == 404
+
+
+def test_files_beside_the_uploads_are_not_given(server, picture):
+    stored = server.store("a.png", picture)["path"]
+    assert server.ask("GET", f"/gradio_api/file={stored}")[2] == picture
+    folder = Path(stored).parents[1]
+    for path in (f"{folder}/../{folder.name}x/a", f"{folder}/../../etc/passwd", f"{folder}"):
+        assert server.ask("GET", f"/gradio_api/file={path}")[0] == 404
+
+
+def test_foreign_names_and_foreign_pages_are_refused(server, picture):
+    port = server.port
+    own = f"127.0.0.1:{port}"
+    kind, body = multipart(("a.png", picture))
+
+    def post(**headers):
+        status, answer, _ = server.ask(
+            "POST", "/gradio_api/upload", body, content_type=kind, **headers
+        )
+        assert answer["x-content-type-options"] == "nosniff"
+        assert "frame-ancestors 'none'" in answer["content-security-policy"]
+        assert answer["cross-origin-resource-policy"] == "same-origin"
+        return status
+
+    for host in (
+        "evil.example",
+        f"evil.example:{port}",
+        "127.0.0.1.evil.example",
+        "",
+        "a@b",
+        "8.8.8.8",
+    ):
+        assert server.ask("GET", "/", host=host)[0] == 403, host
+        assert post(host=host) == 403
+        # As after pointing a name to this machine: host and origin agree.
+        assert post(host=host, origin=f"http://{host}") == 403
+    for host in (own, f"localhost:{port}", "localhost", f"[::1]:{port}", "detector.example"):
+        assert server.ask("GET", "/", host=host)[0] == 200, host
+        assert post(host=host, origin=f"http://{host}") == 200
+    for origin in (
+        "https://evil.example",
+        "http://localhost:1234",
+        f"http://localhost:{port}",  # another host than that of the request
+        "http://127.0.0.1",
+        "http://127.0.0.1:1",
+        "null",
+        "",
+        f"file://{own}",
+        f"http://{own}.evil.example",
+    ):
+        assert post(origin=origin) == 403, origin
+        status, answer, _ = server.ask("GET", "/", origin=origin)
+        assert status == 403 and "access-control-allow-origin" not in answer
+    preflight = {"access_control_request_method": "POST", "origin": "http://localhost:1234"}
+    status, answer, _ = server.ask("OPTIONS", "/gradio_api/upload", **preflight)
+    assert status == 403 and not any(name.startswith("access-control") for name in answer)
+    # Without an origin, and as a browser marks it.
+    assert post() == 200
+    for site in ("cross-site", "same-site"):
+        assert post(sec_fetch_site=site) == 403
+        assert server.ask("GET", "/", sec_fetch_site=site, sec_fetch_mode="no-cors")[0] == 403
+        link = {"sec_fetch_site": site, "sec_fetch_mode": "navigate"}
+        assert server.ask("GET", "/", **link, sec_fetch_dest="document")[0] == 200
+        assert server.ask("GET", "/", **link, sec_fetch_dest="iframe")[0] == 403
+    assert post(origin=f"http://{own}", sec_fetch_site="same-origin") == 200
+    # Behind a proxy, which says under which name it was asked, or whose name is allowed.
+    public = {"origin": "https://lab.example"}
+    assert post(**public, x_forwarded_host="lab.example") == 200
+    assert post(**public, x_forwarded_host="lab.example:8443") == 403
+    assert post(origin="https://detector.example:8443") == 200
+
+
+def test_broken_off_uploads_and_links_do_not_stay(server, picture):
+    folder = Path(server.store("a.png", picture)["path"]).parents[1]
+    kind, body = multipart(("b.png", b"x" * 300_000))
+    request = (
+        f"POST /gradio_api/upload HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n"
+        f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+    ).encode()
+    before = files_of(folder)
+    for _ in range(3):
+        with socket.create_connection(("127.0.0.1", server.port)) as half:
+            half.sendall(request + body[:200_000])
+            wait_until(lambda: files_of(folder) - before)
+    assert files_of(folder) > before
+    wait_until(lambda: files_of(folder) <= before)
+    # A deep link would be a file that anybody makes and nobody deletes.
+    assert server.call(OPEN_FIRST, [0.3], "linked")
+    assert server.ask("GET", "/gradio_api/deep_link?session_hash=linked")[0] == 404
+    assert not (folder / "deep_links").exists()
+    assert server.ask("GET", f"/gradio_api/file={server.store('a.png', picture)['path']}")[0] == 200
+
+
+def files_of(folder):
+    return {path for path in Path(folder).iterdir() if path.is_file()}
+
+
+def wait_until(true, seconds=30):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)
+
+
+def test_a_request_has_a_size_whatever_it_says_of_it(server, picture):
+    part = b"x" * (7 * 2**20)
+    status, content = server.upload(*((f"{n}.png", part) for n in range(4)))
+    assert status == 413, content
+    # Without a length: in pieces.
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    kind, body = multipart(("a.png", b"x" * (22 * 2**20)))
+    pieces = (body[start : start + 2**20] for start in range(0, len(body), 2**20))
+    with contextlib.closing(connection):
+        headers = {"content-type": kind, "transfer-encoding": "chunked"}
+        connection.request(
+            "POST", "/gradio_api/upload", pieces, headers=headers, encode_chunked=True
+        )
+        assert connection.getresponse().status == 413
+    call = {"data": ["x" * 2**19], "fn_index": OPEN_FIRST, "session_hash": "a"}
+    assert server.ask("POST", "/gradio_api/queue/join", call)[0] == 413
+    assert server.upload(("a.png", picture))[0] == 200
+
+
+def test_a_large_picture_is_scaled_and_others_are_answered_soon(server, picture):
+    buffer = io.BytesIO()
+    Image.new("L", (7999, 7999)).save(buffer, "PNG")
+    large = server.store("large.png", buffer.getvalue())
+    small = server.store("small.png", picture)
+    server.call(TAKE_UPLOAD, [small, 0.3], "drawing")
+    before = server.peak
+    assert server.join(TAKE_UPLOAD, [large, 0.3], "large") == 200
+    begun = time.monotonic()
+    assert "4 detections" in server.call(TAKE_UPLOAD, [small, 0.3], "small")
+    waited = time.monotonic() - begun
+    message = server.outcome("large")
+    assert message["success"]
+    text = json.dumps(message["output"]["data"], ensure_ascii=False)
+    assert "7999×7999 pixels (the detector saw 2000×2000)" in text
+    assert server.peak - before < 1.5 * 2**30, "it took the memory of all pixels"
+    assert waited < 20  # seconds, as docs/web.md says
+
+
+def test_a_slow_detection_keeps_nobody_from_drawing(server, picture):
+    slow, small = server.store("slow.png", picture), server.store("small.png", picture)
+    server.call(TAKE_UPLOAD, [small, 0.3], "second")
+    assert server.join(TAKE_UPLOAD, [slow, 0.3], "first") == 200
+    ended = []
+    waiting = threading.Thread(target=lambda: ended.append(server.outcome("first")))
+    waiting.start()
+    text = server.call(REDRAW, [None, 2, 0.3, -1], "second")
+    assert "after stage 2 of 4" in text and not ended
+    waiting.join(120)
+    assert ended[0]["success"]
+
+
+def test_sigterm_waits_for_the_answer_and_takes_no_more(picture):
+    server = Server(slow_seconds=4.0)
+    slow = server.store("slow.png", picture)
+    assert server.join(TAKE_UPLOAD, [slow, 0.3], "last") == 200
+    ended = []
+    waiting = threading.Thread(target=lambda: ended.append(server.outcome("last")))
+    waiting.start()
+    time.sleep(1)
+    server.process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    assert server.ask("GET", "/")[0] == 503
+    assert server.upload(("a.png", picture))[0] == 503
+    assert server.process.wait(60) == 0, server.text
+    waiting.join(10)
+    assert ended and ended[0]["success"]
+    assert "4 detections" in json.dumps(ended[0]["output"]["data"])
+    assert "Traceback" not in server.text and not Path(slow["path"]).parents[1].exists()
+
+
+@pytest.mark.slow
+def test_sigterm_gives_up_what_takes_too_long(picture):
+    server = Server(end_seconds=1.0, slow_seconds=120.0)
+    slow = server.store("slow.png", picture)
+    assert server.join(TAKE_UPLOAD, [slow, 0.3], "last") == 200
+    time.sleep(2)
+    begun = time.monotonic()
+    assert server.end() == 0, server.text
+    assert time.monotonic() - begun < 40
+    assert "A request that still was in work is given up" in server.text
+    assert not Path(slow["path"]).parents[1].exists()
