@@ -13,6 +13,7 @@ from hpr_models import make_model, small_config
 from small_runs import make_batch
 from torch import Tensor, nn
 
+from detection_toolkit.checkpoint.checkpointer import Checkpointer
 from detection_toolkit.checkpoint.official import (
     CheckpointMismatchError,
     adapt_checkpoint,
@@ -142,6 +143,16 @@ def test_from_a_plain_dino_of_mmdetection_it_starts_as_that_dino():
         one, other = one["instances"], other["instances"]
         assert torch.equal(one.pred_boxes.tensor, other.pred_boxes.tensor)
         assert torch.equal(one.scores, other.scores)
+
+
+def test_a_plain_dino_is_no_whole_hpr_where_a_model_is_only_read(tmp_path):
+    same = ["model.decoder.prediction_eps=1e-5", "model.backbone.bias=false"]
+    dino = named(make_dino("dino", *same, f"model.pixel_std={small_config().pixel_std}"))
+    weights = convert_to_official(dino.state_dict(), dino, source="mmdetection3")
+    torch.save({"state_dict": weights}, tmp_path / "dino.pth")
+    detector = named(make_model("model.decoder.merge_start=[1,0,0]"))
+    with pytest.raises(CheckpointMismatchError, match="auxiliary"):
+        Checkpointer(detector, strict=True).load(str(tmp_path / "dino.pth"))
 
 
 def test_weights_that_lack_a_tensor_or_have_another_are_refused():
