@@ -15,6 +15,7 @@ import logging
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -457,6 +458,38 @@ class Soak:
             lambda i: try_checkpoint(damaged(good, generator), path),
         )
 
+    def send_requests(self, count: int, number: int) -> None:
+        """To the page's server: bytes of good requests, changed at random, or broken off. It may
+        refuse, but must go on to serve its page, and end well."""
+        generator = np.random.default_rng(number)
+        log = self.folder / "page.txt"
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = [sys.executable, "-m", "detection_toolkit.web", "--port", str(port)]
+        with (
+            self.row("requests to the page, changed at random") as row,
+            log.open("w") as output,
+            subprocess.Popen(command, stdout=output, stderr=output) as server,
+        ):
+            while server.poll() is None and "The page is at" not in log.read_text():
+                time.sleep(0.1)
+            good, *others = (request.replace(b"PORT", b"%d" % port) for request in _REQUESTS)
+            answered = 0
+            for i in range(count):
+                row.tried += 1
+                request = damaged([good, *others][i % len(_REQUESTS)], generator)
+                answered += bool(_answer(port, request, seconds=1))
+                # Of another user.
+                if not _answer(port, good, seconds=20).startswith(b"HTTP/1.1 200"):
+                    self.lose(row, 1, f"no page after request {i}", log.with_suffix(""))
+                    break
+            server.send_signal(signal.SIGTERM)
+            code = server.wait(HANGS)
+            if code:
+                self.lose(row, 1, f"the server ended with {code}", log.with_suffix(""))
+            row.note = row.note or f"{answered} answered"
+
     def print_table(self) -> None:
         """The figures."""
         rows = [
@@ -465,6 +498,32 @@ class Soak:
         ]
         headers = ["fault", "tried", "survived", "lost", "seconds", ""]
         print("\n" + tabulate(rows, headers=headers, tablefmt="github"))
+
+
+_HEAD = b" HTTP/1.1\r\nHost: localhost:PORT\r\nConnection: close\r\n"
+_CALL = b'{"data": [null], "fn_index": 2, "session_hash": "a", "path": "http://127.0.0.1/"}'
+_PART = (
+    b"--x\r\nContent-Disposition: form-data; name=files; filename=a.png\r\n\r\n\x89PNG\r\n--x--\r\n"
+)
+_BODY = b"Content-Type: %s\r\nContent-Length: %d\r\n\r\n%s"
+# The first is the page.
+_REQUESTS = (
+    b"GET /" + _HEAD + b"\r\n",
+    b"GET /gradio_api/file=/etc/passwd" + _HEAD + b"\r\n",
+    b"POST /gradio_api/queue/join" + _HEAD + _BODY % (b"application/json", len(_CALL), _CALL),
+    b"POST /gradio_api/upload"
+    + _HEAD
+    + _BODY % (b"multipart/form-data; boundary=x", len(_PART), _PART),
+)
+
+
+def _answer(port: int, request: bytes, *, seconds: float) -> bytes:
+    """The first bytes that come back; none where the server waits for more, or hangs up."""
+    with socket.create_connection(("127.0.0.1", port), timeout=seconds) as connection:
+        with suppress(OSError):
+            connection.sendall(request)
+            return connection.recv(64)
+    return b""
 
 
 def _times_begun(output: Path) -> int:
@@ -503,6 +562,7 @@ def get_parser() -> argparse.ArgumentParser:
         ("documents", 10000),
         ("images", 10000),
         ("checkpoints", 2000),
+        ("requests", 500),
     ]:
         parser.add_argument(f"--{name}", type=int, default=number, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of all choices")
@@ -533,6 +593,7 @@ def main() -> int:
         soak.fuzz_documents(args.documents, args.seed)
         soak.fuzz_images(args.images, args.seed)
         soak.fuzz_checkpoints(args.checkpoints, args.seed)
+        soak.send_requests(args.requests, args.seed)
         soak.print_table()
     lost = sum(row.lost for row in soak.rows)
     print(f"\n{lost} lost, {(time.monotonic() - begin) / 60:.1f} minutes")
