@@ -78,9 +78,20 @@ def find_config_file(path: str) -> str:
     for folder in _config_folders():
         if not name.is_absolute() and (folder / name).is_file():
             return str(folder / name)
-    near = difflib.get_close_matches(str(name), config_names(), n=4, cutoff=0.4)
+    near = _spelled_alike(name)
     hint = f" Did you mean {', '.join(near)}?" if near else ""
     raise FileNotFoundError(f"config file {path} does not exist.{hint}")
+
+
+def _spelled_alike(name: Path) -> list[str]:
+    """The nearest of the configs, by the file alone where no folder is named."""
+
+    def likeness(other: str) -> float:
+        of_other = other if len(name.parts) > 1 else Path(other).name
+        return difflib.SequenceMatcher(None, str(name), of_other).ratio()
+
+    near = sorted(config_names(), key=likeness, reverse=True)[:4]
+    return [other for other in near if likeness(other) >= 0.4]
 
 
 def get_config(path: str, *, trust_config: bool = False) -> DictConfig:

@@ -35,7 +35,7 @@ def exported(monkeypatch):
     monkeypatch.setattr(predictor_module, "run_session", lambda *_: outputs["of_session"])
     predictor = object.__new__(OnnxPredictor)
     predictor.session = None
-    predictor.description = SimpleNamespace(image_format="RGB")
+    predictor.description = SimpleNamespace(image_format="RGB", class_names=["a", "b"])
     predictor._augmentations = T.AugmentationList([])
     return predictor, outputs
 

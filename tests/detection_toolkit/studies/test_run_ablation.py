@@ -191,8 +191,9 @@ def test_an_interrupted_cell_goes_on(fake_training, tmp_path, monkeypatch):
 
     monkeypatch.setattr(run, "_steps_done", interrupt)
     start = time.perf_counter()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit) as ended:
         call(output, variants=variants, seeds=[1])
+    assert ended.value.code == 130
     assert time.perf_counter() - start < 30  # the training did not sleep to its end
     record = json.loads((output / "slow" / "seed_1" / "cell.json").read_text())
     assert record["status"] == "interrupted"
@@ -718,5 +719,6 @@ def test_stored_results_are_those_of_their_plan_and_of_the_page(path):
 
 
 def test_there_are_stored_results():
-    unstored = {"smoke", "sqr_schedules", "dino_denoising"}  # but the first, for --costs
+    # The second and third are for --costs; the last has not been run to its end.
+    unstored = {"smoke", "sqr_schedules", "dino_denoising", "dino_shapes_hard"}
     assert {path.stem for path in STORED} == {path.stem for path in PLANS} - unstored
