@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 from matplotlib.text import Text
 
+from ..texts import printable
+
 __all__ = ["DEFAULT_FONT", "drawable", "find_fonts", "use_fonts"]
 
 logger = logging.getLogger(__name__)
@@ -67,7 +69,7 @@ def drawable(text: str) -> str:
             "no font on this machine has the characters %s of %r: they are written as %s in "
             "pictures. A font that is installed, such as Debian's fonts-noto-cjk or fonts-noto, is "
             "found in the next run",
-            "".join(sorted(missing)),
+            printable("".join(sorted(missing))),
             text,
             "".join(sorted(missing)).encode("unicode_escape").decode(),
         )
