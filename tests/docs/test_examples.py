@@ -142,6 +142,7 @@ def test_the_page_quotes_the_refusal():
     assert str(caught.value).split(" (")[0] in " ".join(PAGE.split())
 
 
+@pytest.mark.slow
 def test_the_config_trains_with_all_parts_and_its_run_is_evaluated(tmp_path):
     """Both in processes of their own, from another folder: what one finds is no other's luck."""
     overrides = [x for x in run_overrides(tmp_path) if "bottom_up" not in x]

@@ -38,6 +38,7 @@ def checkout(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_last_three_end_with_pictures(checkout):
     for command in COMMANDS[2:]:
         words = [sys.executable, *shlex.split(command)[1:]]

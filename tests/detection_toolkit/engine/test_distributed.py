@@ -124,6 +124,7 @@ def free_port():
         return s.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_two_machines_on_the_loopback_address(tmp_path):
     overrides = [*run_overrides(tmp_path), "train.max_iter=2"]
     command = [
@@ -329,6 +330,7 @@ def test_machines_need_an_address_but_one_finds_a_free_port(monkeypatch):
         launch_module.launch(print, arguments(num_machines=2, dist_url="auto"), device="cpu")
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_do_not_meet_at_one_port(tmp_path):
     """Both are there before either goes on, so one port would be used twice."""
     code = (

@@ -286,6 +286,7 @@ def test_unknown_choices_are_errors(arguments, message):
         Execution(**arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 def test_the_kernel_computes_what_bilinear_sampling_does():
     # Triton decides when it is imported whether it interprets its kernels, as it must on a CPU.

@@ -385,6 +385,7 @@ def test_costs_that_cannot_be_compared_have_no_multiple(fake_training, tmp_path,
     )
 
 
+@pytest.mark.slow
 def test_a_training_step_costs_time_and_memory():
     overrides = ["train.device=cpu", "dataloader.train.num_workers=0"]
     overrides.append("dataloader.train.dataset.names=shapes_val")
@@ -399,6 +400,7 @@ def test_a_training_step_costs_time_and_memory():
     assert 0 < costs[0].memory < costs[1].memory
 
 
+@pytest.mark.slow
 def test_noise_in_place_of_the_data_costs_time_and_memory_too(tmp_path, capsys):
     """The data need not be there."""
     options = ["--costs", "--steps", "1", "--random-images", "1", "64", "96"]
@@ -423,6 +425,7 @@ def test_random_images_have_objects_within_them():
     assert 0 <= instances.gt_classes.min() and instances.gt_classes.max() < 5
 
 
+@pytest.mark.slow
 def test_a_variant_that_cannot_be_measured_is_named(tmp_path):
     opts = ("train.device=cpu", "dataloader.train.dataset.names=shapes_val")
     with pytest.raises(SystemExit, match="variant 'none': num_stages must be at least 1, got 0"):

@@ -463,6 +463,7 @@ def test_a_slow_detection_keeps_nobody_from_drawing(server, picture):
     assert ended[0]["success"]
 
 
+@pytest.mark.slow
 def test_sigterm_waits_for_the_answer_and_takes_no_more(picture):
     server = Server(slow_seconds=4.0)
     slow = server.store("slow.png", picture)
