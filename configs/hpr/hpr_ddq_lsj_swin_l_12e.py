@@ -1,15 +1,12 @@
 """HPR on DDQ with large-scale jitter, Swin-L, 12 epochs: 58.8 AP published."""
 
 from ..common.data.hpr import large_scale_jitter as dataloader
+from ..common.models.dino_5scale_swin_l import IMAGENET_22K as _IMAGENET_22K
 from ..common.models.hpr_ddq_swin_l import model
 from ..common.schedule import schedule_by_iterations
 from .hpr_ddq_r50_12e import optimizer, train
 
 lr_multiplier = schedule_by_iterations(88_000, (80_000,), warmup_iters=2000)
 train.max_iter = 88_000
-# ImageNet-22k, 384 pixels.
-train.init_checkpoint = (
-    "https://github.com/SwinTransformer/storage/releases/download/v1.0.0/"
-    "swin_large_patch4_window12_384_22k.pth"
-)
+train.init_checkpoint = _IMAGENET_22K
 train.output_dir = "./output/hpr_ddq_lsj_swin_l_12e"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchvision.ops import nms
+from torchvision.ops import batched_nms, nms
 
 __all__ = ["distinct", "first_distinct"]
 
@@ -37,9 +37,13 @@ def distinct(
     if torch.compiler.is_compiling():
         kept = _at_once(boxes, scores, iou_threshold)
     else:
+        image = torch.arange(len(boxes), device=boxes.device).repeat_interleave(boxes.shape[1])
+        # What is not a number must not reach the other images; in double precision their distance
+        # costs the boxes nothing.
+        apart = boxes.double().nan_to_num(0.0).flatten(0, 1)
+        index = batched_nms(apart, scores.double().flatten(), image, iou_threshold)
         kept = torch.zeros_like(scores, dtype=torch.bool)
-        for of_image, *image in zip(kept, boxes, scores):
-            of_image[nms(*image, iou_threshold)] = True
+        kept.view(-1)[index] = True
     return kept if candidates is None else kept & candidates
 
 

@@ -13,6 +13,8 @@ from .decoder import DYNAMIC, REGIONAL
 
 __all__ = ["HybridCriterion", "auxiliary_criteria", "weighted"]
 
+_HALF = {REGIONAL: 0.5, DYNAMIC: 0.5}
+
 
 def weighted(criterion: Criterion, weight: float) -> Criterion:
     """A copy whose losses count so many times; what is matched, and by which costs, is the same."""
@@ -24,7 +26,7 @@ def weighted(criterion: Criterion, weight: float) -> Criterion:
 
 def auxiliary_criteria(
     base: BranchedCriterion,
-    weights: Mapping[str, float],
+    weights: Mapping[str, float] | None = None,
     *,
     without: Sequence[str] = (EncoderProposals.branch,),
 ) -> dict[str, Criterion]:
@@ -32,11 +34,11 @@ def auxiliary_criteria(
 
     Args:
         base: of the base detector.
-        weights: of the losses of each head, by its name.
+        weights: of the losses of each head, by its name; None: half for both.
         without: branches of the base that the heads have no part in.
     """
     criteria = {}
-    for head, weight in weights.items():
+    for head, weight in (_HALF if weights is None else weights).items():
         criteria[head] = weighted(base.main, weight)
         for branch, criterion in base.branches.items():
             if branch not in without:
@@ -62,5 +64,4 @@ class HybridCriterion(DenoisingCriterion):
                 None: half for both.
         """
         super().__init__(main, encoder=encoder, denoising=denoising)
-        weights = {REGIONAL: 0.5, DYNAMIC: 0.5} if auxiliary is None else auxiliary
-        self.branches.update(auxiliary_criteria(self, weights))
+        self.branches.update(auxiliary_criteria(self, auxiliary))

@@ -21,7 +21,7 @@ from detection_toolkit.structures import Queries
 from detection_toolkit.training import Criterion
 
 from .criterion import auxiliary_criteria
-from .decoder import DYNAMIC, REGIONAL, HybridDecoder
+from .decoder import HybridDecoder
 from .detector import HPR
 
 __all__ = ["HPRDDQ", "HybridDDQCriterion", "HybridDDQDecoder"]
@@ -80,6 +80,5 @@ class HybridDDQCriterion(DDQCriterion):
         super().__init__(
             main, encoder=encoder, dense=dense, dense_encoder=dense_encoder, denoising=denoising
         )
-        weights = {REGIONAL: 0.5, DYNAMIC: 0.5} if auxiliary is None else auxiliary
         without = (EncoderProposals.branch, DENSE_ENCODER)
-        self.branches.update(auxiliary_criteria(self, weights, without=without))
+        self.branches.update(auxiliary_criteria(self, auxiliary, without=without))

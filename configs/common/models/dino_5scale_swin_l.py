@@ -6,6 +6,12 @@ from detection_toolkit.modeling.backbones import SwinBackbone
 
 from .dino_5scale_r50 import model
 
+# Weights of the backbone, of 384 pixels.
+IMAGENET_22K = (
+    "https://github.com/SwinTransformer/storage/releases/download/v1.0.0/"
+    "swin_large_patch4_window12_384_22k.pth"
+)
+
 model.backbone.bottom_up = L(SwinBackbone)(
     embed_dim=192,
     depths=[2, 2, 18, 2],

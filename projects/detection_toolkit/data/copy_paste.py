@@ -96,16 +96,7 @@ def transform_masks(
 
 def boxes_of_masks(masks: np.ndarray) -> np.ndarray:
     """(N, 4) ``xyxy``, the smallest boxes around masks (N, H, W); zeros for empty ones."""
-    if not len(masks):
-        return np.zeros((0, 4))
-    columns, rows = masks.any(1), masks.any(2)
-    first = np.stack([columns.argmax(1), rows.argmax(1)], 1)
-    last = np.stack(
-        [side.shape[1] - side[:, ::-1].argmax(1) for side in (columns, rows)],
-        1,
-    )
-    boxes = np.concatenate([first, last], 1).astype(np.float64)
-    return boxes * columns.any(1)[:, None]
+    return BitMasks(masks).get_bounding_boxes().tensor.double().numpy()
 
 
 class CopyPaste:

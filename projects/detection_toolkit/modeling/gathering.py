@@ -143,13 +143,8 @@ def _rows_and_factors(
     """(L, bags, k) rows of each level's table that a bag sums, and how much each counts."""
     rows, corners = corner_rows(shapes, x, y)
     factors = corners * weights.to(corners.dtype).flatten(1)[:, None]
-    if torch.compiler.is_compiling():
-        rows, factors = (
-            t.unflatten(-1, (-1, of_bag)).transpose(1, 2).flatten(2).contiguous()
-            for t in (rows, factors)
-        )
-        return rows, factors
-    return _exchange(rows, of_bag), _Exchange.apply(factors, of_bag)
+    exchange = _exchange if torch.compiler.is_compiling() else _Exchange.apply
+    return _exchange(rows, of_bag), exchange(factors, of_bag)
 
 
 def _exchange(t: Tensor, of_bag: int) -> Tensor:
@@ -163,10 +158,10 @@ def _exchange(t: Tensor, of_bag: int) -> Tensor:
 def _wide(dtype: torch.dtype, count: int) -> torch.dtype:
     """A type that holds several of ``count`` numbers at once, which are then moved as one: short
     inner dimensions are slow."""
-    for wide in (torch.complex128, torch.complex64):
-        if count * dtype.itemsize % wide.itemsize == 0:
-            return wide
-    return dtype
+    if torch.compiler.is_compiling():  # a compiler moves numbers as it likes
+        return dtype
+    wide = (torch.complex128, torch.complex64)
+    return next((t for t in wide if count * dtype.itemsize % t.itemsize == 0), dtype)
 
 
 class _Exchange(torch.autograd.Function):
