@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Time a hybrid stage of HPR against a plain transcription of it, in one process.
 
-    python -m benchmarks.hybrid_refiner [--threads 1] [--rounds 5]
+    python -m benchmarks.hybrid_refiner [--threads 1] [--rounds 5] [--device cuda]
 
 A stage of the released size, with 900 queries on an image of 800x1333, and 200 denoising ones more
-in training: seconds of the processor's time, which other work disturbs least. The transcription
+in training. On a CPU it is the processor's time, which other work disturbs least. The transcription
 cuts regions out map by map, for the boxes that belong to each, and writes all keys and values
 out. Both have the same weights, and their results are compared first.
 """
@@ -98,36 +98,38 @@ def ours(stage: HybridStage, queries: Queries, maps: FeatureMaps) -> tuple[Tenso
     return content, found["dynamic"], found["regional"]
 
 
-def make(sampling: str) -> HybridStage:
+def make(sampling: str, device: str) -> HybridStage:
     """With the same weights for every form."""
     torch.manual_seed(0)
     mixing = "direct" if sampling == "grid" else "factored"
     execution = Execution(sampling=sampling, mixing=mixing)
-    return HybridDecoder(80, num_stages=1, execution=execution).stages[0]
+    return HybridDecoder(80, num_stages=1, execution=execution).stages[0].to(device)
 
 
-def inputs(count: int) -> tuple[Queries, tuple[Tensor, ...]]:
+def inputs(count: int, device: str) -> tuple[Queries, tuple[Tensor, ...]]:
     """Queries and maps; boxes of all sizes."""
     torch.manual_seed(0)
     levels = tuple(
-        torch.randn(1, 256, -(-SIZE[0] // s), -(-SIZE[1] // s)).requires_grad_() for s in STRIDES
+        torch.randn(1, 256, -(-SIZE[0] // s), -(-SIZE[1] // s)).to(device).requires_grad_()
+        for s in STRIDES
     )
     boxes = torch.rand(1, count, 4)
-    boxes = torch.cat([boxes[..., :2], 0.5 * boxes[..., 2:] ** 2 + 0.01], dim=-1)
-    content = torch.randn(1, count, 256, requires_grad=True)
-    return Queries(content, boxes, torch.randn(1, count, 256)), levels
+    boxes = torch.cat([boxes[..., :2], 0.5 * boxes[..., 2:] ** 2 + 0.01], dim=-1).to(device)
+    content, position = torch.randn(2, 1, count, 256).to(device)
+    return Queries(content.requires_grad_(), boxes, position), levels
 
 
-def measure(rounds: int) -> dict[str, dict[str, float]]:
+def measure(rounds: int, device: str) -> dict[str, dict[str, float]]:
     """Seconds of a forward pass at inference, and of one with its backward pass in training."""
     results: dict[str, dict[str, float]] = {}
     outputs = []
-    for name, form, stage in (("plain", plain, make("grid")), ("ours", ours, make("gather"))):
+    forms = (("plain", plain, make("grid", device)), ("ours", ours, make("auto", device)))
+    for name, form, stage in forms:
         # Deformable attention is the same in both; it is not what is compared.
-        stage.attention.execution = Execution(sampling="gather")
+        stage.attention.execution = Execution()
         results[name] = {}
         for what, count in (("inference", QUERIES), ("step", QUERIES + DENOISING)):
-            queries, levels = inputs(count)
+            queries, levels = inputs(count, device)
             leaves = (queries.content, *levels, *stage.parameters())
             run = step_of(form, stage, queries, levels, training=what == "step")
 
@@ -135,7 +137,7 @@ def measure(rounds: int) -> dict[str, dict[str, float]]:
                 for leaf in leaves:
                     leaf.grad = None
 
-            cost = cost_of_a_step(run, free, device="cpu", steps=rounds)
+            cost = cost_of_a_step(run, free, device=device, steps=rounds)
             results[name][what] = cost.seconds
             if what == "inference":
                 outputs.append(run())
@@ -155,7 +157,7 @@ def step_of(
     """What is timed."""
 
     def maps() -> FeatureMaps:
-        plain_maps = FeatureMaps(levels, STRIDES, torch.tensor([SIZE]), SIZE)
+        plain_maps = FeatureMaps(levels, STRIDES, torch.tensor([SIZE], device=levels[0].device), SIZE)
         return flat_maps(plain_maps, torch.float32) if form is ours else plain_maps
 
     @torch.no_grad()
@@ -175,13 +177,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    results = measure(args.rounds)
-    print(f"{'':>10} {'plain':>8} {'ours':>8} {'ratio':>6}")
+    results = measure(args.rounds, args.device)
+    print(f"{'ms':>10} {'plain':>8} {'ours':>8} {'ratio':>6}")
     for what in ("inference", "step"):
-        seconds = [results[name][what] for name in ("plain", "ours")]
-        print(f"{what:>10} {seconds[0]:8.2f} {seconds[1]:8.2f} {seconds[0] / seconds[1]:6.2f}")
+        first, second = (1e3 * results[name][what] for name in ("plain", "ours"))
+        print(f"{what:>10} {first:8.1f} {second:8.1f} {first / second:6.2f}")
 
 
 if __name__ == "__main__":
