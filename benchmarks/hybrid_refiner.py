@@ -157,7 +157,8 @@ def step_of(
     """What is timed."""
 
     def maps() -> FeatureMaps:
-        plain_maps = FeatureMaps(levels, STRIDES, torch.tensor([SIZE], device=levels[0].device), SIZE)
+        sizes = torch.tensor([SIZE], device=levels[0].device)
+        plain_maps = FeatureMaps(levels, STRIDES, sizes, SIZE)
         return flat_maps(plain_maps, torch.float32) if form is ours else plain_maps
 
     @torch.no_grad()

@@ -27,7 +27,7 @@ PLANS = ROOT / "configs" / "gpu"
 
 
 def test_the_whole_report_at_toy_size_on_a_cpu(tmp_path, capsys):
-    arguments = ["--device", "cpu", "--small", "--minutes", "5", "--output", str(tmp_path)]
+    arguments = ["--device", "cpu", "--small", "--minutes", "30", "--output", str(tmp_path)]
     status = gpu_report.main(arguments)
     printed = capsys.readouterr().out
     log = (tmp_path / "log.txt").read_text()
