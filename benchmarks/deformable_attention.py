@@ -80,9 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     found = {
-        form: costs(
-            form, args.rounds, device=args.device, batch=args.batch, bfloat16=args.bfloat16
-        )
+        form: costs(form, args.rounds, device=args.device, batch=args.batch, bfloat16=args.bfloat16)
         for form in FORMS[args.device]
     }
     print(f"{'':14s}{'':8s}{'ms':>10s}  times as fast   memory")

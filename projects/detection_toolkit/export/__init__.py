@@ -7,13 +7,15 @@ used.
 from .description import Description
 from .graph import DetectionGraph, exportable_detector, trace
 from .parity import Parity, compare_detections, measure_parity
-from .predictor import OnnxPredictor
+from .predictor import ExportedDetector, OnnxPredictor
+from .reduced import to_float16
 from .runtime import open_onnx, run_session
 from .writing import to_onnx, to_torch_export
 
 __all__ = [
     "Description",
     "DetectionGraph",
+    "ExportedDetector",
     "OnnxPredictor",
     "Parity",
     "compare_detections",
@@ -21,6 +23,7 @@ __all__ = [
     "measure_parity",
     "open_onnx",
     "run_session",
+    "to_float16",
     "to_onnx",
     "to_torch_export",
     "trace",

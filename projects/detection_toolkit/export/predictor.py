@@ -1,10 +1,11 @@
-"""From one picture to its detections, by an exported detector."""
+"""From pictures to their detections, by an exported detector."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,13 +13,14 @@ from detectron2.data import Metadata
 from detectron2.data import transforms as T
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
+from torch import nn
 
 from ..data.images import check_picture
 from ..data.mapper import augment
 from ..errors import NonFinitePredictionError, UserError
 from .runtime import open_onnx, run_session
 
-__all__ = ["OnnxPredictor"]
+__all__ = ["ExportedDetector", "OnnxPredictor"]
 
 logger = logging.getLogger(__name__)
 
@@ -79,35 +81,86 @@ class OnnxPredictor:
         augment(self._augmentations, augmented)
         resized = augmented.image
         size = resized.shape[:2]
-        boxes, scores, labels = (
-            torch.from_numpy(value[0])
-            for value in run_session(
-                self.session, resized.transpose(2, 0, 1)[None], np.array([size])
-            )
-        )
-        # As in QueryDetector.inference. A file of an older version may hold NaN.
-        usable = boxes.isfinite().all(1) & (scores >= 0)
-        if not usable.any():
-            raise NonFinitePredictionError(
-                [(-1, 0)], images=["0"], advice="The exported weights have diverged."
-            )
-        if not usable.all():
-            logger.warning(
-                "%d of %d detections are NaN or infinite and are dropped",
-                int((~usable).sum()),
-                len(usable),
-            )
-        names = self.description.class_names
-        top = np.inf if names is None else len(names)
-        if bool(((labels[usable] < 0) | (labels[usable] >= top)).any()):
-            raise UserError(
-                f"the ONNX model gives labels from {int(labels[usable].min())} to "
-                f"{int(labels[usable].max())}, and describes {top} classes from 0 on"
-            )
-        instances = Instances(
+        instances = finite_detections(
+            *run_session(self.session, resized.transpose(2, 0, 1)[None], np.array([size])),
             size,
-            pred_boxes=Boxes(boxes[usable]),
-            scores=scores[usable],
-            pred_classes=labels[usable],
+            self.description.class_names,
         )
         return {"instances": detector_postprocess(instances, *original_image.shape[:2])}
+
+
+class ExportedDetector(nn.Module):
+    """An exported file in the place of a detector, for loaders and evaluators of Detectron2."""
+
+    def __init__(self, run: Callable[[np.ndarray, np.ndarray], Sequence[np.ndarray]]):
+        """
+        Args:
+            run: images (1, 3, H, W) uint8 and their sizes (1, 2) -> boxes, scores, labels, as
+                :func:`run_session` does.
+        """
+        super().__init__()
+        self._run = run
+
+    def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Instances]]:
+        """
+        Args:
+            batched_inputs: as a mapper returns them, on the CPU.
+
+        Raises:
+            NonFinitePredictionError: no detection of an image is finite.
+        """
+        found = []
+        for inputs in batched_inputs:
+            image = inputs["image"]
+            size = tuple(image.shape[-2:])
+            outputs = self._run(image[None].numpy(), np.array([size]))
+            instances = finite_detections(*outputs, size)
+            wanted = inputs.get("height", size[0]), inputs.get("width", size[1])
+            found.append({"instances": detector_postprocess(instances, *wanted)})
+        return found
+
+
+def finite_detections(
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    labels: np.ndarray,
+    size: tuple[int, int],
+    class_names: Sequence[str] | None = None,
+) -> Instances:
+    """What an exported file has found on the one image that it was given.
+
+    Args:
+        boxes: (1, D, 4) ``xyxy`` in pixels.
+        scores, labels: (1, D).
+        size: height and width of the image.
+        class_names: of the labels.
+
+    Raises:
+        NonFinitePredictionError: no detection is finite.
+        UserError: a label has no name.
+    """
+    boxes, scores, labels = (torch.from_numpy(x[0]) for x in (boxes, scores, labels))
+    # As in QueryDetector.inference. A file of an older version may hold NaN.
+    usable = boxes.isfinite().all(1) & (scores >= 0)
+    if not usable.any():
+        raise NonFinitePredictionError(
+            [(-1, 0)], images=["0"], advice="The exported weights have diverged."
+        )
+    if not usable.all():
+        logger.warning(
+            "%d of %d detections are NaN or infinite and are dropped",
+            int((~usable).sum()),
+            len(usable),
+        )
+    top = np.inf if class_names is None else len(class_names)
+    if bool(((labels[usable] < 0) | (labels[usable] >= top)).any()):
+        raise UserError(
+            f"the ONNX model gives labels from {int(labels[usable].min())} to "
+            f"{int(labels[usable].max())}, and describes {top} classes from 0 on"
+        )
+    return Instances(
+        size,
+        pred_boxes=Boxes(boxes[usable]),
+        scores=scores[usable],
+        pred_classes=labels[usable],
+    )

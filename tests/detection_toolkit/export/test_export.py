@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import io
 import json
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -24,10 +25,14 @@ from detection_toolkit.engine import Predictor
 from detection_toolkit.errors import UserError
 from detection_toolkit.export import (
     Description,
+    ExportedDetector,
     OnnxPredictor,
+    compare_detections,
     exportable_detector,
     measure_parity,
     open_onnx,
+    run_session,
+    to_float16,
 )
 from detection_toolkit.export.description import METADATA_KEY
 
@@ -331,3 +336,59 @@ def test_a_provider_that_onnx_runtime_lacks_is_named(tmp_path):
 def test_providers_are_those_of_the_session(exported):
     predictor = OnnxPredictor(exported[0], providers=["CPUExecutionProvider"])
     assert predictor.session.get_providers() == ["CPUExecutionProvider"]
+
+
+@pytest.fixture(scope="module")
+def halved(exported):
+    return to_float16(exported[0].read_bytes())
+
+
+def test_in_float16_products_and_their_weights_are_and_nothing_else(halved):
+    graph = onnx.load_from_string(halved).graph
+    weights = {x.name: x.data_type for x in graph.initializer}
+    makers = {name: node.op_type for node in graph.node for name in node.output}
+    products = [node for node in graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
+    half = onnx.TensorProto.FLOAT16
+    for name in {name for node in products for name in node.input if name}:
+        assert weights.get(name) == half or makers.get(name) == "Cast", name
+    others = [n for node in graph.node if node not in products for n in node.input]
+    assert not [name for name in others if weights.get(name) == half]
+    assert {x.type.tensor_type.elem_type for x in graph.output} == {
+        onnx.TensorProto.FLOAT,
+        onnx.TensorProto.INT64,
+    }
+    assert set(weights) - set(others) == {n for n, kind in weights.items() if kind == half}
+
+
+def test_in_float16_detections_move_by_rounding(halved, exported, tmp_path, picture):
+    (tmp_path / "half.onnx").write_bytes(halved)
+    whole = OnnxPredictor(exported[0])(picture)["instances"]
+    half = OnnxPredictor(tmp_path / "half.onnx")(picture)["instances"]
+    # Scores around one half, of layers with some dozens of summands: some roundings of 2^-11.
+    torch.testing.assert_close(half.scores, whole.scores, rtol=0, atol=16 * 2**-11)
+    assert not torch.equal(half.scores, whole.scores)
+
+
+def test_a_weight_beyond_float16_becomes_its_largest_number():
+    values = np.array([[1e6, -1e6, 1.0]], dtype=np.float32)
+    node = onnx.helper.make_node("MatMul", ["x", "w"], ["y"])
+    shapes = {"x": (1, 1), "y": (1, 3)}
+    x, y = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in shapes.items()
+    )
+    weight = onnx.numpy_helper.from_array(values, "w")
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [x], [y], [weight]))
+    (stored,) = onnx.load_from_string(to_float16(model.SerializeToString())).graph.initializer
+    assert onnx.numpy_helper.to_array(stored).tolist() == [[65504.0, -65504.0, 1.0]]
+
+
+def test_a_file_is_evaluated_like_a_detector(exported, predictor):
+    session, _ = open_onnx(exported[0])
+    detector = ExportedDetector(partial(run_session, session))
+    image = torch.randint(256, (3, 97, 130), dtype=torch.uint8)
+    inputs = [{"image": image, "height": 194, "width": 260}]
+    (found,), (expected,) = detector(inputs), predictor.model(inputs)
+    parity = compare_detections(expected["instances"], found["instances"])
+    assert parity.holds, parity
+    assert found["instances"].image_size == (194, 260)

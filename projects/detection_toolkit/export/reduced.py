@@ -1,0 +1,78 @@
+"""An ONNX model whose products and convolutions compute in float16."""
+
+from __future__ import annotations
+
+from collections import Counter
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .runtime import require
+
+if TYPE_CHECKING:
+    from onnx import NodeProto, TensorProto
+
+__all__ = ["to_float16"]
+
+_PRODUCTS = ("Conv", "Gemm", "MatMul")
+_LARGEST = 65504.0
+
+
+def to_float16(content: bytes) -> bytes:
+    """Let products and convolutions compute in float16, and store their weights so.
+
+    As under autocast, all else stays in float32: boxes, positions, norms, and the choice of the
+    detections. A weight beyond the range of float16 becomes its largest number.
+
+    Args:
+        content: as :func:`~detection_toolkit.export.to_onnx` returns it.
+
+    Raises:
+        ImportError: packages of the extra ``onnx`` are missing.
+    """
+    onnx = require("onnx", "ONNX export")
+    model = onnx.load_from_string(content)
+    graph = model.graph
+    weights = {x.name: x for x in graph.initializer if x.data_type == onnx.TensorProto.FLOAT}
+    uses = Counter(name for node in graph.node for name in node.input)
+    halved: dict[str, str] = {}
+    nodes: list[NodeProto] = []
+
+    def half(name: str) -> str:
+        """Another name, of the same values in float16."""
+        if name in halved:
+            return halved[name]
+        halved[name] = f"{name}_float16"
+        if name in weights:
+            graph.initializer.append(_rounded(onnx, weights[name], halved[name]))
+        else:
+            nodes.append(_cast(onnx, name, halved[name], onnx.TensorProto.FLOAT16))
+        return halved[name]
+
+    for node in graph.node:
+        if node.op_type not in _PRODUCTS:
+            nodes.append(node)
+            continue
+        for i, name in enumerate(node.input):
+            uses[name] -= 1
+            node.input[i] = half(name) if name else name
+        (output,) = node.output
+        node.output[0] = f"{output}_float16"
+        nodes += [node, _cast(onnx, node.output[0], output, onnx.TensorProto.FLOAT)]
+    kept = [x for x in graph.initializer if x.name not in weights or uses[x.name] > 0]
+    for field, values in ((graph.node, nodes), (graph.initializer, kept)):
+        values = list(values)
+        del field[:]
+        field.extend(values)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+def _cast(onnx: ModuleType, name: str, result: str, data_type: int) -> NodeProto:
+    return onnx.helper.make_node("Cast", [name], [result], name=f"cast_{result}", to=data_type)
+
+
+def _rounded(onnx: ModuleType, weight: TensorProto, name: str) -> TensorProto:
+    values = onnx.numpy_helper.to_array(weight).clip(-_LARGEST, _LARGEST)
+    return onnx.numpy_helper.from_array(values.astype(np.float16), name)
