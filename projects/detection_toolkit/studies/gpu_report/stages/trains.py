@@ -128,9 +128,12 @@ def _from_scratch(context: Context, precision: str, budget: float) -> Iterator[R
     results = trainer.train() or {}
     seconds, data = clock.medians()
     ap = results.get("bbox", {}).get("AP")
+    on_cpu = run_config(context, plan.training, f"{precision}_on_cpu", "train.device=cpu")
+    beside = Trainer.test(on_cpu, trainer.model.to("cpu"))
     values = {
         "iterations": steps,
         "AP": ap,
+        "AP of these weights on the CPU, float32": beside["bbox"]["AP"],
         "ms a step": 1e3 * seconds,
         "of it data (ms)": 1e3 * data,
         "skipped steps": trainer._trainer.state_dict()["skipped_steps"][0],
