@@ -62,10 +62,11 @@ METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
 class AllStages(nn.Module):
-    """A detector whose answer also holds what its earlier stages would have answered.
+    """A detector whose answer also holds what its other stages would have answered.
 
-    Usable with Detectron2's ``inference_on_dataset`` and its evaluators, which see the last
-    stage's detections as always.
+    Usable with Detectron2's ``inference_on_dataset`` and its evaluators, which see the detections
+    of the answering stage as always: the last one's, or with ``model.stages_at_test`` those of an
+    earlier one. All S stages are run.
     """
 
     def __init__(self, detector: nn.Module):
@@ -83,7 +84,7 @@ class AllStages(nn.Module):
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """
         Returns:
-            for each image "instances" of the last stage, "stages" (Instances of each of the S
+            for each image "instances" of the answering stage, "stages" (Instances of each of the S
             stages), "auxiliary" (likewise of each further head, by its name), "logits" (S, N, K),
             and "boxes" (S, N, 4) in pixels of the resized image.
         """
@@ -100,7 +101,7 @@ class AllStages(nn.Module):
         ]
         return [
             {
-                "instances": stages[-1],
+                "instances": stages[self.detector.answering_stage],
                 "stages": list(stages),
                 "auxiliary": further,
                 "logits": logits_,
@@ -203,7 +204,7 @@ class StageEvaluator(DatasetEvaluator):
             evaluator.process(inputs, [{"instances": x["auxiliary"][name][stage]} for x in outputs])
 
         predictions = [
-            (x["logits"].float().cpu(), x["boxes"].float().cpu(), x["instances"].to("cpu"))
+            (x["logits"].float().cpu(), x["boxes"].float().cpu(), x["stages"][-1].to("cpu"))
             for x in outputs
         ]
         truth = [objects_as_seen(self._truth[x["image_id"]], x) for x in inputs]
@@ -395,7 +396,7 @@ def evaluate_stages(
         model: a :class:`~detection_toolkit.modeling.QueryDetector`, also inside of a
             DistributedDataParallel. Its criterion's matcher is used to count label changes.
         data_loader: as ``build_test_loader`` makes it.
-        evaluator: of the last stage's detections.
+        evaluator: of the answering stage's detections.
         label_assigners: whose label changes are counted beside those of each stage's own match
             and of the model's own label assigner; see :func:`compared_label_assigners`.
         dataset_name, max_dets_per_image, output_file, facts: see :class:`StageEvaluator`.

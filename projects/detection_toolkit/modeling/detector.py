@@ -59,6 +59,7 @@ class QueryDetector(nn.Module):
         pixel_std: Sequence[float] = (58.395, 57.12, 57.375),
         size_divisibility: int = 32,
         max_detections: int = 100,
+        stages_at_test: int | None = None,
         execution: Execution | None = None,
     ):
         """
@@ -74,7 +75,12 @@ class QueryDetector(nn.Module):
             size_divisibility: batches are padded at the bottom and right to a multiple of it,
                 after normalisation.
             max_detections: best (query, class) pairs that an image keeps at test time.
+            stages_at_test: stages that run at test time, of the S; the last of them answers. None:
+                all. Training and the state dict have all stages.
             execution: how to compute; the decoder has its own reference to it.
+
+        Raises:
+            UserError: the decoder has no such number of stages.
         """
         super().__init__()
         self.execution = execution or Execution()
@@ -86,6 +92,7 @@ class QueryDetector(nn.Module):
         self.strides = tuple(shape.stride for shape in backbone.output_shape().values())
         self.initial_queries = initial_queries
         self.decoder = decoder
+        decoder.limit_stages_at_test(stages_at_test)
         route = decoder.route
         self.criterion = criterion if None in (criterion, route) else route.supervise(criterion)
         self.num_classes = num_classes
@@ -106,6 +113,11 @@ class QueryDetector(nn.Module):
     def num_queries(self) -> int:
         """N."""
         return self.initial_queries.num_queries
+
+    @property
+    def answering_stage(self) -> int:
+        """The stage whose predictions are the answer at test time, counted from 0."""
+        return self.decoder.num_stages_at_test - 1
 
     def forward(
         self, batched_inputs: list[dict[str, Any]], *, target_counts: Tensor | None = None
@@ -137,18 +149,17 @@ class QueryDetector(nn.Module):
         return result.as_dict()
 
     def _answer(self, images: ImageList) -> tuple[StageOutput | HeadOutput, int]:
-        """The predictions of the last stage, and its number."""
+        """The predictions of the answering stage, and its number."""
         batch = images.tensor
         if not (self.execution.cuda_graphs and batch.is_cuda) or torch.is_grad_enabled():
-            stages = self.predict(images).stages
-            return stages[-1], len(stages) - 1
+            return self.predict(images).stages[self.answering_stage], self.answering_stage
         sizes = torch.tensor(images.image_sizes).to(batch.device, non_blocking=True)
         tensors = itertools.chain(self.parameters(), self.buffers())
-        output = HeadOutput(*self._recordings(self._last_stage, (batch, sizes), tensors))
-        return output, self.decoder.num_stages - 1
+        output = HeadOutput(*self._recordings(self._answer_as_tensors, (batch, sizes), tensors))
+        return output, self.answering_stage
 
-    def _last_stage(self, batch: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
-        output = self.predict(ImageList(batch, sizes)).stages[-1]
+    def _answer_as_tensors(self, batch: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+        output = self.predict(ImageList(batch, sizes)).stages[self.answering_stage]
         return output.logits, output.boxes
 
     @torch.no_grad()
@@ -197,7 +208,8 @@ class QueryDetector(nn.Module):
         )
 
     def predict(self, images: ImageList, truth: GroundTruth | None = None) -> Predictions:
-        """Predictions for a normalised batch: of all stages, or in training of the route.
+        """Predictions for a normalised batch: of the stages that are run, or in training of the
+        route.
 
         Args:
             images: the batch.
@@ -237,12 +249,14 @@ class QueryDetector(nn.Module):
     ) -> tuple[list[StageOutput], list[list[Instances]]]:
         """What every stage would answer if it were the last, in one forward pass.
 
+        All S stages are run, whatever ``stages_at_test`` says.
+
         Args:
             batched_inputs: as for :meth:`forward` at test time.
 
         Returns:
             the predictions of the S stages, in pixels of the resized images, and for each stage
-            each image's detections, as :meth:`forward` returns them for the last stage.
+            each image's detections, as :meth:`forward` returns them for the answering stage.
         """
         outputs, heads = self.inference_heads(batched_inputs, auxiliary=False)
         return outputs, heads[""]
@@ -263,7 +277,7 @@ class QueryDetector(nn.Module):
         """
         images = self.preprocess_image(batched_inputs)
         context = self.decoder.with_auxiliary() if auxiliary else contextlib.nullcontext()
-        with context:
+        with context, self.decoder.with_all_stages():
             outputs = list(self.predict(images).stages)
         of_heads: dict[str, list[StageOutput | HeadOutput]] = {"": [*outputs]}
         for name in self.decoder.auxiliary_names if auxiliary else ():
