@@ -8,17 +8,14 @@ import json
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import (
-    COCOEvaluator,
-    DatasetEvaluator,
-    DatasetEvaluators,
-)
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.layers import batched_nms
 from detectron2.structures import Instances
 from detectron2.utils import comm
@@ -32,6 +29,7 @@ from ..errors import UserError
 from ..modeling import QueryDetector, require_query_detector
 from ..structures import GroundTruth
 from ..training import HungarianMatcher, LabelAssigner, StagewiseMatcher
+from .coco import CocoEvaluator
 from .diagnosis import (
     count_label_changes,
     count_score_changes,
@@ -134,6 +132,7 @@ class StageEvaluator(DatasetEvaluator):
         duplicate_iou: float = 0.7,
         score_threshold: float = 0.1,
         max_dets_per_image: int | None = None,
+        backend: str = "pycocotools",
         output_file: str | Path | None = None,
         facts: Mapping[str, Any] | None = None,
     ):
@@ -150,12 +149,13 @@ class StageEvaluator(DatasetEvaluator):
             duplicate_iou: two detections of a class that overlap more are duplicates; also the
                 threshold of the NMS that AP is computed with once more.
             score_threshold: detections that score less are not looked at for duplicates.
-            max_dets_per_image: see Detectron2's ``COCOEvaluator``.
+            max_dets_per_image, backend: see :class:`CocoEvaluator`.
             output_file: JSON to write; None: none.
             facts: further entries at the top of the JSON.
 
         Raises:
-            UserError: the data set has no annotations, or some of classes beyond K.
+            UserError: the data set has no annotations, or some of classes beyond K, or there is no
+                such backend.
         """
         records = _require_annotations(dataset_name, num_classes)
         self.dataset_name = dataset_name
@@ -170,17 +170,17 @@ class StageEvaluator(DatasetEvaluator):
         self.facts = dict(facts or {})
         self._truth = {record["image_id"]: objects_of(record) for record in records}
         with _quiet():
+            make = partial(
+                CocoEvaluator,
+                dataset_name,
+                ("bbox",),
+                backend=backend,
+                max_dets_per_image=max_dets_per_image,
+            )
             # One evaluator a stage, and one for the last stage after NMS.
-            self._coco = [
-                COCOEvaluator(dataset_name, ("bbox",), max_dets_per_image=max_dets_per_image)
-                for _ in range(num_stages + 1)
-            ]
+            self._coco = [make() for _ in range(num_stages + 1)]
             self._auxiliary = {
-                (name, stage): COCOEvaluator(
-                    dataset_name, ("bbox",), max_dets_per_image=max_dets_per_image
-                )
-                for name in auxiliary
-                for stage in range(num_stages)
+                (name, stage): make() for name in auxiliary for stage in range(num_stages)
             }
         self.reset()
 
@@ -387,6 +387,7 @@ def evaluate_stages(
     dataset_name: str,
     label_assigners: Iterable[LabelAssigner] = (),
     max_dets_per_image: int | None = None,
+    backend: str = "pycocotools",
     output_file: str | Path | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -399,7 +400,7 @@ def evaluate_stages(
         evaluator: of the answering stage's detections.
         label_assigners: whose label changes are counted beside those of each stage's own match
             and of the model's own label assigner; see :func:`compared_label_assigners`.
-        dataset_name, max_dets_per_image, output_file, facts: see :class:`StageEvaluator`.
+        dataset_name, max_dets_per_image, backend, output_file, facts: see :class:`StageEvaluator`.
 
     Returns:
         the evaluator's results, and the metrics by stage; both empty but in the main process.
@@ -419,6 +420,7 @@ def evaluate_stages(
         matcher=None if detector.criterion is None else detector.criterion.matcher,
         label_assigners=compared_label_assigners(detector, label_assigners),
         max_dets_per_image=max_dets_per_image,
+        backend=backend,
         output_file=output_file,
         facts=facts,
     )
