@@ -119,6 +119,28 @@ def test_an_image_alone_is_the_image_in_a_batch_of_equal_sizes(family):
     assert_same_answers(answers(detector, batch), alone, **limits)
 
 
+def test_answers_on_the_host_are_the_same_and_take_one_copy_of_a_batch(family, monkeypatch):
+    detector = make(family)
+    batch = make_batch([1, 1, 1])
+    for x, height in zip(batch, (64, 128, 50)):
+        x["height"] = height  # of the original image
+    expected = answers(detector, batch)
+    copies, cpu = [], torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda x: copies.append(x) or cpu(x))
+    with detector.answering_on_host():
+        found = answers(detector, batch)
+    assert len(copies) == 1
+    assert_same_answers(found, expected)
+    for a, b in zip(found, expected):
+        assert a.image_size == b.image_size and a.scores.dtype == b.scores.dtype
+        assert a.pred_boxes.tensor.dtype == b.pred_boxes.tensor.dtype
+        assert torch.equal(a.query_index, b.query_index)
+    detector.select_detections = None
+    with pytest.raises(TypeError), detector.answering_on_host():
+        answers(detector, batch)
+    assert not detector._answers_on_host
+
+
 def test_any_layout_of_an_array_is_taken(family):
     predictor = _predictor(family)
     picture = draw_blocks()

@@ -84,15 +84,17 @@ class AllStages(nn.Module):
         Returns:
             for each image "instances" of the answering stage, "stages" (Instances of each of the S
             stages), "auxiliary" (likewise of each further head, by its name), "logits" (S, N, K),
-            and "boxes" (S, N, 4) in pixels of the resized image.
+            and "boxes" (S, N, 4) in pixels of the resized image; the last two in float32, on the
+            CPU.
         """
         if self.detector.decoder.auxiliary_names:
             outputs, heads = self.detector.inference_heads(batched_inputs)
             detections = heads.pop("")
         else:
             (outputs, detections), heads = self.detector.inference_stages(batched_inputs), {}
-        logits = torch.stack([output.logits for output in outputs], dim=1)
-        boxes = torch.stack([output.boxes for output in outputs], dim=1)
+        # One copy from the device each, not one of each image.
+        logits = torch.stack([output.logits for output in outputs], dim=1).float().cpu()
+        boxes = torch.stack([output.boxes for output in outputs], dim=1).float().cpu()
         auxiliary = [
             {name: [instances[b] for instances in stages] for name, stages in heads.items()}
             for b in range(len(batched_inputs))
@@ -203,10 +205,7 @@ class StageEvaluator(DatasetEvaluator):
         for (name, stage), evaluator in self._auxiliary.items():
             evaluator.process(inputs, [{"instances": x["auxiliary"][name][stage]} for x in outputs])
 
-        predictions = [
-            (x["logits"].float().cpu(), x["boxes"].float().cpu(), x["stages"][-1].to("cpu"))
-            for x in outputs
-        ]
+        predictions = [(x["logits"], x["boxes"], x["stages"][-1].to("cpu")) for x in outputs]
         truth = [objects_as_seen(self._truth[x["image_id"]], x) for x in inputs]
         for (logits, boxes, last), objects, x in zip(predictions, truth, inputs):
             self._count_score_changes(logits.sigmoid(), boxes, last, objects, x["image"].shape[-2:])

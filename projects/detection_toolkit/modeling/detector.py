@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -36,6 +36,8 @@ class QueryDetector(nn.Module):
         matched_accuracy: (S,) of the last forward pass in training, see
             :class:`~detection_toolkit.training.criterion.CriterionResult`; None before.
     """
+
+    _answers_on_host = False
 
     def __new__(cls, *args: Any, **_: Any) -> QueryDetector:
         """
@@ -118,6 +120,19 @@ class QueryDetector(nn.Module):
     def answering_stage(self) -> int:
         """The stage whose predictions are the answer at test time, counted from 0."""
         return self.decoder.num_stages_at_test - 1
+
+    @contextlib.contextmanager
+    def answering_on_host(self) -> Iterator[None]:
+        """Meanwhile detections are tensors of the CPU.
+
+        A batch is copied once, before it is divided into images, which otherwise wait for the
+        device several times each.
+        """
+        before, self._answers_on_host = self._answers_on_host, True
+        try:
+            yield
+        finally:
+            self._answers_on_host = before
 
     def forward(
         self, batched_inputs: list[dict[str, Any]], *, target_counts: Tensor | None = None
@@ -356,7 +371,11 @@ class QueryDetector(nn.Module):
             NonFinitePredictionError: no query of an image is finite.
         """
         names = [str(i) for i in range(len(image_sizes))] if names is None else names
-        dropped = (~_finite_queries(output)).sum(1).tolist()
+        counts = (~_finite_queries(output)).sum(1)
+        selected: Sequence[Tensor] = self.select_detections(output)
+        if self._answers_on_host:
+            counts, *selected = _copied_at_once(counts, *selected)
+        dropped = counts.tolist()
         num_queries = output.boxes.shape[1]
         lost = [(stage, b) for b, count in enumerate(dropped) if count == num_queries]
         if lost:
@@ -371,7 +390,7 @@ class QueryDetector(nn.Module):
                 self._warn_of_dropped_queries(count, stage, name)
         found = [
             Instances(size, pred_boxes=Boxes(b), scores=s, pred_classes=c, query_index=q)
-            for size, b, s, c, q in zip(image_sizes, *self.select_detections(output))
+            for size, b, s, c, q in zip(image_sizes, *selected)
         ]
         if output.active is None and not any(dropped):
             return found
@@ -397,6 +416,18 @@ class QueryDetector(nn.Module):
         height = batched_input.get("height", instances.image_size[0])
         width = batched_input.get("width", instances.image_size[1])
         return detector_postprocess(instances, height, width)
+
+
+def _copied_at_once(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Tensors (B, ...) on the CPU, by one copy; whole numbers must be below 2^24."""
+    dtype = torch.float32
+    for x in tensors:
+        if x.is_floating_point():
+            dtype = torch.promote_types(dtype, x.dtype)
+    flat = [x.flatten(1) if x.ndim > 1 else x[:, None] for x in tensors]
+    host = torch.cat([x.to(dtype) for x in flat], dim=1).cpu()
+    parts = host.split([x.shape[1] for x in flat], dim=1)
+    return tuple(part.reshape(x.shape).to(x.dtype) for part, x in zip(parts, tensors))
 
 
 def _finite_queries(output: StageOutput | HeadOutput) -> Tensor:
