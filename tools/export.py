@@ -73,6 +73,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         default="float32",
         help="type of the images that the file takes (default: %(default)s)",
     )
+    parser.add_argument(
+        "--stages",
+        type=int,
+        metavar="K",
+        help="leave out the stages after the first K (model.stages_at_test)",
+    )
     for option, purpose in (
         ("--parity-size", "compare on one image of this size, too"),
         ("--benchmark", "time both on one image of this size"),
@@ -141,6 +147,9 @@ def export(args: argparse.Namespace) -> None:
     predictor = build_inspected_detector(
         args.config_file, [*args.opts, "train.device=cpu"], trust_config=args.trust_config
     )
+    if args.stages is not None:
+        predictor.model.decoder.limit_stages_at_test(args.stages)
+        predictor.cfg.model.stages_at_test = args.stages
     description = Description.from_test_augmentations(
         predictor.aug.augs,
         class_names=predictor.metadata.get("thing_classes"),

@@ -190,7 +190,7 @@ class DDQDecoder(DINODecoder):
         """
         output, _ = super().pass_stage(index, queries, maps, None)
         moved, active = output.queries, among_all(carry, queries)
-        if index + 1 < self.num_stages:
+        if index + 1 < self.num_stages_run:
             denoising, count, _ = kinds_of(queries)
             own = moved.content[:, denoising : denoising + count].detach()
             head: Any = self.stages[index].head

@@ -18,8 +18,9 @@ from detectron2.structures import Boxes, Instances
 from small_runs import draw_blocks, make_batch
 from tolerances import tolerance
 
-from detection_toolkit.config import find_config_file, get_config
+from detection_toolkit.config import apply_overrides, find_config_file, get_config
 from detection_toolkit.engine import Predictor
+from detection_toolkit.errors import UserError
 from detection_toolkit.modeling import QueryDetector
 from detection_toolkit.structures import GroundTruth, HeadOutput, Predictions, map_tensors
 from detection_toolkit.training import Criterion
@@ -118,6 +119,28 @@ def test_an_image_alone_is_the_image_in_a_batch_of_equal_sizes(family):
     assert_same_answers(answers(detector, batch), alone, **limits)
 
 
+def test_answers_on_the_host_are_the_same_and_take_one_copy_of_a_batch(family, monkeypatch):
+    detector = make(family)
+    batch = make_batch([1, 1, 1])
+    for x, height in zip(batch, (64, 128, 50)):
+        x["height"] = height  # of the original image
+    expected = answers(detector, batch)
+    copies, cpu = [], torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda x: copies.append(x) or cpu(x))
+    with detector.answering_on_host():
+        found = answers(detector, batch)
+    assert len(copies) == 1
+    assert_same_answers(found, expected)
+    for a, b in zip(found, expected):
+        assert a.image_size == b.image_size and a.scores.dtype == b.scores.dtype
+        assert a.pred_boxes.tensor.dtype == b.pred_boxes.tensor.dtype
+        assert torch.equal(a.query_index, b.query_index)
+    detector.select_detections = None
+    with pytest.raises(TypeError), detector.answering_on_host():
+        answers(detector, batch)
+    assert not detector._answers_on_host
+
+
 def test_any_layout_of_an_array_is_taken(family):
     predictor = _predictor(family)
     picture = draw_blocks()
@@ -148,6 +171,54 @@ def test_evaluation_changes_no_parameter_and_no_buffer(family):
     answers(detector, make_batch([1, 1]))
     assert all(torch.equal(v, before[k]) for k, v in detector.state_dict().items())
     assert all(torch.equal(v, buffers[k]) for k, v in detector.named_buffers())
+
+
+def test_with_fewer_stages_it_answers_as_the_last_of_them(family):
+    detector = make(family).eval()
+    state, batch = detector.state_dict(), make_batch([1, 1])
+    outputs, by_stage = detector.inference_stages(batch)
+    assert len(outputs) == detector.decoder.num_stages >= 2
+    cfg = get_config(family)
+    for count, expected in enumerate(by_stage, start=1):
+        cfg.model.stages_at_test = count
+        limited = instantiate(cfg.model).double()
+        limited.load_state_dict(state)
+        with torch.no_grad():
+            assert_same_answers([x["instances"] for x in limited.eval()(batch)], expected)
+        # What looks at all stages still does.
+        for own, other in zip(limited.inference_stages(batch)[1], by_stage, strict=True):
+            assert_same_answers(own, other)
+
+
+def test_stages_that_are_left_out_are_not_run(family, monkeypatch):
+    detector = make(family).eval()
+    run, found = type(detector.decoder).run_stage, []
+
+    def note(self, index, *args):
+        found.append(index)
+        return run(self, index, *args)
+
+    monkeypatch.setattr(type(detector.decoder), "run_stage", note)
+    detector.decoder.limit_stages_at_test(2)
+    answers(detector, make_batch([1]))
+    assert found == [0, 1]
+    losses_of(detector.train(), make_batch([1]))
+    assert set(found[2:]) == set(range(detector.decoder.num_stages))
+
+
+@pytest.mark.parametrize("count", ["0", "99"])
+def test_a_number_of_stages_that_it_lacks_is_refused(family, count):
+    cfg = apply_overrides(get_config(family), [f"model.stages_at_test={count}"])
+    num_stages = _built(family, True).decoder.num_stages
+    with pytest.raises(UserError, match=f"model.stages_at_test=.*from 1 to {num_stages}") as caught:
+        instantiate(cfg.model)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_detector_without_stages_has_no_number_of_them():
+    cfg = get_config("dfvt/mask_rcnn_dfvt_tiny_1x.py")
+    with pytest.raises(UserError, match="no key 'model.stages_at_test'"):
+        apply_overrides(cfg, ["model.stages_at_test=2"])
 
 
 def test_gradients_reach_the_image(family):

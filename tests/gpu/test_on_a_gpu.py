@@ -90,6 +90,33 @@ def test_a_step_waits_twice(tmp_path):
     ]
 
 
+def test_answers_on_the_host_wait_no_longer_for_more_images():
+    detector = detector_in_form(PLAN.models[0], "gather", DEVICE).eval()
+
+    def answer(count):
+        """The answers, and how often they wait for the device."""
+        images = random_images(PLAN.compared_size, detector.num_classes)
+        with torch.no_grad(), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                found = detector([images[0]] * count)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        waits = sum("synchroniz" in str(w.message) for w in caught)
+        return [x["instances"] for x in found], waits
+
+    expected, waits_of_images = answer(4)
+    with detector.answering_on_host():
+        _, waits_of_one = answer(1)
+        found, waits = answer(4)
+    assert waits == waits_of_one < waits_of_images
+    for a, b in zip(found, expected):
+        assert a.scores.device.type == "cpu" and b.scores.is_cuda
+        assert torch.equal(a.scores, b.scores.cpu())
+        assert torch.equal(a.pred_boxes.tensor, b.pred_boxes.tensor.cpu())
+
+
 def test_equal_runs_end_with_equal_weights(tmp_path):
     plan = replace(PLAN, repeated_steps=8)
     context = Context(plan, DEVICE, tmp_path, lambda part: part, time.monotonic() + 600)

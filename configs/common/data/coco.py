@@ -2,7 +2,6 @@
 
 from detectron2.config import LazyCall as L
 from detectron2.data.transforms import RandomFlip, ResizeShortestEdge
-from detectron2.evaluation import COCOEvaluator
 from omegaconf import OmegaConf
 
 from detection_toolkit.data import (
@@ -11,6 +10,7 @@ from detection_toolkit.data import (
     build_train_loader,
     get_detection_dataset,
 )
+from detection_toolkit.evaluation import CocoEvaluator
 
 dataloader = OmegaConf.create()
 
@@ -45,7 +45,12 @@ dataloader.test = L(build_test_loader)(
 )
 
 # dataset_name and output_dir are filled in for each test set.
-dataloader.evaluator = L(COCOEvaluator)(dataset_name=None, output_dir=None, max_dets_per_image=None)
+dataloader.evaluator = L(CocoEvaluator)(
+    dataset_name=None,
+    output_dir=None,
+    max_dets_per_image=None,
+    backend="pycocotools",  # or "hotcoco": faster, the same numbers
+)
 
 # Of train.stage_evaluation: with these, too, labels are assigned and their changes counted; always
 # with each stage's own match and with the model's own label assigner.

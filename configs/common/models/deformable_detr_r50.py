@@ -66,6 +66,7 @@ model = L(DeformableDETR)(
     pixel_mean=[123.675, 116.28, 103.53],  # RGB
     pixel_std=[58.395, 57.12, 57.375],
     max_detections=100,
+    stages_at_test=None,  # all
     execution=L(Execution)(
         sampling="auto",  # "triton" on a GPU, else "gather"; or "grid", the plain form
         mixing="factored",  # of other detectors

@@ -57,6 +57,7 @@ model = L(StageInteractor)(
     pixel_mean=[123.675, 116.28, 103.53],  # RGB
     pixel_std=[58.395, 57.12, 57.375],
     max_detections="${.initial_queries.num_queries}",
+    stages_at_test=None,  # all
     execution=L(Execution)(
         sampling="auto",  # "triton" on a GPU, else "gather"; or "grid", the plain form
         mixing="factored",  # or "direct" for the plain form

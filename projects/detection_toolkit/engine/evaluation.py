@@ -32,7 +32,7 @@ from ..evaluation import (
     evaluate_stages,
     run_evaluator,
 )
-from .evaluators import check_evaluator, max_dets_per_image
+from .evaluators import check_evaluator, coco_backend, max_dets_per_image
 from .interruption import Interruption
 from .precision import autocast_dtype
 from .settings import RunSettings
@@ -237,6 +237,7 @@ def _evaluate_stages(
         dataset_name=name,
         label_assigners=configured_label_assigners(cfg),
         max_dets_per_image=max_dets_per_image(cfg),
+        backend=coco_backend(cfg),
         output_file=folder / "stage_metrics.json",
         facts={"weights": weights},
     )

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from ..config import arguments_of_target
 from ..errors import UserError
 
-__all__ = ["build_evaluators", "check_evaluator", "max_dets_per_image"]
+__all__ = ["build_evaluators", "check_evaluator", "coco_backend", "max_dets_per_image"]
 
 _KEY = "dataloader.evaluator"
 
@@ -55,10 +55,19 @@ def check_evaluator(evaluator: Any, source: str = _KEY) -> None:
 
 def max_dets_per_image(cfg: DictConfig) -> int | None:
     """Detections of an image that count, as the first evaluator that has such a limit says."""
+    return _first(cfg, "max_dets_per_image")
+
+
+def coco_backend(cfg: DictConfig) -> str:
+    """What computes COCO's metrics, as the first evaluator that has a choice says."""
+    return _first(cfg, "backend") or "pycocotools"
+
+
+def _first(cfg: DictConfig, argument: str) -> Any:
     node = OmegaConf.select(cfg, _KEY)
     for child in node if isinstance(node, ListConfig) else [node]:
-        if isinstance(child, DictConfig) and child.get("max_dets_per_image") is not None:
-            return child.max_dets_per_image
+        if isinstance(child, DictConfig) and child.get(argument) is not None:
+            return child[argument]
     return None
 
 

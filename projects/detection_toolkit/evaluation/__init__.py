@@ -1,5 +1,6 @@
 """What a detector's stages do, measured on a data set; and comparisons of trained variants."""
 
+from .coco import BACKENDS, CocoEvaluator
 from .diagnosis import (
     LabelChanges,
     ScoreChanges,
@@ -20,8 +21,10 @@ from .stages import (
 )
 
 __all__ = [
+    "BACKENDS",
     "VALIDATION",
     "AllStages",
+    "CocoEvaluator",
     "LabelChanges",
     "LossEvaluator",
     "ScoreChanges",

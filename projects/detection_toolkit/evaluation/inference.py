@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,6 +11,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..errors import NonFinitePredictionError
+from ..modeling import QueryDetector
 
 __all__ = ["run_evaluator"]
 
@@ -41,6 +43,8 @@ def run_evaluator(
 ) -> dict[str, Any]:
     """Evaluate a model; all processes come to the same end, and the model is in its mode again.
 
+    A query-based detector hands a batch's detections to the evaluator by one copy from the device.
+
     Args:
         model: in any mode.
         loader: this process' share of the images.
@@ -54,7 +58,11 @@ def run_evaluator(
     """
     was_training = model.training
     try:
-        return inference_on_dataset(model, loader, _Agreeing(evaluator)) or {}
+        with contextlib.ExitStack() as stack:
+            for module in model.modules():
+                if isinstance(module, QueryDetector):
+                    stack.enter_context(module.answering_on_host())
+            return inference_on_dataset(model, loader, _Agreeing(evaluator)) or {}
     except _FailedElsewhere:
         raise NonFinitePredictionError([]) from None
     except NonFinitePredictionError:

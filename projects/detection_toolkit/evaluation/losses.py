@@ -13,7 +13,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from ..errors import NonFinitePredictionError
-from ..modeling import QueryDetector
+from ..modeling import CascadeDecoder, QueryDetector
 from ..structures import StageOutput
 from ..training import Criterion
 from .truth import (
@@ -43,7 +43,7 @@ class LossEvaluator(DatasetEvaluator):
     """
 
     def __init__(
-        self, records: Sequence[Mapping[str, Any]], decoder: nn.Module, criterion: Criterion
+        self, records: Sequence[Mapping[str, Any]], decoder: CascadeDecoder, criterion: Criterion
     ):
         """
         Args:
@@ -63,14 +63,15 @@ class LossEvaluator(DatasetEvaluator):
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """While this lasts, what the decoder's stages predict is noted."""
+        """While this lasts, all stages of the decoder are run, and what they predict is noted."""
 
         def note(module: nn.Module, inputs: Any, outputs: Sequence[StageOutput]) -> None:
             self._outputs = outputs
 
         handle = self._decoder.register_forward_hook(note)
         try:
-            yield
+            with self._decoder.with_all_stages():
+                yield
         finally:
             handle.remove()
             self._outputs = ()

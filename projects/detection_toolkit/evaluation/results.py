@@ -249,7 +249,8 @@ def run_coco(
         truth = coco_class(truth_file)
         # loadRes changes the entries that it is given.
         evaluation = eval_class(truth, truth.loadRes([dict(r) for r in results]), "bbox")
-        evaluation.params.maxDets = [*_FEWER_DETECTIONS, max_dets]
+        # In order, as pycocotools puts them itself.
+        evaluation.params.maxDets = sorted([*_FEWER_DETECTIONS, max_dets])
         evaluation.evaluate()
         evaluation.accumulate()
     return evaluation

@@ -8,17 +8,14 @@ import json
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import (
-    COCOEvaluator,
-    DatasetEvaluator,
-    DatasetEvaluators,
-)
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.layers import batched_nms
 from detectron2.structures import Instances
 from detectron2.utils import comm
@@ -32,6 +29,7 @@ from ..errors import UserError
 from ..modeling import QueryDetector, require_query_detector
 from ..structures import GroundTruth
 from ..training import HungarianMatcher, LabelAssigner, StagewiseMatcher
+from .coco import CocoEvaluator
 from .diagnosis import (
     count_label_changes,
     count_score_changes,
@@ -62,10 +60,11 @@ METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
 class AllStages(nn.Module):
-    """A detector whose answer also holds what its earlier stages would have answered.
+    """A detector whose answer also holds what its other stages would have answered.
 
-    Usable with Detectron2's ``inference_on_dataset`` and its evaluators, which see the last
-    stage's detections as always.
+    Usable with Detectron2's ``inference_on_dataset`` and its evaluators, which see the detections
+    of the answering stage as always: the last one's, or with ``model.stages_at_test`` those of an
+    earlier one. All S stages are run.
     """
 
     def __init__(self, detector: nn.Module):
@@ -83,24 +82,26 @@ class AllStages(nn.Module):
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """
         Returns:
-            for each image "instances" of the last stage, "stages" (Instances of each of the S
+            for each image "instances" of the answering stage, "stages" (Instances of each of the S
             stages), "auxiliary" (likewise of each further head, by its name), "logits" (S, N, K),
-            and "boxes" (S, N, 4) in pixels of the resized image.
+            and "boxes" (S, N, 4) in pixels of the resized image; the last two in float32, on the
+            CPU.
         """
         if self.detector.decoder.auxiliary_names:
             outputs, heads = self.detector.inference_heads(batched_inputs)
             detections = heads.pop("")
         else:
             (outputs, detections), heads = self.detector.inference_stages(batched_inputs), {}
-        logits = torch.stack([output.logits for output in outputs], dim=1)
-        boxes = torch.stack([output.boxes for output in outputs], dim=1)
+        # One copy from the device each, not one of each image.
+        logits = torch.stack([output.logits for output in outputs], dim=1).float().cpu()
+        boxes = torch.stack([output.boxes for output in outputs], dim=1).float().cpu()
         auxiliary = [
             {name: [instances[b] for instances in stages] for name, stages in heads.items()}
             for b in range(len(batched_inputs))
         ]
         return [
             {
-                "instances": stages[-1],
+                "instances": stages[self.detector.answering_stage],
                 "stages": list(stages),
                 "auxiliary": further,
                 "logits": logits_,
@@ -133,6 +134,7 @@ class StageEvaluator(DatasetEvaluator):
         duplicate_iou: float = 0.7,
         score_threshold: float = 0.1,
         max_dets_per_image: int | None = None,
+        backend: str = "pycocotools",
         output_file: str | Path | None = None,
         facts: Mapping[str, Any] | None = None,
     ):
@@ -149,12 +151,13 @@ class StageEvaluator(DatasetEvaluator):
             duplicate_iou: two detections of a class that overlap more are duplicates; also the
                 threshold of the NMS that AP is computed with once more.
             score_threshold: detections that score less are not looked at for duplicates.
-            max_dets_per_image: see Detectron2's ``COCOEvaluator``.
+            max_dets_per_image, backend: see :class:`CocoEvaluator`.
             output_file: JSON to write; None: none.
             facts: further entries at the top of the JSON.
 
         Raises:
-            UserError: the data set has no annotations, or some of classes beyond K.
+            UserError: the data set has no annotations, or some of classes beyond K, or there is no
+                such backend.
         """
         records = _require_annotations(dataset_name, num_classes)
         self.dataset_name = dataset_name
@@ -169,17 +172,17 @@ class StageEvaluator(DatasetEvaluator):
         self.facts = dict(facts or {})
         self._truth = {record["image_id"]: objects_of(record) for record in records}
         with _quiet():
+            make = partial(
+                CocoEvaluator,
+                dataset_name,
+                ("bbox",),
+                backend=backend,
+                max_dets_per_image=max_dets_per_image,
+            )
             # One evaluator a stage, and one for the last stage after NMS.
-            self._coco = [
-                COCOEvaluator(dataset_name, ("bbox",), max_dets_per_image=max_dets_per_image)
-                for _ in range(num_stages + 1)
-            ]
+            self._coco = [make() for _ in range(num_stages + 1)]
             self._auxiliary = {
-                (name, stage): COCOEvaluator(
-                    dataset_name, ("bbox",), max_dets_per_image=max_dets_per_image
-                )
-                for name in auxiliary
-                for stage in range(num_stages)
+                (name, stage): make() for name in auxiliary for stage in range(num_stages)
             }
         self.reset()
 
@@ -202,10 +205,7 @@ class StageEvaluator(DatasetEvaluator):
         for (name, stage), evaluator in self._auxiliary.items():
             evaluator.process(inputs, [{"instances": x["auxiliary"][name][stage]} for x in outputs])
 
-        predictions = [
-            (x["logits"].float().cpu(), x["boxes"].float().cpu(), x["instances"].to("cpu"))
-            for x in outputs
-        ]
+        predictions = [(x["logits"], x["boxes"], x["stages"][-1].to("cpu")) for x in outputs]
         truth = [objects_as_seen(self._truth[x["image_id"]], x) for x in inputs]
         for (logits, boxes, last), objects, x in zip(predictions, truth, inputs):
             self._count_score_changes(logits.sigmoid(), boxes, last, objects, x["image"].shape[-2:])
@@ -386,6 +386,7 @@ def evaluate_stages(
     dataset_name: str,
     label_assigners: Iterable[LabelAssigner] = (),
     max_dets_per_image: int | None = None,
+    backend: str = "pycocotools",
     output_file: str | Path | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -395,10 +396,10 @@ def evaluate_stages(
         model: a :class:`~detection_toolkit.modeling.QueryDetector`, also inside of a
             DistributedDataParallel. Its criterion's matcher is used to count label changes.
         data_loader: as ``build_test_loader`` makes it.
-        evaluator: of the last stage's detections.
+        evaluator: of the answering stage's detections.
         label_assigners: whose label changes are counted beside those of each stage's own match
             and of the model's own label assigner; see :func:`compared_label_assigners`.
-        dataset_name, max_dets_per_image, output_file, facts: see :class:`StageEvaluator`.
+        dataset_name, max_dets_per_image, backend, output_file, facts: see :class:`StageEvaluator`.
 
     Returns:
         the evaluator's results, and the metrics by stage; both empty but in the main process.
@@ -418,6 +419,7 @@ def evaluate_stages(
         matcher=None if detector.criterion is None else detector.criterion.matcher,
         label_assigners=compared_label_assigners(detector, label_assigners),
         max_dets_per_image=max_dets_per_image,
+        backend=backend,
         output_file=output_file,
         facts=facts,
     )

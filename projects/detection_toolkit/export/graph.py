@@ -83,7 +83,8 @@ class DetectionGraph(nn.Module):
         divisor = detector.size_divisibility
         if divisor > 1:
             batch = F.pad(batch, (0, -width % divisor, 0, -height % divisor))
-        output = detector.predict(ImageList(batch, image_sizes)).stages[-1]
+        stages = detector.predict(ImageList(batch, image_sizes)).stages
+        output = stages[detector.answering_stage]
         boxes, scores, labels, _ = detector.select_detections(output)
         limits = image_sizes.to(boxes.dtype).flip(-1).repeat(1, 2)[:, None]  # (B, 1, 4): w h w h
         return torch.minimum(boxes.clamp(min=0), limits), scores, labels

@@ -85,6 +85,8 @@ class CascadeDecoder(nn.Module):
         self.stages = nn.ModuleList(stages)
         self.route = route
         self.predicts_auxiliary = False
+        self._stages_at_test: int | None = None
+        self._runs_all_stages = False
         if route is not None:
             route.check_fits(self.num_stages)
 
@@ -92,6 +94,42 @@ class CascadeDecoder(nn.Module):
     def num_stages(self) -> int:
         """S."""
         return len(self.stages)
+
+    @property
+    def num_stages_at_test(self) -> int:
+        """Stages that an answer at test time takes: S, or fewer."""
+        return self.num_stages if self._stages_at_test is None else self._stages_at_test
+
+    @property
+    def num_stages_run(self) -> int:
+        """Stages that the next forward pass runs: in training always S."""
+        all_stages = self.training or self._runs_all_stages
+        return self.num_stages if all_stages else self.num_stages_at_test
+
+    def limit_stages_at_test(self, count: int | None) -> None:
+        """Run the first stages alone out of training. All stages keep their parameters.
+
+        Args:
+            count: of the stages; None: all.
+
+        Raises:
+            UserError: it is no number from 1 to S.
+        """
+        if count is not None and (type(count) is not int or not 1 <= count <= self.num_stages):
+            raise UserError(
+                f"model.stages_at_test={count!r}: the decoder has {self.num_stages} stages, so "
+                f"set a whole number from 1 to {self.num_stages}, or null for all"
+            )
+        self._stages_at_test = count
+
+    @contextlib.contextmanager
+    def with_all_stages(self) -> Iterator[None]:
+        """Meanwhile all stages run out of training, too, whatever their limit."""
+        before, self._runs_all_stages = self._runs_all_stages, True
+        try:
+            yield
+        finally:
+            self._runs_all_stages = before
 
     @property
     def auxiliary_names(self) -> tuple[str, ...]:
@@ -140,7 +178,8 @@ class CascadeDecoder(nn.Module):
             queries: initial ones.
 
         Returns:
-            the predictions of all S stages; in training, with a route, what it leads to.
+            the predictions of all stages that are run, see :attr:`num_stages_run`; in training,
+            with a route, what it leads to.
         """
         if self.training and self.route is not None:
             return self.route(self, self._lay_out(maps, queries), queries)
@@ -157,7 +196,7 @@ class CascadeDecoder(nn.Module):
     def _cascade(self, maps: FeatureMaps, queries: Queries) -> list[StageOutput]:
         outputs = []
         carry = self.initial_carry()
-        for index in range(self.num_stages):
+        for index in range(self.num_stages_run):
             output, carry = self.run_stage(index, queries, maps, carry)
             queries = output.queries
             outputs.append(output)

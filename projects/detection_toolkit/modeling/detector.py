@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -37,6 +37,8 @@ class QueryDetector(nn.Module):
             :class:`~detection_toolkit.training.criterion.CriterionResult`; None before.
     """
 
+    _answers_on_host = False
+
     def __new__(cls, *args: Any, **_: Any) -> QueryDetector:
         """
         Raises:
@@ -59,6 +61,7 @@ class QueryDetector(nn.Module):
         pixel_std: Sequence[float] = (58.395, 57.12, 57.375),
         size_divisibility: int = 32,
         max_detections: int = 100,
+        stages_at_test: int | None = None,
         execution: Execution | None = None,
     ):
         """
@@ -74,7 +77,12 @@ class QueryDetector(nn.Module):
             size_divisibility: batches are padded at the bottom and right to a multiple of it,
                 after normalisation.
             max_detections: best (query, class) pairs that an image keeps at test time.
+            stages_at_test: stages that run at test time, of the S; the last of them answers. None:
+                all. Training and the state dict have all stages.
             execution: how to compute; the decoder has its own reference to it.
+
+        Raises:
+            UserError: the decoder has no such number of stages.
         """
         super().__init__()
         self.execution = execution or Execution()
@@ -86,6 +94,7 @@ class QueryDetector(nn.Module):
         self.strides = tuple(shape.stride for shape in backbone.output_shape().values())
         self.initial_queries = initial_queries
         self.decoder = decoder
+        decoder.limit_stages_at_test(stages_at_test)
         route = decoder.route
         self.criterion = criterion if None in (criterion, route) else route.supervise(criterion)
         self.num_classes = num_classes
@@ -106,6 +115,24 @@ class QueryDetector(nn.Module):
     def num_queries(self) -> int:
         """N."""
         return self.initial_queries.num_queries
+
+    @property
+    def answering_stage(self) -> int:
+        """The stage whose predictions are the answer at test time, counted from 0."""
+        return self.decoder.num_stages_at_test - 1
+
+    @contextlib.contextmanager
+    def answering_on_host(self) -> Iterator[None]:
+        """Meanwhile detections are tensors of the CPU.
+
+        A batch is copied once, before it is divided into images, which otherwise wait for the
+        device several times each.
+        """
+        before, self._answers_on_host = self._answers_on_host, True
+        try:
+            yield
+        finally:
+            self._answers_on_host = before
 
     def forward(
         self, batched_inputs: list[dict[str, Any]], *, target_counts: Tensor | None = None
@@ -137,18 +164,17 @@ class QueryDetector(nn.Module):
         return result.as_dict()
 
     def _answer(self, images: ImageList) -> tuple[StageOutput | HeadOutput, int]:
-        """The predictions of the last stage, and its number."""
+        """The predictions of the answering stage, and its number."""
         batch = images.tensor
         if not (self.execution.cuda_graphs and batch.is_cuda) or torch.is_grad_enabled():
-            stages = self.predict(images).stages
-            return stages[-1], len(stages) - 1
+            return self.predict(images).stages[self.answering_stage], self.answering_stage
         sizes = torch.tensor(images.image_sizes).to(batch.device, non_blocking=True)
         tensors = itertools.chain(self.parameters(), self.buffers())
-        output = HeadOutput(*self._recordings(self._last_stage, (batch, sizes), tensors))
-        return output, self.decoder.num_stages - 1
+        output = HeadOutput(*self._recordings(self._answer_as_tensors, (batch, sizes), tensors))
+        return output, self.answering_stage
 
-    def _last_stage(self, batch: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
-        output = self.predict(ImageList(batch, sizes)).stages[-1]
+    def _answer_as_tensors(self, batch: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+        output = self.predict(ImageList(batch, sizes)).stages[self.answering_stage]
         return output.logits, output.boxes
 
     @torch.no_grad()
@@ -197,7 +223,8 @@ class QueryDetector(nn.Module):
         )
 
     def predict(self, images: ImageList, truth: GroundTruth | None = None) -> Predictions:
-        """Predictions for a normalised batch: of all stages, or in training of the route.
+        """Predictions for a normalised batch: of the stages that are run, or in training of the
+        route.
 
         Args:
             images: the batch.
@@ -237,12 +264,14 @@ class QueryDetector(nn.Module):
     ) -> tuple[list[StageOutput], list[list[Instances]]]:
         """What every stage would answer if it were the last, in one forward pass.
 
+        All S stages are run, whatever ``stages_at_test`` says.
+
         Args:
             batched_inputs: as for :meth:`forward` at test time.
 
         Returns:
             the predictions of the S stages, in pixels of the resized images, and for each stage
-            each image's detections, as :meth:`forward` returns them for the last stage.
+            each image's detections, as :meth:`forward` returns them for the answering stage.
         """
         outputs, heads = self.inference_heads(batched_inputs, auxiliary=False)
         return outputs, heads[""]
@@ -263,7 +292,7 @@ class QueryDetector(nn.Module):
         """
         images = self.preprocess_image(batched_inputs)
         context = self.decoder.with_auxiliary() if auxiliary else contextlib.nullcontext()
-        with context:
+        with context, self.decoder.with_all_stages():
             outputs = list(self.predict(images).stages)
         of_heads: dict[str, list[StageOutput | HeadOutput]] = {"": [*outputs]}
         for name in self.decoder.auxiliary_names if auxiliary else ():
@@ -342,7 +371,11 @@ class QueryDetector(nn.Module):
             NonFinitePredictionError: no query of an image is finite.
         """
         names = [str(i) for i in range(len(image_sizes))] if names is None else names
-        dropped = (~_finite_queries(output)).sum(1).tolist()
+        counts = (~_finite_queries(output)).sum(1)
+        selected: Sequence[Tensor] = self.select_detections(output)
+        if self._answers_on_host:
+            counts, *selected = _copied_at_once(counts, *selected)
+        dropped = counts.tolist()
         num_queries = output.boxes.shape[1]
         lost = [(stage, b) for b, count in enumerate(dropped) if count == num_queries]
         if lost:
@@ -357,7 +390,7 @@ class QueryDetector(nn.Module):
                 self._warn_of_dropped_queries(count, stage, name)
         found = [
             Instances(size, pred_boxes=Boxes(b), scores=s, pred_classes=c, query_index=q)
-            for size, b, s, c, q in zip(image_sizes, *self.select_detections(output))
+            for size, b, s, c, q in zip(image_sizes, *selected)
         ]
         if output.active is None and not any(dropped):
             return found
@@ -383,6 +416,18 @@ class QueryDetector(nn.Module):
         height = batched_input.get("height", instances.image_size[0])
         width = batched_input.get("width", instances.image_size[1])
         return detector_postprocess(instances, height, width)
+
+
+def _copied_at_once(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Tensors (B, ...) on the CPU, by one copy; whole numbers must be below 2^24."""
+    dtype = torch.float32
+    for x in tensors:
+        if x.is_floating_point():
+            dtype = torch.promote_types(dtype, x.dtype)
+    flat = [x.flatten(1) if x.ndim > 1 else x[:, None] for x in tensors]
+    host = torch.cat([x.to(dtype) for x in flat], dim=1).cpu()
+    parts = host.split([x.shape[1] for x in flat], dim=1)
+    return tuple(part.reshape(x.shape).to(x.dtype) for part, x in zip(parts, tensors))
 
 
 def _finite_queries(output: StageOutput | HeadOutput) -> Tensor:

@@ -149,14 +149,15 @@ _ACTIVATION_HANDLES = {
 
 
 class _AllStages(nn.Module):
-    """Every stage's answer: a trace leaves out what the last one does not need, but it is run."""
+    """Every stage's answer up to the answering one's: a trace leaves out what that one does not
+    need, but it is run."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
 
     def forward(self, inputs: Any) -> Any:
-        return self.model.inference_stages(inputs)[1]
+        return self.model.inference_stages(inputs)[1][: self.model.answering_stage + 1]
 
 
 def count(model: nn.Module, inputs: Any) -> tuple[list[ModuleCosts], Counter, Counter]:

@@ -40,7 +40,7 @@ class Oracle(QueryDetector):
             self.criterion.matcher = HungarianMatcher()
             self.criterion.label_assigner = label_assigner
         self.decoder = torch.nn.Module()
-        self.decoder.num_stages = 2
+        self.decoder.num_stages = self.decoder.num_stages_at_test = 2
         self.decoder.auxiliary_names = ()
 
     def forward(self, batched_inputs):
@@ -277,6 +277,38 @@ def test_the_last_stage_is_what_evaluation_without_stages_sees(tmp_path, kind):
     assert metrics["stages"][-1]["AP"] == pytest.approx(by_stage["bbox"]["AP"])
     # They do not outlive the detections that they belong to.
     assert not (folder / "stage_metrics.json").exists()
+
+
+def test_with_fewer_stages_the_results_are_those_of_the_last_of_them(tmp_path):
+    """By stage and without; labels and losses are still those of all stages."""
+    changes = [
+        "train.stage_evaluation=true",
+        "train.validation_loss=true",
+        "model.criterion.label_assigner.stage_offsets=[[0,1],[-1,0],[-1]]",
+    ]
+    document = make_document(8)
+    for annotation in document["annotations"]:  # what a detector finds that was not trained
+        annotation.update(bbox=[2.0, 2.0, 84.0, 56.0], area=84.0 * 56)
+    cfg = prepare_config(make_config(tmp_path, *changes, document=document))
+    torch.manual_seed(0)
+    model = Trainer.build_model(cfg)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    file = tmp_path / "output" / "inference" / dataset_names(cfg.dataloader.test.dataset)[0]
+    file = file / "stage_metrics.json"
+    of_all = Trainer.test(cfg, model)
+    metrics = json.loads(file.read_text())
+
+    model.decoder.limit_stages_at_test(2)
+    by_stage = Trainer.test(cfg, model)
+    assert json.loads(file.read_text()) == metrics
+    cfg.train.stage_evaluation = False
+    alone = Trainer.test(cfg, model)
+    assert str(alone["bbox"]) == str(by_stage["bbox"]) != str(of_all["bbox"])
+    assert alone["bbox"]["AP"] == metrics["stages"][1]["AP"] != metrics["stages"][2]["AP"]
+    assert of_all["bbox"]["AP"] == metrics["stages"][2]["AP"] > 0
+    assert alone["validation"] == by_stage["validation"] == of_all["validation"]
 
 
 def test_training_evaluates_the_stages_once_at_its_end(tmp_path, monkeypatch):

@@ -42,6 +42,7 @@ pytest.importorskip("onnxscript")
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIG = "stageinteractor/shapes_tiny.py"
+MASK_RCNN = "dfvt/mask_rcnn_dfvt_tiny_1x.py"
 WEIGHTS = f"train.init_checkpoint='{ROOT / 'checkpoints' / 'shapes_tiny.pth'}'"
 
 
@@ -167,6 +168,38 @@ def test_a_program_for_uint8_images_agrees(tool, arguments, folder):
     sizes = [[(75, 43)], [(33, 70), (64, 41), (50, 90)]]
     with torch.no_grad():
         assert measure_parity(predictor.model, module, sizes).holds
+
+
+@pytest.mark.slow
+def test_the_file_of_fewer_stages_has_their_detections_and_no_other_weights(
+    tool, arguments, exported, tmp_path
+):
+    path = tmp_path / "two_stages.onnx"
+    tool.main([*arguments, "--stages", "2", "--output", str(path)])
+    assert path.stat().st_size < exported[0].stat().st_size
+    run = tool.open_exported(path.read_bytes(), "onnx", "float32", 1)
+    predictor = Predictor.from_config(CONFIG, overrides=[*arguments[2:], "train.device=cpu"])
+
+    class SecondStage(torch.nn.Module):
+        decoder = predictor.model.decoder
+
+        def forward(self, batch):
+            return [{"instances": x} for x in predictor.model.inference_stages(batch)[1][1]]
+
+    sizes = [[(75, 43)], [(33, 70), (64, 41), (50, 90)]]
+    parity = measure_parity(SecondStage(), run, sizes)
+    assert parity.holds and parity.detections > 0
+    assert not measure_parity(predictor.model, run, sizes).holds
+
+
+@pytest.mark.parametrize(
+    "config, message", [(CONFIG, "from 1 to 3"), (MASK_RCNN, "has no cascade")]
+)
+def test_stages_that_a_detector_lacks_are_no_export(tool, arguments, tmp_path, config, message):
+    overrides = arguments[2:] if config == CONFIG else arguments[-2:]
+    options = ["--config-file", config, "--stages", "4", "--output", str(tmp_path / "model.onnx")]
+    with pytest.raises(SystemExit, match=message):
+        tool.main([*options, *overrides])
 
 
 def test_nothing_is_written_of_an_export_that_differs(

@@ -6,7 +6,7 @@ from detectron2.structures import Boxes, Instances
 from tolerances import tolerance
 
 from detection_toolkit.config import find_config_file
-from detection_toolkit.errors import NonFinitePredictionError
+from detection_toolkit.errors import NonFinitePredictionError, UserError
 from detection_toolkit.structures import StageOutput
 from detection_toolkit.training import StagewiseMatcher
 from stageinteractor import CrossStageMatcher, StageInteractor
@@ -155,6 +155,26 @@ def test_all_stages_are_inferred_in_one_pass_and_the_last_is_the_answer(detector
     found = torch.stack([x[1].scores.max() for x in detections])
     torch.testing.assert_close(found, scores, **tolerance(torch.float32, scale=1, operations=4))
     assert not torch.equal(detections[0][0].scores, detections[1][0].scores)
+
+
+@pytest.mark.parametrize("count", [0, -1, 5, 2.0, True, "2"])
+def test_only_a_number_of_its_stages_limits_a_decoder(detector, count):
+    with pytest.raises(UserError, match=r"model.stages_at_test=.* from 1 to 4, or null for all"):
+        detector.decoder.limit_stages_at_test(count)
+    assert detector.decoder.num_stages_at_test == detector.decoder.num_stages_run == 4
+
+
+def test_all_stages_are_run_where_they_are_asked_for(detector):
+    decoder = detector.eval().decoder
+    decoder.limit_stages_at_test(1)
+    assert decoder.num_stages_run == decoder.num_stages_at_test == 1
+    with pytest.raises(RuntimeError), decoder.with_all_stages():
+        with decoder.with_all_stages():
+            pass
+        assert decoder.num_stages_run == 4
+        raise RuntimeError
+    assert decoder.num_stages_run == 1
+    assert decoder.train().num_stages_run == 4
 
 
 def test_a_class_outside_of_the_model_is_named(detector):
