@@ -16,6 +16,7 @@ __all__ = ["METADATA_KEY", "Description", "find_description"]
 METADATA_KEY = "detection_toolkit"
 _VERSION = 1
 _MOST_PIXELS = 65_535  # of a side, more than any image that is read has
+_OF_PADDING = ("padded_height", "padded_width", "padding_value")
 _RESIZING = {"pillow": T.ResizeShortestEdge, "opencv": OpenCVResizeShortestEdge}
 
 
@@ -38,6 +39,15 @@ class Description:
     max_side: int = 0
     """Pixels that the longer side never exceeds."""
 
+    padded_height: int = 0
+    """Pixels that a resized picture is padded to at the bottom, as if that were picture; 0: not."""
+
+    padded_width: int = 0
+    """The same at the right."""
+
+    padding_value: int = 0
+    """Of the three channels, 0 to 255."""
+
     @classmethod
     def from_test_augmentations(
         cls,
@@ -54,30 +64,42 @@ class Description:
             image_format: "RGB" or "BGR".
 
         Raises:
-            ValueError: something else than one resizing to a fixed shorter side.
+            ValueError: something else than one resizing to a fixed shorter side, and padding to a
+                size that no resized picture exceeds.
         """
         names = None if class_names is None else tuple(class_names)
         if not augmentations:
             return cls(names, image_format)
-        first = augmentations[0]
+        first, *rest = augmentations
         kinds = {kind: name for name, kind in _RESIZING.items()}
         lengths = set(getattr(first, "short_edge_length", ()))
-        if len(augmentations) > 1 or type(first) not in kinds or len(lengths) != 1:
+        described = type(first) in kinds and len(lengths) == 1
+        if not described or not all(_only_pads(a, first.max_size) for a in rest) or len(rest) > 1:
             shown = ", ".join(type(a).__name__ for a in augmentations)
             raise UserError(
-                "an exported file can say no more than to resize pictures to one shorter side: "
+                "an exported file can say no more than to resize pictures to one shorter side, and "
+                "to pad them with one value to a size that none exceeds: "
                 f"dataloader.test.mapper.augmentations has {shown}"
             )
-        return cls(names, image_format, kinds[type(first)], lengths.pop(), first.max_size)
+        resizing = kinds[type(first)], lengths.pop(), first.max_size
+        padding = [x for pad in rest for x in (*pad.crop_size, int(pad.pad_value))]
+        return cls(names, image_format, *resizing, *padding)
 
     def augmentations(self) -> T.AugmentationList:
         """The test-time treatment that is described."""
         if self.resizing is None:
             return T.AugmentationList([])
-        return T.AugmentationList([_RESIZING[self.resizing](self.short_side, self.max_side)])
+        steps = [_RESIZING[self.resizing](self.short_side, self.max_side)]
+        if self.padded_height:
+            size = self.padded_height, self.padded_width
+            steps.append(T.FixedSizeCrop(size, pad=True, pad_value=self.padding_value))
+        return T.AugmentationList(steps)
 
     def to_json(self) -> str:
-        return json.dumps({"version": _VERSION, **asdict(self)}, ensure_ascii=False)
+        values = asdict(self)
+        if not self.padded_height:  # so that programs which know no padding read the file
+            values = {k: v for k, v in values.items() if k not in _OF_PADDING}
+        return json.dumps({"version": _VERSION, **values}, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> Description:
@@ -117,6 +139,22 @@ class Description:
             least = 0 if self.resizing is None else 1
             if type(pixels) is not int or not least <= pixels <= _MOST_PIXELS:
                 raise UserError(f"the description has {name} {_short(pixels)}")
+        sides = self.padded_height, self.padded_width
+        fits = all(type(side) is int and self.max_side <= side <= _MOST_PIXELS for side in sides)
+        is_value = type(self.padding_value) is int and 0 <= self.padding_value <= 255
+        if not (sides == (0, 0) or (self.resizing is not None and fits)) or not is_value:
+            padding = *sides, self.padding_value
+            raise UserError(f"the description has padding {_short(padding)}")
+
+
+def _only_pads(augmentation: T.Augmentation, max_side: int) -> bool:
+    """Whether it pads pictures of such sides by one whole number, and cuts nothing off."""
+    return (
+        type(augmentation) is T.FixedSizeCrop
+        and augmentation.pad
+        and min(augmentation.crop_size) >= max_side
+        and augmentation.pad_value in range(256)
+    )
 
 
 def _short(value: object) -> str:
@@ -138,6 +176,5 @@ def _describes(text: str) -> bool:
         values = json.loads(text)
     except ValueError:
         return False
-    return isinstance(values, dict) and {"version", *(f.name for f in fields(Description))} <= set(
-        values
-    )
+    expected = {"version", *(f.name for f in fields(Description))} - {*_OF_PADDING}
+    return isinstance(values, dict) and expected <= set(values)

@@ -16,7 +16,7 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from ..data.images import check_picture
-from ..data.mapper import augment
+from ..data.mapper import augment, shown_frame
 from ..errors import NonFinitePredictionError, UserError
 from .runtime import open_onnx, run_session
 
@@ -78,7 +78,7 @@ class OnnxPredictor:
         if self.description.image_format == "RGB":
             image = image[:, :, ::-1]
         augmented = T.AugInput(np.ascontiguousarray(image))
-        augment(self._augmentations, augmented)
+        transforms = augment(self._augmentations, augmented)
         resized = augmented.image
         size = resized.shape[:2]
         instances = finite_detections(
@@ -86,7 +86,8 @@ class OnnxPredictor:
             size,
             self.description.class_names,
         )
-        return {"instances": detector_postprocess(instances, *original_image.shape[:2])}
+        height, width = shown_frame(transforms, original_image.shape[:2], size)
+        return {"instances": detector_postprocess(instances, height, width)}
 
 
 class ExportedDetector(nn.Module):

@@ -214,12 +214,16 @@ def test_nothing_is_written_of_an_export_that_differs(
     assert not output.exists()
 
 
-@pytest.mark.parametrize("resizing", [None, "pillow", "opencv"])
+@pytest.mark.parametrize("resizing", [None, "pillow", "opencv", "opencv, padded"])
 def test_the_predictor_of_the_file_is_that_of_the_config(
     exported, predictor, picture, tmp_path, monkeypatch, resizing
 ):
-    kind = {"pillow": T.ResizeShortestEdge, "opencv": OpenCVResizeShortestEdge}.get(resizing)
-    augmentations = [kind(70, 80)] if kind else []
+    augmentations = {
+        None: [],
+        "pillow": [T.ResizeShortestEdge(70, 80)],
+        "opencv": [OpenCVResizeShortestEdge(70, 80)],
+        "opencv, padded": [OpenCVResizeShortestEdge(70, 80), T.FixedSizeCrop((96, 80), True, 114)],
+    }[resizing]
     description = Description.from_test_augmentations(
         augmentations, class_names=["a", "b"], image_format="RGB"
     )
@@ -232,7 +236,8 @@ def test_the_predictor_of_the_file_is_that_of_the_config(
     assert of_file.metadata.thing_classes == ["a", "b"]
     expected = predictor(picture)["instances"]
     actual = of_file(picture)["instances"]
-    assert actual.image_size == expected.image_size == (90, 120)
+    padded = resizing == "opencv, padded"  # 60 rows of 80 pixels become 96
+    assert actual.image_size == expected.image_size == ((144, 120) if padded else (90, 120))
     torch.testing.assert_close(actual.scores, expected.scores, atol=1e-4, rtol=0)
     torch.testing.assert_close(
         actual.pred_boxes.tensor, expected.pred_boxes.tensor, atol=0.05, rtol=0

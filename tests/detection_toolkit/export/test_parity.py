@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from detectron2.data import transforms as T
@@ -85,9 +86,30 @@ def test_a_description_survives_as_text(kind):
     assert (augmentation.short_edge_length, augmentation.max_size) == ((800, 800), 1333)
 
 
+def test_padding_is_described_too():
+    description = Description.from_test_augmentations(
+        [OpenCVResizeShortestEdge(64, 64), T.FixedSizeCrop((64, 96), pad_value=114)],
+        class_names=None,
+        image_format="RGB",
+    )
+    again = Description.from_json(description.to_json())
+    assert again == description
+    augmented = T.AugInput(np.zeros((100, 200, 3), dtype=np.uint8))
+    again.augmentations()(augmented)
+    assert augmented.image.shape == (64, 96, 3)
+    assert (augmented.image[32:] == 114).all() and not augmented.image[:32, :64].any()
+
+
+PADDED = '{"version": 1, "class_names": null, "resizing": "opencv", "short_side": 8, "max_side": 8'
+
+
 @pytest.mark.parametrize(
     "text, message",
     [
+        (PADDED + ', "padded_height": 7, "padded_width": 9}', "padding"),
+        (PADDED + ', "padded_height": 0, "padded_width": 9}', "padding"),
+        (PADDED + ', "padding_value": 256}', "padding"),
+        ('{"version": 1, "class_names": null, "padded_height": 9, "padded_width": 9}', "padding"),
         ("nonsense", "cannot be read"),
         ("[]", "cannot be read"),
         ('{"version": 1, "class_names": null, "surprise": 1}', "cannot be read"),
@@ -101,9 +123,13 @@ def test_a_foreign_description_is_refused(text, message):
         Description.from_json(text)
 
 
+CUT_OR_PADDED_OTHERWISE = (((7, 8),), ((8, 8), False), ((8, 8), True, 0.5), ((8, 8), True, 256))
+
+
 @pytest.mark.parametrize(
     "augmentations",
-    [[T.RandomFlip()], [T.ResizeShortestEdge(800), T.RandomFlip()], [T.ResizeShortestEdge([1, 2])]],
+    [[T.RandomFlip()], [T.ResizeShortestEdge(800), T.RandomFlip()], [T.ResizeShortestEdge([1, 2])]]
+    + [[T.ResizeShortestEdge(8, 8), T.FixedSizeCrop(*args)] for args in CUT_OR_PADDED_OTHERWISE],
 )
 def test_treatment_that_no_file_can_describe_is_refused(augmentations):
     with pytest.raises(ValueError, match="resize pictures to one shorter side"):
