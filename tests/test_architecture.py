@@ -5,12 +5,13 @@ Layers, each of which imports only what stands below it:
     command lines (train_net.py, demo/, tools/)
     methods (the other packages of projects/)
     detection_toolkit, in itself:
+        __main__ (the command), commands
         web, studies
         engine
         export, visualization, evaluation, parity
         modeling, training (not one another)
         data, checkpoint
-        structures, config, errors, durable, texts, trust, projects, registrations
+        structures, config, errors, durable, texts, trust, projects, program, registrations
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ LAYERS = [
         "texts",
         "trust",
         "projects",
+        "program",
         "registrations",
         "__init__",
     },
@@ -46,6 +48,8 @@ LAYERS = [
     {"export", "visualization", "evaluation", "parity"},
     {"engine"},
     {"web", "studies"},
+    {"commands"},
+    {"__main__"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 APART = {frozenset({"modeling", "training"})}
