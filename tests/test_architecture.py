@@ -11,7 +11,7 @@ Layers, each of which imports only what stands below it:
         export, visualization, evaluation, parity
         modeling, training (not one another)
         data, checkpoint
-        structures, config, errors, durable, texts, trust, projects, program, registrations
+        structures, config, errors, durable, texts, threads, trust, projects, program, registrations
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ LAYERS = [
         "errors",
         "durable",
         "texts",
+        "threads",
         "trust",
         "projects",
         "program",

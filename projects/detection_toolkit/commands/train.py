@@ -37,7 +37,7 @@ from ..engine import (
 )
 from ..engine.arguments import add_weights_arguments, parse_arguments
 from ..engine.folder_lock import locked_run
-from ..engine.launch import read_process_environment
+from ..engine.processes import read_process_environment
 from ..engine.logs import set_up_logs, set_up_run
 from ..engine.parsers import examples
 from ..engine.runs import claim_folder, find_run
