@@ -11,7 +11,8 @@ Layers, each of which imports only what stands below it:
         export, visualization, evaluation, parity
         modeling, training (not one another)
         data, checkpoint
-        structures, config, errors, durable, texts, threads, trust, projects, program, registrations
+        structures, config, errors, durable, texts, threads, trust, projects, program,
+        on_demand, registrations
 """
 
 from __future__ import annotations

@@ -6,10 +6,9 @@ those load neither PyTorch nor Detectron2.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .. import require_detectron2
+from ..on_demand import names_on_demand
 
 if TYPE_CHECKING:
     from .errors import user_errors
@@ -36,27 +35,19 @@ __all__ = [
     "user_errors",
 ]
 
-_MODULES = {
-    "EvaluationFacts": "evaluation",
-    "Predictor": "predictor",
-    "RunSettings": "settings",
-    "Trainer": "trainer",
-    "check_gpus_are_there": "processes",
-    "ended_by_signals": "interruption",
-    "launch": "processes",
-    "prepare_config": "setup",
-    "shipped_checkpoint": "shipped",
-    "shipped_config": "shipped",
-    "user_errors": "errors",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        module = import_module(f".{_MODULES[name]}", __name__)
-    except Exception:
-        require_detectron2()  # says why, if that is the reason
-        raise
-    return getattr(module, name)
+__getattr__ = names_on_demand(
+    __name__,
+    {
+        "EvaluationFacts": "evaluation",
+        "Predictor": "predictor",
+        "RunSettings": "settings",
+        "Trainer": "trainer",
+        "check_gpus_are_there": "processes",
+        "ended_by_signals": "interruption",
+        "launch": "processes",
+        "prepare_config": "setup",
+        "shipped_checkpoint": "shipped",
+        "shipped_config": "shipped",
+        "user_errors": "errors",
+    },
+)
