@@ -11,7 +11,7 @@ Layers, each of which imports only what stands below it:
         export, visualization, evaluation, parity
         modeling, training (not one another)
         data, checkpoint
-        structures, config, errors, durable, texts, threads, trust, projects, program,
+        structures, config, defaults, errors, durable, texts, threads, trust, projects, program,
         on_demand, registrations
 """
 
@@ -36,12 +36,14 @@ LAYERS = [
         "structures",
         "config",
         "errors",
+        "defaults",
         "durable",
         "texts",
         "threads",
         "trust",
         "projects",
         "program",
+        "on_demand",
         "registrations",
         "__init__",
     },
