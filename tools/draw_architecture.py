@@ -40,6 +40,8 @@ def packages() -> dict[str, list[Path]]:
             parts = file.relative_to(folder).parts
             if folder.name != TOOLKIT:
                 node = folder.name
+            elif parts == ("__main__.py",):
+                node = COMMANDS
             else:
                 node = parts[0] if len(parts) > 1 and parts[0] != "structures" else BASE
             nodes.setdefault(node, []).append(file)

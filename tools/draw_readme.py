@@ -13,23 +13,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from detectron2.structures import BoxMode
-
-from detection_toolkit.data import ShapesSpec
-from detection_toolkit.data.shapes import render_image
 from detection_toolkit.engine import user_errors
-from detection_toolkit.engine.inspection import build_inspected_detector
-from detection_toolkit.engine.predictor import Predictor
-from detection_toolkit.visualization import (
-    animate_stages,
-    contact_sheet,
-    draw_detections,
-    draw_ground_truth,
-    save_animation,
-    save_picture,
-    trace_stages,
-)
+
+if TYPE_CHECKING:
+    from detection_toolkit.data import ShapesSpec
+    from detection_toolkit.engine import Predictor
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 CONFIG = "stageinteractor/shapes_tiny.py"
@@ -37,7 +27,7 @@ SIZE_OF_DATA = (
     "dataloader.test.mapper.augmentations=[{_target_:detectron2.data.transforms."
     "ResizeShortestEdge,short_edge_length:160,max_size:160}]"
 )
-SCENES = ShapesSpec(
+SCENES = dict(
     num_images=16,
     seed=2026,
     long_side=320,
@@ -57,9 +47,14 @@ SHOWN, ANIMATED = (1, 15), 11
 SCALE = 1.25
 
 
-def draw_pairs(predictor: Predictor, index: int) -> list:
+def draw_pairs(predictor: Predictor, scenes: ShapesSpec, index: int) -> list:
     """Ground truth and detections of a scene."""
-    image, objects = render_image(SCENES, index)
+    from detectron2.structures import BoxMode
+
+    from detection_toolkit.data.shapes import render_image
+    from detection_toolkit.visualization import draw_detections, draw_ground_truth
+
+    image, objects = render_image(scenes, index)
     annotations = [
         {"bbox": box, "bbox_mode": BoxMode.XYWH_ABS, "category_id": label} for label, box in objects
     ]
@@ -73,9 +68,22 @@ def draw_pairs(predictor: Predictor, index: int) -> list:
 
 def run(output: Path) -> list[str]:
     """Draw all pictures; returns their paths."""
+    from detection_toolkit.data import ShapesSpec
+    from detection_toolkit.data.shapes import render_image
+    from detection_toolkit.engine.inspection import build_inspected_detector
+    from detection_toolkit.visualization import (
+        animate_stages,
+        contact_sheet,
+        save_animation,
+        save_picture,
+        trace_stages,
+    )
+
     predictor = build_inspected_detector(CONFIG, [SIZE_OF_DATA])
-    sheet = contact_sheet([draw_pairs(predictor, i) for i in SHOWN], ["ground truth", "detections"])
-    image, _ = render_image(SCENES, ANIMATED)
+    scenes = ShapesSpec(**SCENES)
+    pairs = [draw_pairs(predictor, scenes, i) for i in SHOWN]
+    sheet = contact_sheet(pairs, ["ground truth", "detections"])
+    image, _ = render_image(scenes, ANIMATED)
     traces = trace_stages(predictor.model, predictor.preprocess(image))
     frames = animate_stages(image[:, :, ::-1], traces, predictor.metadata)
     return [

@@ -14,16 +14,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from detectron2.utils.logger import setup_logger
-from tabulate import tabulate
-
-from detection_toolkit.data.bccd import (
-    BCCD_COUNTS,
-    BCCD_URL,
-    bccd_folder,
-    convert_bccd,
-    fetch_bccd,
-)
 from detection_toolkit.engine import user_errors
 
 
@@ -34,16 +24,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--output", metavar="FOLDER", type=Path, help="in place of that folder")
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--url", default=BCCD_URL, help="of the repository's ZIP: %(default)s")
+    source.add_argument(
+        "--url", help="of the ZIP (default: that of github.com/Shenggan/BCCD_Dataset)"
+    )
     source.add_argument("--archive", metavar="FILE", type=Path, help="a ZIP that is here already")
     args = parser.parse_args(argv)
+    from detectron2.utils.logger import setup_logger
+    from tabulate import tabulate
+
+    from detection_toolkit.data.bccd import (
+        BCCD_COUNTS,
+        BCCD_URL,
+        bccd_folder,
+        convert_bccd,
+        fetch_bccd,
+    )
+
     setup_logger(name="detection_toolkit", color=False)
     folder = bccd_folder() if args.output is None else args.output
     with user_errors():
         if args.archive is not None:
             counts = convert_bccd(args.archive.expanduser(), folder)
         else:
-            counts = fetch_bccd(folder, args.url)
+            counts = fetch_bccd(folder, args.url or BCCD_URL)
     rows = [(split, *counted) for split, counted in counts.items()]
     print(tabulate(rows, headers=["split", "images", "objects"], tablefmt="github"))
     print(f"written to {folder}")

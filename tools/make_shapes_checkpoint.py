@@ -18,30 +18,17 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from detectron2.utils.logger import setup_logger
-from torch import Tensor
-
-from detection_toolkit.checkpoint.checkpointer import inference_weights
-from detection_toolkit.checkpoint.damage import damage
-from detection_toolkit.checkpoint.official_files import read_checkpoint
-from detection_toolkit.config import apply_overrides, get_config
 from detection_toolkit.durable import write_durably, write_text
 from detection_toolkit.engine.arguments import add_overrides_argument, parse_arguments
-from detection_toolkit.engine.predictor import Predictor
 from detection_toolkit.engine.shipped import shipped_config
-from detection_toolkit.engine.trainer import Trainer
 from detection_toolkit.errors import UserError
-from detection_toolkit.studies.environment import (
-    ROOT,
-    commit,
-    from_root,
-    machine,
-    today,
-    versions,
-)
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[1]
 MAX_BYTES = 8 * 1024 * 1024
 
 
@@ -71,6 +58,12 @@ def export_weights(source: Path, output: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: the result is larger than what the repository is to carry, or not finite.
     """
+    import torch
+
+    from detection_toolkit.checkpoint.checkpointer import inference_weights
+    from detection_toolkit.checkpoint.damage import damage
+    from detection_toolkit.checkpoint.official_files import read_checkpoint
+
     state = inference_weights(read_checkpoint(source))
     weights = {
         name: (tensor.float() if tensor.is_floating_point() else tensor).clone().contiguous()
@@ -126,6 +119,12 @@ def describe(facts: Mapping[str, object], name: str) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, export, evaluate, note. Returns the exit code."""
     args = parse_arguments(get_parser(), argv)
+    from detectron2.utils.logger import setup_logger
+
+    from detection_toolkit.config import apply_overrides, get_config
+    from detection_toolkit.engine import Predictor, Trainer
+    from detection_toolkit.studies.environment import commit, from_root, machine, today, versions
+
     work_dir, output = args.work_dir.resolve(), args.output.resolve()
     overrides = [f"train.output_dir={from_root(work_dir)}", *args.opts]
     if args.max_iter is not None:

@@ -1,73 +1,14 @@
 #!/usr/bin/env python3
-"""Judge a trained detector: one HTML page without other files, and the numbers as JSON.
+"""Judge a trained detector on one HTML page.
 
-    python train_net.py --config-file stageinteractor/shapes_tiny.py --eval-only \\
-        train.init_checkpoint=checkpoints/shapes_tiny.pth train.output_dir=output/judged \\
-        train.stage_evaluation=true
-    python tools/report.py output/judged
+    python tools/report.py output/mine
 
-reads what training (metrics.json) and evaluation (inference/DATA SET/) left in the folder, and
-writes report.html and report.json there. Without train.stage_evaluation=true the parts about
-single stages are left out.
+The code is in detection_toolkit/commands/report.py.
 """
 
-from __future__ import annotations
-
-import argparse
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 
-from detection_toolkit.engine import user_errors
-from detection_toolkit.engine.arguments import add_trust_argument
-from detection_toolkit.visualization import DEFAULT_SCORE_THRESHOLD
-from detection_toolkit.visualization.report import write_report
-
-
-def get_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("output_dir", type=Path, help="train.output_dir of the run")
-    parser.add_argument("--dataset", help="test set, where inference/ has several")
-    parser.add_argument(
-        "--confidence-threshold",
-        "--score-threshold",
-        dest="score_threshold",
-        type=float,
-        default=DEFAULT_SCORE_THRESHOLD,
-        help="of the detections that errors, confusion and images are about (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--images", type=int, default=4, help="so many best and worst ones (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--backend",
-        choices=("pycocotools", "hotcoco"),
-        default="pycocotools",
-        help="what computes COCO's metrics; hotcoco is to be installed (default: %(default)s)",
-    )
-    add_trust_argument(parser)
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code."""
-    args = get_parser().parse_args(argv)
-    with user_errors():
-        written = write_report(
-            args.output_dir,
-            dataset=args.dataset,
-            score_threshold=args.score_threshold,
-            num_images=args.images,
-            backend=args.backend,
-            trust_config=args.trust_config,
-        )
-    for path in written:
-        print(path)
-    return 0
-
+from detection_toolkit.commands.report import main
 
 if __name__ == "__main__":
     sys.exit(main())

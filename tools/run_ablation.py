@@ -21,20 +21,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from detection_toolkit.defaults import STEPS_OF_COSTS
 from detection_toolkit.engine import user_errors
 from detection_toolkit.engine.arguments import add_overrides_argument, parse_arguments
-from detection_toolkit.studies.costs import STEPS, measure_variants
-from detection_toolkit.studies.environment import ROOT, facts
-from detection_toolkit.studies.plan import choose_plan
-from detection_toolkit.studies.rerun import rerun, stored_record
-from detection_toolkit.studies.results import (
-    RESULTS,
-    STORED,
-    check_results,
-    report,
-    write_results,
-)
-from detection_toolkit.studies.run import evaluate_cells, read_cell, run_cells, split
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def _positive(text: str) -> int:
@@ -86,7 +77,9 @@ def get_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="train nothing; measure processor time and memory of a training step of each variant",
     )
-    option("--steps", type=_positive, default=STEPS, help="of --costs (default: %(default)s)")
+    option(
+        "--steps", type=_positive, default=STEPS_OF_COSTS, help="of --costs (default: %(default)s)"
+    )
     option(
         "--random-images",
         type=_positive,
@@ -129,6 +122,19 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def study(args: argparse.Namespace) -> int:
     """Do what the options say; returns the exit code."""
+    from detection_toolkit.studies.costs import measure_variants
+    from detection_toolkit.studies.environment import facts
+    from detection_toolkit.studies.plan import choose_plan
+    from detection_toolkit.studies.rerun import rerun, stored_record
+    from detection_toolkit.studies.results import (
+        RESULTS,
+        STORED,
+        check_results,
+        report,
+        write_results,
+    )
+    from detection_toolkit.studies.run import evaluate_cells, read_cell, run_cells, split
+
     plan = choose_plan(
         args.plan,
         config=args.config_file,

@@ -19,26 +19,13 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from detectron2.data.detection_utils import read_image
-from detectron2.utils.logger import setup_logger
-
-from detection_toolkit.data import get_detection_dataset
 from detection_toolkit.engine.arguments import add_overrides_argument, parse_arguments
-from detection_toolkit.engine.predictor import Predictor
 from detection_toolkit.engine.shipped import shipped_checkpoint, shipped_config
-from detection_toolkit.engine.trainer import Trainer
-from detection_toolkit.visualization import (
-    DEFAULT_SCORE_THRESHOLD,
-    contact_sheet,
-    draw_detections,
-    draw_ground_truth,
-    plot_ap_curves,
-    plot_loss_curves,
-    save_picture,
-    side_by_side,
-)
+
+if TYPE_CHECKING:
+    from detection_toolkit.engine import Predictor
 
 ROOT = Path(__file__).resolve().parents[1]
 FINETUNE_CONFIG = "stageinteractor/shapes_tiny_finetune.py"
@@ -83,6 +70,8 @@ class Steps:
 
 def build_data() -> None:
     """Generate the data sets that are not there yet."""
+    from detection_toolkit.data import get_detection_dataset
+
     for name in SETS:
         start = time.perf_counter()
         records = get_detection_dataset(name, filter_empty=False)
@@ -93,6 +82,8 @@ def build_data() -> None:
 
 def evaluate(predictor: Predictor, name: str, folder: Path) -> dict[str, float]:
     """COCO metrics of a detector on a data set; numbers and detections are left in the folder."""
+    from detection_toolkit.engine import Trainer
+
     cfg = copy.deepcopy(predictor.cfg)
     cfg.train.output_dir = str(folder)
     cfg.dataloader.test.dataset.names = name
@@ -113,6 +104,18 @@ def finetune(arguments: Sequence[str]) -> None:
 
 def draw(before: Predictor, after: Predictor, folder: Path) -> list[Path]:
     """Before, after and ground truth of some test pictures, one by one and as a sheet."""
+    from detectron2.data.detection_utils import read_image
+
+    from detection_toolkit.data import get_detection_dataset
+    from detection_toolkit.visualization import (
+        DEFAULT_SCORE_THRESHOLD,
+        contact_sheet,
+        draw_detections,
+        draw_ground_truth,
+        save_picture,
+        side_by_side,
+    )
+
     titles = ["before fine-tuning", "after fine-tuning", "ground truth"]
     records = get_detection_dataset("shapes_shifted_val", filter_empty=False)
     # Pictures with several objects tell more, and the new class (the last) is to be seen.
@@ -143,6 +146,17 @@ def draw(before: Predictor, after: Predictor, folder: Path) -> list[Path]:
 
 def draw_sheet(predictor: Predictor, name: str, output: Path) -> Path:
     """Detections beside the ground truth for some pictures of a data set."""
+    from detectron2.data.detection_utils import read_image
+
+    from detection_toolkit.data import get_detection_dataset
+    from detection_toolkit.visualization import (
+        DEFAULT_SCORE_THRESHOLD,
+        contact_sheet,
+        draw_detections,
+        draw_ground_truth,
+        save_picture,
+    )
+
     records = get_detection_dataset(name, filter_empty=True)
     cells = []
     for record in records[: 2 * SHEET_ROWS]:
@@ -163,6 +177,12 @@ def draw_sheet(predictor: Predictor, name: str, output: Path) -> Path:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
     args = parse_arguments(get_parser(), argv)
+    import torch
+    from detectron2.utils.logger import setup_logger
+
+    from detection_toolkit.engine import Predictor
+    from detection_toolkit.visualization import plot_ap_curves, plot_loss_curves
+
     output = args.output.resolve()
     shown = str(output.relative_to(ROOT)) if output.is_relative_to(ROOT) else str(output)
     try:

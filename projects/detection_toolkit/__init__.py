@@ -1,17 +1,20 @@
 """What runs any query-based detector: data, engine, evaluation, checkpoints, pictures, export.
 
-Importing the package checks that Detectron2 is there and says how to get it when it is not. The
-parts live in their own modules (``detection_toolkit.modeling``, ``detection_toolkit.data``, ...),
-which a config or a script imports as it needs them. A detector is a package of its own beside this
-one.
+Importing the package checks that Detectron2 is there and says how to get it when it is not; it
+loads neither that nor PyTorch. The parts live in their own modules (``detection_toolkit.modeling``,
+``detection_toolkit.data``, ...), which a config or a script imports as it needs them. A detector is
+a package of its own beside this one.
 """
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
+from .threads import wait_briefly
+
 __version__ = "0.1.0"
-__all__ = ["__version__", "get_config"]
+__all__ = ["__version__", "get_config", "require_detectron2"]
 
 _HOW_TO_INSTALL = """\
 this project needs {missing}, which this Python environment does not have.
@@ -28,20 +31,25 @@ In a clone of the repository, `make demo` or `make test` sets all of this up in 
 docs/dependencies.md tells more about each way."""
 
 
-def _require_detectron2() -> None:
-    """Import Detectron2, or say how to install it.
+def _check_installed() -> None:
+    """Say how to install PyTorch and Detectron2 where they are not there, without loading them.
 
     Raises:
-        ImportError: Detectron2 or PyTorch is not installed; or is installed and does not import,
-            in which case the original error is the cause.
+        ImportError: one of them is not installed.
+    """
+    for name, missing in (("torch", "PyTorch and Detectron2"), ("detectron2", "Detectron2")):
+        if find_spec(name) is None:
+            raise ImportError(_HOW_TO_INSTALL.format(missing=missing))
+
+
+def require_detectron2() -> None:
+    """Import Detectron2, or say why that fails.
+
+    Raises:
+        ImportError: it is installed and does not import; the original error is the cause.
     """
     try:
         import detectron2  # noqa: F401
-    except ModuleNotFoundError as error:
-        names = {"detectron2": "Detectron2", "torch": "PyTorch and Detectron2"}
-        if error.name not in names:
-            raise _broken_detectron2(error) from error
-        raise ImportError(_HOW_TO_INSTALL.format(missing=names[error.name])) from None
     except Exception as error:
         # Not only ImportError: a compiled operator or library of another version may raise
         # OSError, AttributeError and more while the modules are executed.
@@ -57,12 +65,14 @@ def _broken_detectron2(error: Exception) -> ImportError:
     )
 
 
-_require_detectron2()
+wait_briefly()
+_check_installed()
 
 
 def __getattr__(name: str) -> Any:
     # Lazy, so that `import detection_toolkit` stays light and imports none of its packages.
     if name == "get_config":
+        require_detectron2()
         from .config import get_config
 
         return get_config

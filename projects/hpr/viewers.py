@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from torch import Tensor, nn
 
 from detection_toolkit.visualization import LABEL_SIZE, STAGE_VIEWERS, StageViewer
@@ -16,6 +15,9 @@ from detection_toolkit.visualization import LABEL_SIZE, STAGE_VIEWERS, StageView
 from .decoder import REGIONAL
 from .regional_attention import RegionalCrossAttention
 from .stage import HybridStage, Refiner
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["MergeWeights", "RegionalAttention"]
 

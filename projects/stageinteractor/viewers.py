@@ -8,15 +8,18 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
 from torch import Tensor, nn
 
 from detection_toolkit.visualization import LABEL_SIZE, STAGE_VIEWERS, StageViewer
 
 from .mixing import CascadeDynamicMixing
 from .stage import DecoderStage
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["FilterReuse", "ReusedFilters"]
 

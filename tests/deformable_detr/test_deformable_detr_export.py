@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from deformable_detr_models import VARIANTS, make_model, small_config
-from export import PARITY_SIZES
 
+from detection_toolkit.commands.export import PARITY_SIZES
 from detection_toolkit.export import exportable_detector, measure_parity
 from detection_toolkit.export.description import Description
 from detection_toolkit.export.graph import trace

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -17,6 +18,8 @@ from small_disks import small_disk
 
 from detection_toolkit.data.videos import check_video
 from detection_toolkit.engine.arguments import find_pictures
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture()
@@ -183,11 +186,11 @@ def test_what_is_no_video_is_named(run, tmp_path, capfd):
     assert "clip.mp4" in capfd.readouterr().err
 
 
-def test_the_script_itself_runs_without_a_display(demo, weights, tmp_path, picture):
+def test_the_script_itself_runs_without_a_display(weights, tmp_path, picture):
     file = write(tmp_path / "a.png", picture)
     hidden = ("DISPLAY", "WAYLAND_DISPLAY")
     done = subprocess.run(
-        [sys.executable, demo.__file__, "--input", file, "--output", "out"]
+        [sys.executable, str(ROOT / "demo" / "demo.py"), "--input", file, "--output", "out"]
         + ["--opts", f"train.init_checkpoint={weights}", "train.device=cpu"],
         cwd=tmp_path,
         env={k: v for k, v in os.environ.items() if k not in hidden},

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from small_runs import make_batch, make_detector
 
+from detection_toolkit.commands import COMMANDS, Group
 from detection_toolkit.config import apply_overrides, find_config_file, get_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,6 +25,7 @@ ENTRY_POINTS = sorted(
     if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
 ) + [ROOT / "train_net.py"]
 
+COMMAND = "stageinteractor"
 SHARED_ARGUMENTS = ROOT / "projects" / "detection_toolkit" / "engine" / "arguments.py"
 
 
@@ -44,15 +46,46 @@ def blocks(page: Path, *languages: str) -> list[str]:
 def file_of_module(name: str) -> str:
     """Of what ``python -m`` runs, relative to the checkout."""
     path = Path("projects", *name.split("."))
-    return str(path / "__main__.py" if (ROOT / path).is_dir() else path.with_suffix(".py"))
+    if not (ROOT / path).is_dir():
+        return str(path.with_suffix(".py"))
+    is_run = (ROOT / path / "__main__.py").is_file()
+    return str(path / ("__main__.py" if is_run else "__init__.py"))
+
+
+def file_of_subcommand(words: list[str]) -> list[str]:
+    """Of what follows the name of the installed command: the file, and the rest."""
+    command = Group(COMMANDS, "")
+    while isinstance(command, Group) and words[:1] and not words[0].startswith("-"):
+        assert words[0] in command.members, words
+        command, *words = command.members[words[0]], *words[1:]
+    module = "commands" if isinstance(command, Group) else command.module
+    return [file_of_module(f"detection_toolkit.{module}"), *words]
+
+
+def source_of(script: Path) -> str:
+    """Of a command line, and of the module that a thin script calls."""
+    source = script.read_text(encoding="utf-8")
+    for pattern in (
+        r"from detection_toolkit\.(commands\.\w+) import main",
+        r"from \. import (train)$",
+    ):
+        for name in re.findall(pattern, source, flags=re.M):
+            module = name if name.startswith("commands") else f"commands.{name}"
+            file = ROOT / file_of_module(f"detection_toolkit.{module}")
+            source += file.read_text(encoding="utf-8")
+    return source
 
 
 def commands(page: Path) -> list[list[str]]:
-    """Calls of Python scripts, and of the project's modules, in the blocks of a page, as words."""
+    """Calls of Python scripts, of the project's modules, and of its command, in the blocks of a
+    page, as words."""
     found = []
     for block in blocks(page, "bash", ""):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
+            if words[:1] == [COMMAND] or words[:3] == ["python", "-m", "detection_toolkit"]:
+                found.append(file_of_subcommand(words[1 if words[0] == COMMAND else 3 :]))
+                continue
             if words[1:2] == ["-m"] and (ROOT / "projects" / words[2].split(".")[0]).is_dir():
                 found.append([file_of_module(words[2]), *words[3:]])
                 continue
@@ -64,7 +97,11 @@ def commands(page: Path) -> list[list[str]]:
 
 
 def test_there_are_commands_to_check():
-    assert sum(len(commands(page)) for page in PAGES) > 50
+    found = [words for page in PAGES for words in commands(page)]
+    assert len(found) > 50
+    files = {words[0] for words in found}
+    for name in ("train", "evaluate", "predict", "configs"):
+        assert f"projects/detection_toolkit/commands/{name}.py" in files
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -82,7 +119,7 @@ def test_commands_name_scripts_options_and_configs_that_exist(page):
     for words in commands(page):
         script = ROOT / words[0]
         assert script.is_file(), words
-        source = script.read_text(encoding="utf-8")
+        source = source_of(script)
         if re.search(r"add_(config|overrides)_arguments?\(", source):
             source += SHARED_ARGUMENTS.read_text(encoding="utf-8")
         for word in words[1:]:
@@ -99,7 +136,8 @@ def test_commands_name_scripts_options_and_configs_that_exist(page):
 def test_overrides_in_commands_are_keys_of_their_config(page):
     for words in commands(page):
         names = [b for a, b in zip(words, words[1:]) if a == "--config-file"]
-        if words[0] not in ("train_net.py", "demo/demo.py") or not names:
+        scripts = ("train_net.py", "demo/demo.py", "train.py", "evaluate.py", "predict.py")
+        if not words[0].endswith(scripts) or not names:
             continue
         if not re.fullmatch(r"[\w/]+\.py", names[0]) or "/" not in names[0]:
             continue  # "…", or a config of the reader's own

@@ -17,6 +17,10 @@ from pathlib import Path
 import torch
 from small_runs import SMALL_MODEL, data_overrides
 
+from detection_toolkit.commands import train
+from detection_toolkit.engine import launch
+from detection_toolkit.engine.arguments import parse_arguments
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "train_net.py"
 
@@ -102,7 +106,6 @@ def fork(
     Returns:
         process id.
     """
-    train_net = load_tool("train_net", ROOT)
     child = os.fork()
     if child != 0:
         return child
@@ -117,11 +120,11 @@ def fork(
         if sabotage is not None:
             sabotage()
         given = ["--config-file", "stageinteractor/shapes_tiny.py", *arguments]
-        parsed = train_net.parse_arguments(train_net.get_parser(), given)
+        parsed = parse_arguments(train.get_parser(), given)
         if environ is None:
-            train_net.main(parsed)
+            train.run(parsed)
         else:
-            train_net.launch(train_net.main, parsed, device="cpu")
+            launch(train.run, parsed, device="cpu")
         code = 0
     except SystemExit as end:
         if isinstance(end.code, str):

@@ -98,7 +98,17 @@ def test_setup_py_requires_what_the_runtime_file_lists_but_for_two():
 
 def test_extras_agree_with_the_requirement_files():
     extras = keyword_of_setup("extras_require")
-    names = ("timm", "efficientnet-lite0", "safetensors", "hub", "onnx", "web", "docs", "dev")
+    names = (
+        "timm",
+        "efficientnet-lite0",
+        "safetensors",
+        "hub",
+        "onnx",
+        "web",
+        "completion",
+        "docs",
+        "dev",
+    )
     listed = {Requirement(line).name for extra in names for line in extras[extra]}
     assert listed == {line.name for line in read("dev.in")}
     for python in PYTHON_VERSIONS:

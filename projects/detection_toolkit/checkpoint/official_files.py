@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ..durable import write_durably
 from ..errors import MissingPackageError, UserError
+from ..program import command_line
 from .damage import refused_part
 from .official_format import some_names
 from .weights import find_weights
@@ -117,7 +118,7 @@ def _read_file(path: Path, allow_pickle: bool) -> dict[str, Any]:
             raise CheckpointFileError(
                 f"{path} holds more than tensors and plain values, and opening it would run code. "
                 "If you trust its source, set train.allow_pickle=true, or convert it with "
-                "tools/convert_checkpoint.py --allow-pickle. "
+                f"`{command_line('convert checkpoint')} --allow-pickle`. "
                 f"PyTorch says: {refused}"
             ) from error
         # PyTorch's message is advice on opening the file unsafely.

@@ -13,6 +13,7 @@ from detectron2.utils import comm
 from torch.utils.data import Sampler
 
 from ..errors import UserError
+from ..program import command_line
 from ..texts import shown
 from .evaluation_loader import EvaluationLoader
 from .files import is_address, missing_files, other_spelling
@@ -172,8 +173,8 @@ def _check_sizes(dataset: list[dict[str, Any]], mapper: Callable, part: str) -> 
             raise UserError(
                 f"image {shown(record['file_name'])} of dataloader.{part} is "
                 f"{found[1]}x{found[0]} pixels, but its annotations are for "
-                f"{stated[1]}x{stated[0]}: its boxes would be wrong. tools/check_dataset.py lists "
-                "all such images"
+                f"{stated[1]}x{stated[0]}: its boxes would be wrong. "
+                f"`{command_line('check')}` lists all such images"
             )
 
 

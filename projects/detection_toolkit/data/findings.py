@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..errors import UserError
+from ..program import command_line
 
 __all__ = ["Finding", "FindingCollector", "first_harm", "in_order", "log_repairs", "raise_harm"]
 
@@ -175,7 +176,7 @@ def raise_harm(
             f"example {example}"
         )
     elif harm.count > 1 and not harm.kind.startswith(_ONE_SENTENCE):
-        example += f" (and {harm.count - 1} more like it; tools/check_dataset.py lists them)"
+        example += f" (and {harm.count - 1} more like it; `{command_line('check')}` lists them)"
     error = FileNotFoundError if harm.kind == "folder" else UserError
     raise error(f"{source}: {example}")
 

@@ -19,6 +19,7 @@ from detectron2.data.detection_utils import _apply_exif_orientation, convert_PIL
 from detectron2.utils.file_io import PathManager
 from PIL import Image, UnidentifiedImageError
 
+from ..defaults import MAX_PIXELS
 from ..errors import UserError
 from ..texts import shown
 
@@ -39,8 +40,6 @@ __all__ = [
 PICTURE_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP", "TIFF", "PPM", "GIF")
 # Of the files in a folder that are taken for pictures.
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".gif")
-# Where Pillow itself refuses to go on; about 540 MB as RGB.
-MAX_PIXELS = 178_956_970
 # What says nothing about the file: the machine has run short of something.
 _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 

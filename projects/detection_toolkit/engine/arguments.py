@@ -10,7 +10,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..data.images import PICTURE_SUFFIXES
 from .shipped import shipped_config
 
 __all__ = [
@@ -132,6 +131,8 @@ def find_pictures(inputs: Sequence[str]) -> list[Path]:
     Raises:
         FileNotFoundError: a path that does not exist, or a folder or glob without pictures.
     """
+    from ..data.images import PICTURE_SUFFIXES  # loads Detectron2, which --help does not need
+
     files: dict[Path, None] = {}
     for given in inputs:
         path = Path(os.path.expanduser(given))

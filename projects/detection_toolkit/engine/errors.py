@@ -9,9 +9,7 @@ import re
 import sys
 from collections.abc import Iterator
 
-import torch.distributed
-from detectron2.utils import comm
-
+from .. import require_detectron2
 from ..errors import UserError
 from ..texts import printable
 
@@ -29,7 +27,11 @@ def user_errors() -> Iterator[None]:
 
     Raises:
         SystemExit: with the line as its code.
+        ImportError: Detectron2 is installed and does not import.
     """
+    require_detectron2()
+    from detectron2.utils import comm
+
     try:
         with _without_noise():
             yield
@@ -78,6 +80,8 @@ def is_user_error(error: BaseException) -> bool:
 
 def _has_lost_another(error: BaseException) -> bool:
     """Whether a collective operation failed as another process of the job is gone."""
+    import torch.distributed
+
     kinds = tuple(
         getattr(torch.distributed, name)
         for name in ("DistBackendError", "DistNetworkError", "DistStoreError")

@@ -22,6 +22,7 @@ from torch import nn
 from ..config import config_text
 from ..durable import refuse_links, write_text
 from ..errors import UserError
+from ..program import command_line
 from ..projects import project_names
 from ..texts import Printable
 from .hooks import BestCheckpoint
@@ -213,9 +214,9 @@ def log_end(
     if config.is_file():
         lines += [
             "evaluate it:   "
-            f"python train_net.py --config-file {config} --eval-only train.stage_evaluation=true",
-            f"write a report:   python tools/report.py {folder}",
+            f"{command_line('eval')} --config-file {config} train.stage_evaluation=true",
+            f"write a report:   {command_line('report')} {folder}",
             "draw detections:   "
-            f"python demo/demo.py --config-file {config} --input PICTURES --output FOLDER",
+            f"{command_line('predict')} --config-file {config} --input PICTURES --output FOLDER",
         ]
     logger.info("\n  ".join(lines))

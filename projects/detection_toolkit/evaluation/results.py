@@ -20,6 +20,7 @@ from detectron2.structures import Boxes, Instances
 from ..config import get_config
 from ..data import dataset_names
 from ..errors import UserError
+from ..program import command_line
 from .errors import require_hotcoco
 from .losses import VALIDATION
 from .thresholds import Matches, sweep_thresholds
@@ -78,7 +79,7 @@ def find_predictions(output_dir: Path, dataset: str | None) -> Path:
         return chosen[0]
     if not found:
         raise FileNotFoundError(
-            f"{output_dir} holds no evaluation: run train_net.py --eval-only with "
+            f"{output_dir} holds no evaluation: run `{command_line('eval')}` with "
             f"train.output_dir={output_dir} first"
         )
     if len(found) > 1:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from detectron2.structures import Boxes, Instances
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 __all__ = ["BOX_TOLERANCE", "SCORE_TOLERANCE", "Parity", "compare_detections", "measure_parity"]
@@ -68,6 +67,8 @@ def compare_detections(expected: Instances, actual: Instances) -> Parity:
     """
     if not len(expected) or not len(actual):
         return Parity(unmatched=len(expected) + len(actual))
+    from scipy.optimize import linear_sum_assignment  # slow to load, and not for prediction
+
     boxes = (expected.pred_boxes.tensor[:, None] - actual.pred_boxes.tensor).abs().amax(-1)
     scores = (expected.scores[:, None] - actual.scores).abs()
     cost = torch.maximum(boxes / BOX_TOLERANCE, scores / SCORE_TOLERANCE)

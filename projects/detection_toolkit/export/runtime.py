@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import MissingPackageError, UserError
+from ..program import command_line
 from .description import Description, find_description
 
 if TYPE_CHECKING:
@@ -83,8 +84,8 @@ def open_onnx(
     text = find_description(session.get_modelmeta().custom_metadata_map)
     if text is None:
         raise UserError(
-            f"{shown} is an ONNX model, but not one that tools/export.py has written: it does not "
-            "say how pictures become its input"
+            f"{shown} is an ONNX model, but not one that `{command_line('export')}` has written: "
+            "it does not say how pictures become its input"
         )
     try:
         description = Description.from_json(text)

@@ -20,14 +20,14 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from ..config import apply_overrides, get_config
+from ..defaults import STEPS_OF_COSTS
 from ..engine import Trainer, prepare_config
 from ..errors import UserError
 from .plan import Plan
 from .steps import StepCost, call_in_process, cost_of_a_step
 
-__all__ = ["STEPS", "measure", "measure_variants", "random_batch"]
+__all__ = ["measure", "measure_variants", "random_batch"]
 
-STEPS = 10
 OBJECTS = 7  # in each random image
 
 Step = tuple[Callable[[], None], Callable[[], None]]
@@ -38,7 +38,7 @@ def measure(
     overrides: Sequence[str],
     *,
     threads: int,
-    steps: int = STEPS,
+    steps: int = STEPS_OF_COSTS,
     random_images: tuple[int, int, int] | None = None,
 ) -> tuple[StepCost, str]:
     """Train a few steps of a config in this process, from its initial weights.
@@ -111,7 +111,7 @@ def measure_variants(
     plan: Plan,
     *,
     threads: int,
-    steps: int = STEPS,
+    steps: int = STEPS_OF_COSTS,
     random_images: tuple[int, int, int] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """:func:`measure` each variant, each in a process of its own; by variant, for JSON.

@@ -1,17 +1,4 @@
-"""What a model costs: parameters, multiply-adds, activations and memory, module by module.
-
-Counts are fvcore's:
-
-- FLOPs are multiply-adds of convolutions, linear layers and matrix products, among them those with
-  generated filters, of attention, of norms, and of bilinear sampling. Element-wise operators count
-  nothing, but for the gates that mix filters. They are those of the equations, whatever faster
-  way of computing the same the config chooses (model.execution);
-- activations are the numbers that convolutions, linear layers and matrix products give out;
-- memory is the most that parameters, buffers and tensors of the whole model take at any moment of
-  the inference, or while a module runs (on the CPU only).
-
-Two-stage detectors get 1000 proposals and find 100 objects, whatever their weights.
-"""
+"""What a model costs: parameters, multiply-adds, activations and memory, module by module."""
 
 from __future__ import annotations
 

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from ..errors import NonFinitePredictionError, UserError
@@ -155,6 +154,8 @@ class HungarianMatcher(nn.Module):
         """
         # One copy to the host for all stages and images.
         total = self.cost(logits, boxes, truth).total.cpu().numpy()
+        from scipy.optimize import linear_sum_assignment  # slow to load, and not for inference
+
         num_stages, num_images, num_queries, _ = total.shape
         self._check_repeats(num_stages)
         matches = np.full((num_stages, num_images, num_queries), -1, dtype=np.int64)

@@ -19,6 +19,7 @@ from detectron2.utils.visualizer import Visualizer
 from PIL import Image, ImageDraw, ImageFont
 
 from ..data.images import read_image
+from ..defaults import DEFAULT_SCORE_THRESHOLD
 from ..durable import write_durably
 from ..errors import UserError
 from .fonts import DEFAULT_FONT, drawable
@@ -36,9 +37,6 @@ __all__ = [
     "select_confident",
     "side_by_side",
 ]
-
-DEFAULT_SCORE_THRESHOLD = 0.3
-"""Least score of a detection that is shown, unless a command is given another one."""
 
 _LEGIBLE_SIDE = 480  # pixels of the longer side below which labels hide small pictures
 _MARGIN = 8

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from detectron2.utils.registry import Registry
-from matplotlib.axes import Axes
 from torch import nn
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["LABEL_SIZE", "STAGE_VIEWERS", "StageViewer"]
 

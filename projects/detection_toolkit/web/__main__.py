@@ -1,8 +1,5 @@
 """Show a detector in the browser: detections after every stage, and how its queries get there.
 
-    python -m detection_toolkit.web
-    python -m detection_toolkit.web --config-file CONFIG --weights model_final.pth --port 8000
-
 Without --config-file it is the detector of the built-in shapes. The page needs no network and is
 reachable from this machine only, unless --host says otherwise.
 """
@@ -22,21 +19,22 @@ from ..engine import user_errors
 from ..engine.arguments import add_config_arguments, parse_arguments
 from ..engine.inspection import build_inspected_detector
 from ..engine.logs import set_up_console
+from ..engine.parsers import make_parser
 from ..errors import UserError
 from .guard import is_loopback
 
 logger = logging.getLogger("detection_toolkit.web")
 
+EXAMPLES = """
+PROG
+PROG --config-file output/mine/config.yaml --port 8000
+"""
 MAX_UPLOAD = 20 * 2**20  # bytes
 
 
-def get_parser() -> argparse.ArgumentParser:
+def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m detection_toolkit.web",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__doc__, EXAMPLES, prog or "python -m detection_toolkit.web")
     add_config_arguments(parser)
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     parser.add_argument(
@@ -113,9 +111,9 @@ def _without_proxies() -> Iterator[None]:
         os.environ.update(hidden)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
     """Returns the exit code."""
-    args = parse_arguments(get_parser(), argv)
+    args = parse_arguments(get_parser(prog), argv)
     set_up_console("detection_toolkit")
     with user_errors():
         run(args)

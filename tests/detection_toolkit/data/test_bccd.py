@@ -16,6 +16,7 @@ import fetch_bccd as tool
 import numpy as np
 import pytest
 
+from detection_toolkit.data import bccd
 from detection_toolkit.data.bccd import bccd_folder, convert_bccd, fetch_bccd
 from detection_toolkit.data.inspection import inspect_dataset
 from detection_toolkit.errors import UserError
@@ -209,7 +210,7 @@ def test_the_command_compares_with_the_results_page(tmp_path, capsys, monkeypatc
     captured = capsys.readouterr()
     assert "| train   |        2 |         3 |" in captured.out
     assert "train 205 and 2804" in captured.err
-    monkeypatch.setattr(tool, "BCCD_COUNTS", {"train": (2, 3), "val": (1, 1), "test": (1, 0)})
+    monkeypatch.setattr(bccd, "BCCD_COUNTS", {"train": (2, 3), "val": (1, 1), "test": (1, 0)})
     assert tool.main(["--archive", str(archive), "--output", str(tmp_path / "again")]) == 0
 
 

@@ -12,10 +12,13 @@ from detection_toolkit.engine.arguments import add_config_arguments, parse_argum
 from detection_toolkit.visualization import DEFAULT_SCORE_THRESHOLD
 
 ROOT = Path(__file__).resolve().parents[3]
-COMMANDS = [ROOT / "train_net.py", ROOT / "demo" / "demo.py", *(ROOT / "tools").glob("*.py")]
+PACKAGE = ROOT / "projects" / "detection_toolkit"
+COMMANDS = [*(PACKAGE / "commands").glob("[a-z]*.py"), *(ROOT / "tools").glob("*.py")]
 
 
 def load(path):
+    if path.is_relative_to(PACKAGE):
+        return importlib.import_module(f"detection_toolkit.commands.{path.stem}")
     spec = importlib.util.spec_from_file_location(f"command_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module

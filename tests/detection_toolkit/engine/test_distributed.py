@@ -18,13 +18,12 @@ from detectron2.utils.events import EventStorage
 from small_runs import make_batch, make_detector, run_overrides
 from torch.multiprocessing import ProcessExitedException
 
-import detection_toolkit.engine.launch  # noqa: F401  (its name is also that of the function)
+from detection_toolkit.engine import processes
 from detection_toolkit.engine.interruption import EXIT_INTERRUPTED
-from detection_toolkit.engine.launch import check_gpus_are_there, read_process_environment
+from detection_toolkit.engine.processes import check_gpus_are_there, read_process_environment
 from detection_toolkit.engine.train_loop import DetectionTrainLoop
 from detection_toolkit.errors import UserError
 
-launch_module = sys.modules["detection_toolkit.engine.launch"]
 ROOT = Path(__file__).resolve().parents[3]
 
 # Objects of the images of process 0, then of process 1.
@@ -235,9 +234,9 @@ def test_processes_that_are_asked_for_are_started_also_within_a_slurm_task(monke
     for key, value in SLURM.items():
         monkeypatch.setenv(key, value)
     calls = []
-    monkeypatch.setattr(launch_module, "detectron2_launch", lambda *a, **k: calls.append((a, k)))
+    monkeypatch.setattr(processes, "detectron2_launch", lambda *a, **k: calls.append((a, k)))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    launch_module.launch(print, arguments(num_gpus=8, num_machines=2), device="cpu")
+    processes.launch(print, arguments(num_gpus=8, num_machines=2), device="cpu")
     ((_, num_gpus), options) = calls[0]
     assert (num_gpus, options["num_machines"]) == (8, 2)
 
@@ -246,9 +245,9 @@ def test_a_process_that_has_said_why_it_ends_is_not_followed_by_a_traceback(monk
     def fail(*args, **kwargs):
         raise ProcessExitedException("ended", 0, 1, exit_code=1)
 
-    monkeypatch.setattr(launch_module, "detectron2_launch", fail)
+    monkeypatch.setattr(processes, "detectron2_launch", fail)
     with pytest.raises(SystemExit) as error:
-        launch_module.launch(print, arguments(), device="cpu")
+        processes.launch(print, arguments(), device="cpu")
     assert error.value.code == 1
 
 
@@ -256,9 +255,9 @@ def test_a_process_that_was_killed_is_named(monkeypatch):
     def fail(*args, **kwargs):
         raise ProcessExitedException("", 1, 1, exit_code=-9, signal_name="SIGKILL")
 
-    monkeypatch.setattr(launch_module, "detectron2_launch", fail)
+    monkeypatch.setattr(processes, "detectron2_launch", fail)
     with pytest.raises(SystemExit, match="process 1 was ended from outside by SIGKILL"):
-        launch_module.launch(print, arguments(num_gpus=2), device="cpu")
+        processes.launch(print, arguments(num_gpus=2), device="cpu")
 
 
 @pytest.mark.parametrize("has_begun", [False, True])
@@ -276,13 +275,11 @@ def test_a_signal_before_training_ends_the_launcher_with_its_own_code(
             "", 0, child.pid, exit_code=child.exitcode, signal_name="SIGTERM"
         )
 
-    monkeypatch.setattr(launch_module, "detectron2_launch", signalled)
-    monkeypatch.setattr(
-        launch_module.multiprocessing, "active_children", lambda: [child] * has_begun
-    )
+    monkeypatch.setattr(processes, "detectron2_launch", signalled)
+    monkeypatch.setattr(processes.multiprocessing, "active_children", lambda: [child] * has_begun)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as error:
-        launch_module.launch(print, arguments(num_gpus=2), device="cpu")
+        processes.launch(print, arguments(num_gpus=2), device="cpu")
     assert error.value.code == EXIT_INTERRUPTED
     assert "SIGTERM, before training: the processes end, nothing is lost" in capsys.readouterr().err
     assert child.exitcode == (-signal.SIGTERM if has_begun else None)
@@ -292,7 +289,7 @@ def test_a_signal_before_training_ends_the_launcher_with_its_own_code(
 
 def test_a_number_of_processes_below_one_is_refused():
     with pytest.raises(ValueError, match="must be at least 1"):
-        launch_module.launch(print, arguments(num_gpus=0), device="cpu")
+        processes.launch(print, arguments(num_gpus=0), device="cpu")
 
 
 def test_processes_are_not_silently_started_on_the_cpu(monkeypatch):
@@ -304,7 +301,7 @@ def test_processes_are_not_silently_started_on_the_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UserError, match="--num-gpus 2, but PyTorch sees 1 GPU"):
-        launch_module.launch(print, arguments(num_gpus=2), device="cuda")
+        processes.launch(print, arguments(num_gpus=2), device="cuda")
 
 
 @pytest.mark.parametrize("place", [{}, {"RANK": "1", "MASTER_ADDR": "host"}])
@@ -314,20 +311,20 @@ def test_one_of_several_processes_that_does_not_know_its_place_is_refused(monkey
     for name, value in {"WORLD_SIZE": "2", **place}.items():
         monkeypatch.setenv(name, value)
     called = []
-    monkeypatch.setattr(launch_module, "detectron2_launch", lambda *a, **k: called.append(a))
+    monkeypatch.setattr(processes, "detectron2_launch", lambda *a, **k: called.append(a))
     with pytest.raises(UserError, match="WORLD_SIZE=2 is set, but not .*LOCAL_RANK.*torchrun"):
-        launch_module.launch(print, arguments(), device="cpu")
+        processes.launch(print, arguments(), device="cpu")
     assert not called
     # A launcher of machines, where this process starts those of its own.
-    launch_module.launch(print, arguments(num_machines=2), device="cpu")
+    processes.launch(print, arguments(num_machines=2), device="cpu")
     monkeypatch.setenv("WORLD_SIZE", "1")
-    launch_module.launch(print, arguments(), device="cpu")
+    processes.launch(print, arguments(), device="cpu")
     assert len(called) == 2
 
 
 def test_machines_need_an_address_but_one_finds_a_free_port(monkeypatch):
     with pytest.raises(UserError, match="--num-machines 2 needs --dist-url"):
-        launch_module.launch(print, arguments(num_machines=2, dist_url="auto"), device="cpu")
+        processes.launch(print, arguments(num_machines=2, dist_url="auto"), device="cpu")
 
 
 @pytest.mark.slow
@@ -384,7 +381,7 @@ def test_a_port_that_is_taken_is_one_line_under_srun(monkeypatch, taken_port):
         monkeypatch.setenv(name, value)
     args = default_argument_parser().parse_args([])
     with pytest.raises(UserError, match=f"port of .*127.0.0.1:{taken_port} is taken by another"):
-        launch_module.launch(lambda args: None, args, device="cpu")
+        processes.launch(lambda args: None, args, device="cpu")
     assert not dist.is_initialized()
 
 

@@ -9,10 +9,12 @@ import threading
 import time
 
 import pytest
-from fault_runs import ROOT, difference, fork, load_tool, run_forked, run_overrides, wait
+from fault_runs import difference, fork, run_forked, run_overrides, wait
 from small_runs import data_overrides, write_dataset
 
+from detection_toolkit.commands import train
 from detection_toolkit.engine import folder_lock
+from detection_toolkit.engine.arguments import parse_arguments
 from detection_toolkit.engine.folder_lock import (
     LOCK_NAME,
     FolderInUseError,
@@ -226,15 +228,14 @@ def test_a_disk_without_locks_is_used_with_a_warning(tmp_path, monkeypatch, capl
 
 def test_a_run_that_came_and_went_meanwhile_is_not_mixed_with(tmp_path):
     """Between the look at the folder and the lock."""
-    train_net = load_tool("train_net", ROOT)
-    args = train_net.parse_arguments(
-        train_net.get_parser(),
+    args = parse_arguments(
+        train.get_parser(),
         ["--config-file", "stageinteractor/shapes_tiny.py", f"train.output_dir='{tmp_path}'"],
     )
     args.is_claimed = True
     (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
     with pytest.raises(SystemExit, match="holds a run already"):
-        train_net.main(args)
+        train.run(args)
     assert sorted(os.listdir(tmp_path)) == [LOCK_NAME, "last_checkpoint"]
 
 

@@ -1,6 +1,5 @@
-"""The command line, as a user calls it."""
+"""The command line of train_net.py, as a user calls it."""
 
-import importlib.util
 import json
 import logging
 import pydoc
@@ -18,6 +17,7 @@ from detectron2.config import LazyConfig, instantiate
 from omegaconf import DictConfig
 from small_runs import run_overrides
 
+from detection_toolkit.commands import train
 from detection_toolkit.config import apply_overrides, get_config
 from detection_toolkit.data import UnreadableImageError
 from detection_toolkit.engine import user_errors
@@ -31,29 +31,26 @@ CONFIG = "stageinteractor/shapes_tiny.py"
 
 
 @pytest.fixture
-def train_net(monkeypatch):
-    """The script as a module; takes its log handlers away again."""
-    spec = importlib.util.spec_from_file_location("train_net", ROOT / "train_net.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "train_net", module)
-    spec.loader.exec_module(module)
+def train_net():
+    """What the script calls; takes its log handlers away again."""
+    train._load_once.cache_clear()
     loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "detection_toolkit")]
     before = [(logger, list(logger.handlers), logger.propagate) for logger in loggers]
     for logger in loggers:
         logger.handlers = []
 
-    yield module
+    yield train
     for logger, handlers, propagate in before:
         logger.handlers, logger.propagate = handlers, propagate
 
 
 @pytest.fixture
 def run(train_net):
-    """Calls ``main`` of train_net.py in this process."""
+    """Runs one process of a job: this one."""
 
     def call(*arguments, config=CONFIG):
         args = ["--config-file", config, *arguments]
-        train_net.main(train_net.get_parser().parse_args(args))
+        train_net.run(train_net.get_parser().parse_args(args))
 
     return call
 
@@ -63,7 +60,7 @@ def run_script(train_net):
     """Calls train_net.py as the command line does, with one process: in this one."""
 
     def call(*arguments, config=CONFIG):
-        train_net.start(["--config-file", config, *arguments])
+        train_net.main(["--config-file", config, *arguments])
 
     return call
 
@@ -158,7 +155,7 @@ def test_a_new_run_in_a_used_folder_is_refused_or_the_old_one_renamed(
     run_script("--eval-only", "--weights", str(output / "model_final.pth"), *overrides)
     # One process of many has the say.
     with monkeypatch.context() as patch:
-        patch.setattr("train_net.launch", lambda *args, **kwargs: None)
+        patch.setattr("detection_toolkit.commands.train.launch", lambda *args, **kwargs: None)
         run_script("--machine-rank", "1", *overrides)
     run_script("--move-aside", *overrides)
     assert (tmp_path / "output.1" / "model_final.pth").is_file()
@@ -323,6 +320,7 @@ def script(monkeypatch, capsys):
             return end.code, capsys.readouterr()
         return None, capsys.readouterr()
 
+    train._load_once.cache_clear()
     loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "detection_toolkit")]
     before = [(logger, list(logger.handlers), logger.propagate) for logger in loggers]
     yield call
@@ -396,6 +394,5 @@ def test_what_is_said_of_a_missing_compiler_for_gpus_is_left_out(caplog):
     assert [record.getMessage() for record in caplog.records] == ["something else"]
 
 
-def test_several_processes_take_a_free_port(script):
-    train_net = runpy.run_path(str(ROOT / "train_net.py"))
-    assert train_net["get_parser"]().parse_args([]).dist_url == "auto"
+def test_several_processes_take_a_free_port():
+    assert train.get_parser().parse_args([]).dist_url == "auto"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import json
 from functools import partial
@@ -19,6 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_runs import SMALL_MODEL
 
+from detection_toolkit.commands import export as tool
+from detection_toolkit.commands import predict
 from detection_toolkit.config import apply_overrides, get_config
 from detection_toolkit.data.transforms import OpenCVResizeShortestEdge
 from detection_toolkit.engine import Predictor
@@ -44,18 +45,6 @@ ROOT = Path(__file__).resolve().parents[3]
 CONFIG = "stageinteractor/shapes_tiny.py"
 MASK_RCNN = "dfvt/mask_rcnn_dfvt_tiny_1x.py"
 WEIGHTS = f"train.init_checkpoint='{ROOT / 'checkpoints' / 'shapes_tiny.pth'}'"
-
-
-def load_script(path):
-    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def tool():
-    return load_script("tools/export.py")
 
 
 def make_weights(path, seed, overrides=()):
@@ -94,7 +83,7 @@ def predictor(arguments):
 
 
 @pytest.fixture(scope="module")
-def exported(tool, arguments, folder):
+def exported(arguments, folder):
     """The ONNX file, and what the tool printed."""
     path = folder / "new" / "model.onnx"
     printed = io.StringIO()
@@ -104,7 +93,7 @@ def exported(tool, arguments, folder):
 
 
 @pytest.fixture(scope="module")
-def run(tool, exported):
+def run(exported):
     return tool.open_exported(exported[0].read_bytes(), "onnx", "float32", 1)
 
 
@@ -152,7 +141,7 @@ def test_onnx_agrees_at_any_size_beside_any_padding(predictor, run, sizes, seed)
     assert parity.detections >= 3 * len(sizes)
 
 
-def test_a_program_for_uint8_images_agrees(tool, arguments, folder):
+def test_a_program_for_uint8_images_agrees(arguments, folder):
     path = folder / "model.pt2"
     fewer = ["model.decoder.num_stages=1"]  # what stages reuse is in the ONNX file
     weights = make_weights(folder / "one_stage.pth", 0, fewer)
@@ -172,7 +161,7 @@ def test_a_program_for_uint8_images_agrees(tool, arguments, folder):
 
 @pytest.mark.slow
 def test_the_file_of_fewer_stages_has_their_detections_and_no_other_weights(
-    tool, arguments, exported, tmp_path
+    arguments, exported, tmp_path
 ):
     path = tmp_path / "two_stages.onnx"
     tool.main([*arguments, "--stages", "2", "--output", str(path)])
@@ -195,16 +184,14 @@ def test_the_file_of_fewer_stages_has_their_detections_and_no_other_weights(
 @pytest.mark.parametrize(
     "config, message", [(CONFIG, "from 1 to 3"), (MASK_RCNN, "has no cascade")]
 )
-def test_stages_that_a_detector_lacks_are_no_export(tool, arguments, tmp_path, config, message):
+def test_stages_that_a_detector_lacks_are_no_export(arguments, tmp_path, config, message):
     overrides = arguments[2:] if config == CONFIG else arguments[-2:]
     options = ["--config-file", config, "--stages", "4", "--output", str(tmp_path / "model.onnx")]
     with pytest.raises(SystemExit, match=message):
         tool.main([*options, *overrides])
 
 
-def test_nothing_is_written_of_an_export_that_differs(
-    tool, arguments, exported, tmp_path, monkeypatch
-):
+def test_nothing_is_written_of_an_export_that_differs(arguments, exported, tmp_path, monkeypatch):
     other = make_weights(tmp_path / "other.pth", seed=1)
     monkeypatch.setattr(tool, "trace", lambda *_, **__: None)
     monkeypatch.setattr(tool, "to_onnx", lambda *_: exported[0].read_bytes())
@@ -262,7 +249,7 @@ def test_a_file_that_has_the_description_under_another_key_is_read(exported, tmp
     with pytest.raises(UserError, match="has version 9, and this program reads 1"):
         open_onnx(with_metadata(exported[0], tmp_path / "newer.onnx", newer))
     del others["old"]
-    with pytest.raises(UserError, match="not one that tools/export.py has written"):
+    with pytest.raises(UserError, match="not one that `python tools/export.py` has written"):
         open_onnx(with_metadata(exported[0], tmp_path / "none.onnx", others))
 
 
@@ -273,16 +260,15 @@ def test_the_file_names_its_producer(exported):
 
 
 def test_the_demo_needs_no_model(exported, picture, tmp_path, monkeypatch):
-    demo = load_script("demo/demo.py")
 
     def fail(*_, **__):
         raise AssertionError("a model was built")
 
-    monkeypatch.setattr(demo.Predictor, "__init__", fail)
+    monkeypatch.setattr(predict.Predictor, "__init__", fail)
     cv2.imwrite(str(tmp_path / "in.png"), picture)
     arguments = ["--input", str(tmp_path / "in.png"), "--output", str(tmp_path / "out.png")]
     arguments += ["--save-json", str(tmp_path / "out.json"), "--confidence-threshold", "0"]
-    assert demo.main(["--onnx", str(exported[0]), *arguments]) == 0
+    assert predict.main(["--onnx", str(exported[0]), *arguments]) == 0
     assert cv2.imread(str(tmp_path / "out.png")) is not None
     found = json.loads((tmp_path / "out.json").read_text())
     names = open_onnx(exported[0])[1].class_names
@@ -294,7 +280,7 @@ def test_the_demo_needs_no_model(exported, picture, tmp_path, monkeypatch):
     [
         (["--onnx", "{folder}/absent.onnx"], "no such ONNX model"),
         (["--onnx", "{folder}/text.onnx"], "cannot be opened as an ONNX model"),
-        (["--onnx", "{folder}/foreign.onnx"], "not one that tools/export.py has written"),
+        (["--onnx", "{folder}/foreign.onnx"], "not one that `python tools/export.py` has written"),
         (["--onnx", "{folder}/text.onnx", "--config-file", CONFIG], "leave --config-file"),
     ],
 )
@@ -308,10 +294,9 @@ def test_the_demo_says_what_is_wrong_with_a_file(options, message, tmp_path, cap
     model = onnx.helper.make_model(graph, opset_imports=opset, ir_version=8)
     onnx.save(model, tmp_path / "foreign.onnx")
 
-    demo = load_script("demo/demo.py")
     options = [option.format(folder=tmp_path) for option in options]
     with pytest.raises(SystemExit) as ended:
-        demo.main(["--input", "in.png", "--output", str(tmp_path / "out"), *options])
+        predict.main(["--input", "in.png", "--output", str(tmp_path / "out"), *options])
     assert message in ended.value.code
     assert ended.value.code.startswith("error: ")
 
@@ -344,7 +329,7 @@ def test_the_demo_says_what_is_wrong_with_a_file(options, message, tmp_path, cap
         ),
     ],
 )
-def test_the_tool_says_what_it_cannot_export(tool, monkeypatch, tmp_path, options, message):
+def test_the_tool_says_what_it_cannot_export(monkeypatch, tmp_path, options, message):
     monkeypatch.chdir(tmp_path)
     output = [] if "--output" in options else ["--output", "model.onnx"]
     with pytest.raises(SystemExit, match=message):
@@ -358,7 +343,7 @@ def test_only_query_based_detectors_have_a_graph():
         exportable_detector(cfg.model, {})
 
 
-def test_a_missing_package_is_named(tool, monkeypatch, tmp_path):
+def test_a_missing_package_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
     with pytest.raises(SystemExit, match="onnxscript: pip install onnx onnxruntime onnxscript"):
         tool.main(["--config-file", CONFIG, "--output", str(tmp_path / "model.onnx")])

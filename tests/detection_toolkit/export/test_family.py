@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 from detectron2.config import instantiate
 from sqr_models import SMALL
 
+from detection_toolkit.commands import export
 from detection_toolkit.config import apply_overrides, get_config
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-TOOL = Path(__file__).resolve().parents[3] / "tools" / "export.py"
 # With few stages: translating each takes seconds.
 CASES = {
     "adamixer/adamixer_shapes_tiny.py": ("onnx", SMALL["adamixer"]),
@@ -24,17 +21,9 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location("export_tool", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("config", CASES)
-def test_the_tool_exports_it_and_finds_no_difference(tool, tmp_path, capsys, config):
+def test_the_tool_exports_it_and_finds_no_difference(tmp_path, capsys, config):
     kind, overrides = CASES[config]
     overrides = [*overrides, "model.decoder.num_stages=2"]
     torch.manual_seed(0)
@@ -47,6 +36,6 @@ def test_the_tool_exports_it_and_finds_no_difference(tool, tmp_path, capsys, con
     weights, output = tmp_path / "weights.pth", tmp_path / "model"
     torch.save({"model": model.state_dict()}, weights)
     overrides += [f"train.init_checkpoint='{weights}'", "train.ema.enabled=false"]
-    tool.main(["--config-file", config, "--format", kind, "--output", str(output), *overrides])
+    export.main(["--config-file", config, "--format", kind, "--output", str(output), *overrides])
     assert "detections agree within" in capsys.readouterr().out
     assert output.is_file()

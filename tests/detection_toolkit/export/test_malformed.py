@@ -141,7 +141,7 @@ DESCRIPTIONS = [
 
 @pytest.mark.parametrize("text", DESCRIPTIONS)
 def test_a_malformed_description_is_named(tmp_path, text):
-    with pytest.raises(UserError, match="description|not one that tools/export.py"):
+    with pytest.raises(UserError, match="description|not one that `python tools/export.py`"):
         open_onnx(write(tmp_path / "a.onnx", detections(), description=text))
     if text:
         with pytest.raises(UserError, match="description"):

@@ -18,7 +18,7 @@ import torch
 from run_ablation import main
 
 from detection_toolkit.config import find_config_file
-from detection_toolkit.studies import run
+from detection_toolkit.studies import costs, run
 from detection_toolkit.studies.costs import measure, random_batch
 from detection_toolkit.studies.environment import ROOT
 from detection_toolkit.studies.plan import Plan, load_plan
@@ -347,7 +347,7 @@ def measured_costs(monkeypatch):
             for name in plan.variants
         }
 
-    monkeypatch.setattr(run_ablation, "measure_variants", measured)
+    monkeypatch.setattr(costs, "measure_variants", measured)
 
 
 def test_costs_of_the_variants_stand_beside_the_cells(fake_training, tmp_path, measured_costs):

@@ -1,0 +1,169 @@
+#!/usr/bin/env python3
+"""Time a training step while other processes want the same cores, and while they do not.
+
+    python -m benchmarks.shared_machine [--load 2] [--spins 100 1000 10000]
+
+The tiny detector is fine-tuned on the CPU: once as GNU's OpenMP runtime lets its threads wait by
+itself, and with the number of turns of its waiting loop that the project sets (or with others). All
+run in turns, with processes beside them that compute without end, and without. A ratio compares
+two neighbours in time, so that what changes on the machine meanwhile changes both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+from detection_toolkit.threads import SPINS
+
+# Of GNU's runtime, where nothing is set (gomp_spin_count_var in its env.c).
+GNU_SPINS = "300000"
+PHASES = ("quiet", "loaded")
+OVERRIDES = ("train.device=cpu", "train.ema.enabled=false", "dataloader.train.num_workers=0")
+
+# variant -> phase -> seconds of one step, round by round
+Seconds = Mapping[str, Mapping[str, Sequence[float]]]
+
+
+def work(config: str, threads: int) -> None:
+    """Train as many steps as each line of the input says, and write the seconds of one."""
+    import torch
+    from detectron2.utils.events import EventStorage
+
+    from detection_toolkit.config import apply_overrides, get_config
+    from detection_toolkit.engine import Trainer, prepare_config
+
+    torch.set_num_threads(threads)
+    cfg = apply_overrides(get_config(config), OVERRIDES)
+    with tempfile.TemporaryDirectory() as folder, EventStorage():
+        cfg.train.output_dir = folder
+        prepare_config(cfg)
+        trainer = Trainer(cfg)
+        for line in sys.stdin:
+            steps = int(line)
+            start = time.perf_counter()
+            for _ in range(steps):
+                trainer.run_step()
+            print("seconds", (time.perf_counter() - start) / steps, flush=True)
+
+
+class Worker:
+    """A process that trains with threads that wait in one way."""
+
+    def __init__(self, spins: str, arguments: Sequence[str]):
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.shared_machine", "--work", *arguments],
+            env={**os.environ, "GOMP_SPINCOUNT": spins},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def seconds(self, steps: int) -> float:
+        """Of one step, the mean of so many."""
+        print(steps, file=self._process.stdin, flush=True)
+        for line in self._process.stdout:
+            if line.startswith("seconds "):
+                return float(line.split()[1])
+        raise OSError(f"the process that trains has ended with exit code {self._process.wait()}")
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+@contextlib.contextmanager
+def workers(spins: Sequence[str], arguments: Sequence[str]) -> Iterator[dict[str, Worker]]:
+    """One for each number of turns."""
+    started = {count: Worker(count, arguments) for count in spins}
+    try:
+        yield started
+    finally:
+        for worker in started.values():
+            worker.end()
+
+
+@contextlib.contextmanager
+def load(count: int) -> Iterator[list[int]]:
+    """Ids of processes that compute without end, one thread each; stopped until they are let go."""
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        for process in busy:
+            process.send_signal(signal.SIGSTOP)
+        yield [process.pid for process in busy]
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
+def measure(
+    trainers: Mapping[str, Worker], busy: Sequence[int], *, rounds: int, steps: int
+) -> Seconds:
+    """All variants in turns, in each phase; every second round in the opposite order."""
+    found: dict[str, dict[str, list[float]]] = {
+        name: {phase: [] for phase in PHASES} for name in trainers
+    }
+    for worker in trainers.values():
+        worker.seconds(2)  # warm up
+    for i in range(rounds):
+        for phase in PHASES:
+            for pid in busy:
+                os.kill(pid, signal.SIGCONT if phase == "loaded" else signal.SIGSTOP)
+            for name in list(trainers)[:: -1 if i % 2 else 1]:
+                found[name][phase].append(trainers[name].seconds(steps))
+    return found
+
+
+def table(found: Seconds) -> str:
+    """Median seconds of each, and of the ratios to GNU's own way, round by round."""
+    lines = [f"{'turns':>10}" + "".join(f"{phase + ', s':>12}{'times':>7}" for phase in PHASES)]
+    for name, phases in found.items():
+        cells = []
+        for phase in PHASES:
+            ratios = [a / b for a, b in zip(found[GNU_SPINS][phase], phases[phase])]
+            cells.append(
+                f"{statistics.median(phases[phase]):12.3f}{statistics.median(ratios):7.2f}"
+            )
+        lines.append(f"{name:>10}" + "".join(cells))
+    return "\n".join(lines)
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", default="stageinteractor/shapes_tiny_finetune.py")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each step")
+    parser.add_argument("--load", type=int, default=2, help="busy processes (default: %(default)s)")
+    parser.add_argument("--spins", nargs="+", default=[SPINS], help="default: the project's")
+    parser.add_argument("--rounds", type=int, default=15, help="default: %(default)s")
+    parser.add_argument("--steps", type=int, default=3, help="in a row (default: %(default)s)")
+    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = get_parser().parse_args(argv)
+    if args.work:
+        return work(args.config, args.threads)
+    own = ["--config", args.config, "--threads", str(args.threads)]
+    spins = [GNU_SPINS, *(count for count in args.spins if count != GNU_SPINS)]
+    with workers(spins, own) as trainers, load(args.load) as busy:
+        found = measure(trainers, busy, rounds=args.rounds, steps=args.steps)
+    print(f"training step, {args.threads} threads; loaded: {args.load} busy processes")
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()

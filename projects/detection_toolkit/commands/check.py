@@ -1,0 +1,163 @@
+"""Look at a COCO-format data set before anything is trained on it.
+
+Reads every entry and decodes every image; prints what is wrong and what training would do about
+it, the classes, and last whether it is ready to train. Pictures show images with their boxes and
+class names, and the worst cases. Nothing is changed.
+
+Exit code 1: training would stop, or be less than it should be. 0: it would not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from tabulate import tabulate
+from tqdm import tqdm
+
+from ..data.findings import Finding, first_harm
+from ..data.images import MAX_PIXELS
+from ..data.inspection import DatasetReport, compare_splits, inspect_dataset
+from ..durable import write_text
+from ..engine import user_errors
+from ..engine.parsers import make_parser
+from ..texts import printable, shown
+from ..visualization import save_picture
+from ..visualization.datasets import draw_samples, draw_worst
+
+EXAMPLES = """
+PROG my/train.json my/images --num-queries 100
+PROG my/train.json my/images --test my/val.json my/val_images
+"""
+
+
+def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """The command line."""
+    parser = make_parser(__doc__, EXAMPLES, prog)
+    parser.add_argument("json_file", metavar="JSON", help="annotations in COCO's format")
+    parser.add_argument("image_root", metavar="IMAGES", help="folder of the images")
+    parser.add_argument(
+        "--test",
+        nargs="+",
+        metavar=("JSON", "IMAGES"),
+        help="of the test set, with its own images or the same folder: checked as well, and for "
+        "what both have",
+    )
+    parser.add_argument(
+        "--num-queries", type=int, help="of the detector: images with more objects are listed"
+    )
+    parser.add_argument(
+        "--allow-outside", action="store_true", help="images may lie outside of the folder"
+    )
+    parser.add_argument(
+        "--max-pixels", type=int, default=MAX_PIXELS, help="larger images count as unreadable"
+    )
+    parser.add_argument("--workers", type=int, help="threads (default: one a core)")
+    parser.add_argument(
+        "--output",
+        metavar="FOLDER",
+        default="output/check_dataset",
+        help="for samples.png, worst.png and report.json (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--num-pictures", type=int, default=16, help="images a sheet (default: %(default)s)"
+    )
+    return parser
+
+
+def print_findings(findings: Iterable[Finding]) -> None:
+    """One line for each, and examples."""
+    for finding in findings:
+        mark = "HARM" if finding.severity == "harm" else finding.severity
+        print(f"{mark:8}  {finding.count} {finding.message}")
+        for example in finding.examples:
+            print(f"            {printable(example)}")
+        if finding.count > len(finding.examples) > 1:
+            print("            ...")
+
+
+def print_report(report: DatasetReport) -> None:
+    """What was found, and the classes."""
+    print(
+        f"{report.num_images} images, {report.num_boxes} boxes of {len(report.classes)} classes, "
+        f"at most {report.most_objects} objects in an image\n"
+    )
+    print_findings(report.findings)
+    if not report.findings:
+        print("nothing is wrong")
+    most = max(report.classes.values(), default=0)
+    if most:
+        ordered = sorted(report.classes.items(), key=lambda item: -item[1])
+        rows = [(_bar(count / most), count, shown(name)) for name, count in ordered]
+        print("\n" + tabulate(rows, headers=["", "boxes", "class"]))
+
+
+def _bar(share: float) -> str:
+    return "#" * max(round(30 * share), int(share > 0))
+
+
+def write_files(report: DatasetReport, args: argparse.Namespace, prefix: str = "") -> None:
+    """report.json, samples.png and worst.png."""
+    folder = Path(args.output)
+    document = {
+        "images": report.num_images,
+        "boxes": report.num_boxes,
+        "classes": report.classes,
+        "harmful": report.is_harmful,
+        "findings": {finding.kind: asdict(finding) for finding in report.findings},
+    }
+    text = json.dumps(document, indent=2, default=str)
+    path = folder / f"{prefix}report.json"
+    write_text(path, text)
+    print(f"\n{path} lists every image concerned")
+    for name, draw, what in (
+        ("samples", draw_samples, "images with their boxes"),
+        ("worst", draw_worst, "the worst images"),
+    ):
+        sheet = draw(report, args.num_pictures, max_pixels=args.max_pixels)
+        if sheet is not None:
+            print(f"{save_picture(sheet, folder / f'{prefix}{name}.png')} shows {what}")
+
+
+def inspect(json_file: str, image_root: str, args: argparse.Namespace) -> DatasetReport:
+    """With a progress bar."""
+    return inspect_dataset(
+        json_file,
+        image_root,
+        num_queries=args.num_queries,
+        allow_outside=args.allow_outside,
+        max_pixels=args.max_pixels,
+        workers=args.workers,
+        progress=lambda items, total: tqdm(items, "reading images", total, unit=" images"),
+    )
+
+
+def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
+    """Returns the exit code."""
+    parser = get_parser(prog)
+    args = parser.parse_args(argv)
+    if args.test and len(args.test) > 2:
+        parser.error("--test takes a JSON, and a folder where the images are not the same")
+    with user_errors():
+        report = inspect(args.json_file, args.image_root, args)
+        print_report(report)
+        write_files(report, args)
+        verdicts = [report.verdict]
+        harmful = report.is_harmful
+        if args.test:
+            print(f"\nTest set {args.test[0]}:")
+            test = inspect(args.test[0], (args.test[1:] or [args.image_root])[0], args)
+            print_report(test)
+            write_files(test, args, "test_")
+            between = compare_splits(report, test)
+            print()
+            print_findings(between)
+            verdicts = [f"Training set: {report.verdict}", f"Test set: {test.verdict}"]
+            if (harm := first_harm(between)) is not None:
+                verdicts.append(f"Both: {harm.examples[0]}.")
+            harmful = harmful or test.is_harmful or harm is not None
+        print("\n" + "\n".join(verdicts))
+    return int(harmful)

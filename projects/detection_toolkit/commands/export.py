@@ -1,0 +1,202 @@
+"""Export a detector as one file: an ONNX model, or a program that torch.export.load reads.
+
+Before the file is written its detections are compared with those of the detector, on random images
+of sizes that were not traced. --benchmark also times both on the CPU. docs/export.md describes the
+file's inputs and outputs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import logging
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..durable import write_durably
+from ..engine import user_errors
+from ..engine.arguments import (
+    add_overrides_argument,
+    add_weights_arguments,
+    parse_arguments,
+)
+from ..engine.inspection import build_inspected_detector
+from ..engine.parsers import make_parser
+from ..errors import UserError
+from ..export import (
+    Description,
+    exportable_detector,
+    measure_parity,
+    open_onnx,
+    run_session,
+    to_onnx,
+    to_torch_export,
+    trace,
+)
+from ..export.graph import INPUT_TYPES
+from ..export.runtime import require
+from ..modeling import require_query_detector
+
+TRACED_SIZE = (96, 160)
+# (height, width) of the images of each batch: one and more, alike and not, divisible by 32 or not,
+# larger and smaller than what is traced, upright and lying. Batches of more than 64 pixels, as
+# programs of torch.export take no map of one cell.
+PARITY_SIZES = (
+    ((96, 96),),
+    ((TRACED_SIZE[0] + 1, TRACED_SIZE[1] + 31),),
+    ((200, 133), (171, 240)),
+    ((129, 97), (33, 255), (256, 256)),
+    ((320, 211),),
+)
+
+Run = Callable[[torch.Tensor, torch.Tensor], Sequence]
+
+EXAMPLES = """
+PROG --config-file CONFIG --output model.onnx
+PROG --config-file output/mine/config.yaml --output model.onnx --benchmark 480 640
+PROG --config-file output/mine/config.yaml --format torch_export --output model.pt2
+"""
+
+
+def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """The command line."""
+    parser = make_parser(__doc__, EXAMPLES, prog)
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="path or name")
+    parser.add_argument("--format", choices=("onnx", "torch_export"), default="onnx")
+    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="to write")
+    parser.add_argument(
+        "--input-type",
+        choices=tuple(INPUT_TYPES),
+        default="float32",
+        help="type of the images that the file takes (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--stages",
+        type=int,
+        metavar="K",
+        help="leave out the stages after the first K (model.stages_at_test)",
+    )
+    for option, purpose in (
+        ("--parity-size", "compare on one image of this size, too"),
+        ("--benchmark", "time both on one image of this size"),
+    ):
+        parser.add_argument(option, nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help=purpose)
+    parser.add_argument(
+        "--runs", type=int, default=5, help="timed runs of each (default: %(default)s)"
+    )
+    add_weights_arguments(parser)
+    add_overrides_argument(parser, "changes to the config")
+    return parser
+
+
+def parse_args(argv: Sequence[str] | None, prog: str | None = None) -> argparse.Namespace:
+    """The arguments, of which each is possible by itself."""
+    parser = get_parser(prog)
+    args = parse_arguments(parser, argv)
+    for name in ("parity_size", "benchmark"):
+        size = getattr(args, name)
+        if size and min(size) < 1:
+            parser.error(f"--{name.replace('_', '-')} {size[0]} {size[1]}: sides must be positive")
+    if args.runs < 1:
+        parser.error(f"--runs must be at least 1, got {args.runs}")
+    return args
+
+
+def open_exported(content: bytes, kind: str, input_type: str, threads: int) -> Run:
+    """The exported detector as a function of uint8 images and their sizes."""
+    if kind == "onnx":
+        session, _ = open_onnx(content, threads=threads)
+        return lambda images, sizes: run_session(session, images.numpy(), sizes.numpy())
+    module = torch.export.load(io.BytesIO(content)).module()
+    dtype = INPUT_TYPES[input_type]
+    return torch.no_grad()(lambda images, sizes: module(images.to(dtype), sizes))
+
+
+def time_runs(function: Callable[[], object], runs: int) -> float:
+    """Median seconds of a call, after one that is not timed."""
+    function()
+    seconds = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def benchmark(detector: nn.Module, run: Run, size: tuple[int, int], runs: int) -> tuple:
+    """Median seconds of the detector and of what was exported, on one image of that size."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(256, (3, *size), generator=generator, dtype=torch.uint8)
+    batch, sizes = image[None], torch.tensor([size])
+    with torch.no_grad():
+        eager = time_runs(lambda: detector([{"image": image}]), runs)
+    return eager, time_runs(lambda: run(batch, sizes), runs)
+
+
+def export(args: argparse.Namespace) -> None:
+    """
+    Raises:
+        ValueError: the detector cannot be exported, its weights are of another config, or what
+            was exported differs from it.
+        ImportError: packages are missing.
+        FileNotFoundError, KeyError: of the config and its weights.
+        OSError: the file cannot be written.
+    """
+    if args.output.is_dir():
+        raise IsADirectoryError(f"--output {args.output} is a folder: name a file in it")
+    if args.format == "onnx":  # asked before minutes of work
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            require(package, "ONNX export")
+    predictor = build_inspected_detector(
+        args.config_file, [*args.opts, "train.device=cpu"], trust_config=args.trust_config
+    )
+    if args.stages is not None:
+        decoder = require_query_detector(predictor.model, "--stages").decoder
+        decoder.limit_stages_at_test(args.stages)
+        predictor.cfg.model.stages_at_test = args.stages
+    description = Description.from_test_augmentations(
+        predictor.aug.augs,
+        class_names=predictor.metadata.get("thing_classes"),
+        image_format=predictor.input_format,
+    )
+    detector = exportable_detector(predictor.cfg.model, predictor.model.state_dict())
+
+    start = time.perf_counter()
+    program = trace(detector, input_type=args.input_type, example_size=TRACED_SIZE)
+    write = to_onnx if args.format == "onnx" else to_torch_export
+    content = write(program, description)
+    print(f"exported in {time.perf_counter() - start:.0f} s, {len(content) / 1e6:.1f} MB")
+    del program, detector
+
+    run = open_exported(content, args.format, args.input_type, torch.get_num_threads())
+    sizes = [*PARITY_SIZES, *([(tuple(args.parity_size),)] if args.parity_size else [])]
+    parity = measure_parity(predictor.model, run, sizes)
+    print(f"compared on {len(sizes)} batches: {parity}")
+    if not parity.holds:
+        raise UserError(
+            f"what was exported differs from the detector, so {args.output} is not written"
+        )
+    write_durably(args.output, lambda file: file.write(content))
+    print(f"wrote {args.output}")
+    if args.benchmark:
+        eager, exported = benchmark(predictor.model, run, tuple(args.benchmark), args.runs)
+        name = "ONNX Runtime" if args.format == "onnx" else "exported program"
+        print(
+            f"{args.benchmark[0]}x{args.benchmark[1]} pixels, {torch.get_num_threads()} threads, "
+            f"median of {args.runs}: PyTorch {eager:.3f} s, {name} {exported:.3f} s "
+            f"({eager / exported:.2f} times as fast)"
+        )
+
+
+def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> None:
+    args = parse_args(argv, prog)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    with user_errors():
+        export(args)

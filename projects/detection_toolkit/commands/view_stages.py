@@ -1,0 +1,127 @@
+"""Draw what the stages of a detector do with pictures: one figure each, as PNG and PDF.
+
+Each figure shows the detections after every stage; where the best queries sample, coloured by
+feature level; how their boxes move and their scores change; and which earlier filters each stage
+reuses, with what share. With --animation, NAME_stages.webp shows the boxes moving through the
+stages. Without --config-file it is the detector of the built-in shapes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ..data import UnreadableImageError
+from ..data.images import read_image
+from ..engine import user_errors
+from ..engine.arguments import add_config_arguments, find_pictures, parse_arguments
+from ..engine.inspection import build_inspected_detector
+from ..engine.parsers import make_parser
+from ..texts import shown
+from ..visualization import (
+    DEFAULT_SCORE_THRESHOLD,
+    animate_stages,
+    choose_queries,
+    draw_stages,
+    figure_stems,
+    save_animation,
+    save_figure,
+    trace_stages,
+)
+
+EXAMPLES = """
+PROG --input picture.jpg --output output/stages
+PROG --config-file output/mine/config.yaml --input folder/ --output output/stages --animation
+"""
+
+
+def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """The command line."""
+    parser = make_parser(__doc__, EXAMPLES, prog)
+    add_config_arguments(parser)
+    parser.add_argument(
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="pictures, folders of them, or globs",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("output/stages"),
+        metavar="FOLDER",
+        help="where NAME_stages.png and .pdf are written (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--confidence-threshold",
+        type=float,
+        default=DEFAULT_SCORE_THRESHOLD,
+        help="least score of a detection that is drawn (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--queries",
+        type=int,
+        default=2,
+        choices=range(1, 7),
+        help="so many of the best queries are followed (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--animation",
+        action="store_true",
+        help="also write NAME_stages.webp, in which the boxes move from stage to stage",
+    )
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw all pictures; returns how many could not be drawn."""
+    files = find_pictures(args.input)
+    predictor = build_inspected_detector(
+        args.config_file, args.opts, trust_config=args.trust_config
+    )
+    failures = 0
+    stems = figure_stems(files, args.output, "stages")
+    for file, stem in zip(tqdm(files, unit="picture", disable=len(files) == 1), stems):
+        try:
+            image = read_image(file, "BGR")
+            traces = trace_stages(predictor.model, predictor.preprocess(image))
+            choose_queries(traces, args.queries, threshold=args.confidence_threshold)
+        except UnreadableImageError as error:
+            failures += 1
+            tqdm.write(f"error: {error}", file=sys.stderr)
+            continue
+        except ValueError as error:
+            failures += 1
+            tqdm.write(f"error: {shown(file)}: {error}", file=sys.stderr)
+            continue
+        figure = draw_stages(
+            image[:, :, ::-1],
+            traces,
+            predictor.metadata,
+            threshold=args.confidence_threshold,
+            num_queries=args.queries,
+            strides=predictor.model.strides,
+        )
+        written = save_figure(figure, stem)
+        if args.animation:
+            frames = animate_stages(
+                image[:, :, ::-1],
+                traces,
+                predictor.metadata,
+                threshold=args.confidence_threshold,
+            )
+            written.append(save_animation(frames, stem.with_name(stem.name + ".webp")))
+        tqdm.write(f"{shown(file)} -> {' and '.join(written)}")
+    return failures
+
+
+def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
+    """Returns the exit code."""
+    args = parse_arguments(get_parser(prog), argv)
+    with user_errors():
+        return 1 if run(args) else 0

@@ -1,0 +1,15 @@
+"""Values that command lines show in their help, apart from the modules that they are for.
+
+Those load PyTorch, which no help needs.
+"""
+
+from __future__ import annotations
+
+__all__ = ["DEFAULT_SCORE_THRESHOLD", "MAX_PIXELS", "STEPS_OF_COSTS"]
+
+DEFAULT_SCORE_THRESHOLD = 0.3
+"""Least score of a detection that is drawn."""
+MAX_PIXELS = 178_956_970
+"""Of an image: where Pillow itself refuses to go on; about 540 MB as RGB."""
+STEPS_OF_COSTS = 10
+"""Training steps whose median is the cost of one."""
