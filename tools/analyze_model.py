@@ -2,6 +2,7 @@
 """What a model costs: parameters, multiply-adds, activations and memory, module by module.
 
     python tools/analyze_model.py --config-file CONFIG [CONFIG ...] [KEY=VALUE ...]
+    python tools/analyze_model.py --by-stage --config-file CONFIG train.init_checkpoint=FILE
 
 CONFIG is a path or a name such as stageinteractor/stageinteractor_r50_100q_1x.py. With one config
 the table has a row a module, down to --depth; with several, a row a config. --operators adds a
@@ -12,6 +13,9 @@ configs.
 The model infers one image of --size pixels, which it pads as always; one without pixel_mean, such
 as a classifier, is given the tensor itself. What authors publish is beside its costs where the tool
 knows it.
+
+--by-stage evaluates a trained detector on its test set instead: AP and milliseconds where it ends
+after 1, 2, ... stages, which is what model.stages_at_test chooses.
 """
 
 from __future__ import annotations
@@ -26,13 +30,16 @@ from pathlib import Path
 
 import torch
 
+from detection_toolkit.data import dataset_names
 from detection_toolkit.durable import write_text
-from detection_toolkit.engine import user_errors
+from detection_toolkit.engine import Trainer, user_errors
 from detection_toolkit.engine.arguments import (
     add_overrides_argument,
     add_trust_argument,
     parse_arguments,
 )
+from detection_toolkit.engine.evaluators import coco_backend, max_dets_per_image
+from detection_toolkit.engine.inspection import build_inspected_detector
 from detection_toolkit.studies import model_costs
 from detection_toolkit.studies.model_costs import (
     Published,
@@ -41,6 +48,7 @@ from detection_toolkit.studies.model_costs import (
     module_table,
     operator_table,
 )
+from detection_toolkit.studies.stage_costs import StageCosts, stage_costs, stage_table
 
 _SI, _ADAMIXER = "stageinteractor/stageinteractor_", "adamixer/adamixer_"
 _DEFORMABLE = "deformable_detr/deformable_detr_"
@@ -88,6 +96,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
     parser.add_argument("--depth", type=int, default=2, help="of the modules (default: 2)")
+    parser.add_argument(
+        "--by-stage", action="store_true", help="AP and milliseconds after each stage instead"
+    )
     parser.add_argument("--operators", action="store_true", help="show FLOPs by operator, too")
     parser.add_argument("--skip-memory", action="store_true", help="do not measure memory")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was counted")
@@ -98,15 +109,42 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--size {args.size[0]} {args.size[1]}: both must be positive")
     if args.depth < 0:
         parser.error(f"--depth {args.depth} must not be negative")
+    if args.by_stage and len(args.config_file) > 1:
+        parser.error("--by-stage is for one config")
     if torch.device(args.device).type == "cuda" and not torch.cuda.is_available():
         parser.error(f"--device {args.device}: PyTorch finds no GPU here")
     return args
+
+
+def costs_by_stage(args: argparse.Namespace) -> list[StageCosts]:
+    """Those of a trained detector, on the first of its test sets."""
+    predictor = build_inspected_detector(
+        args.config_file[0],
+        [*args.opts, f"train.device={args.device}"],
+        trust_config=args.trust_config,
+    )
+    cfg = predictor.cfg
+    name = dataset_names(cfg.dataloader.test.dataset)[0]
+    return stage_costs(
+        predictor.model,
+        Trainer.build_test_loader(cfg, name),
+        dataset_name=name,
+        max_dets_per_image=max_dets_per_image(cfg),
+        backend=coco_backend(cfg),
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
     args = parse_args(argv)
     logging.getLogger("fvcore").setLevel(logging.ERROR)
+    if args.by_stage:
+        with user_errors():
+            by_stage = costs_by_stage(args)
+        print(stage_table(by_stage))
+        if args.json:
+            write_text(args.json, json.dumps([x._asdict() for x in by_stage], indent=1))
+        return 0
     all_costs = []
     with user_errors():
         for i, config in enumerate(args.config_file, start=1):
