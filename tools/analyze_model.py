@@ -2,6 +2,7 @@
 """What a model costs: parameters, multiply-adds, activations and memory, module by module.
 
     python tools/analyze_model.py --config-file CONFIG [CONFIG ...] [KEY=VALUE ...]
+    python tools/analyze_model.py --by-stage --config-file CONFIG train.init_checkpoint=FILE
 
 CONFIG is a path or a name such as stageinteractor/stageinteractor_r50_100q_1x.py. With one config
 the table has a row a module, down to --depth; with several, a row a config. --operators adds a
@@ -24,6 +25,9 @@ Counts are fvcore's:
   the inference, or while a module runs (on the CPU only).
 
 Two-stage detectors get 1000 proposals and find 100 objects, whatever their weights.
+
+--by-stage evaluates a trained detector on its test set instead: AP and milliseconds where it ends
+after 1, 2, ... stages, which is what model.stages_at_test chooses.
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from detection_toolkit.durable import write_text
 from detection_toolkit.engine import user_errors
@@ -43,6 +48,9 @@ from detection_toolkit.engine.arguments import (
     add_trust_argument,
     parse_arguments,
 )
+
+if TYPE_CHECKING:
+    from detection_toolkit.studies.stage_costs import StageCosts
 
 _SI, _ADAMIXER = "stageinteractor/stageinteractor_", "adamixer/adamixer_"
 _DEFORMABLE = "deformable_detr/deformable_detr_"
@@ -90,6 +98,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
     parser.add_argument("--depth", type=int, default=2, help="of the modules (default: 2)")
+    parser.add_argument(
+        "--by-stage", action="store_true", help="AP and milliseconds after each stage instead"
+    )
     parser.add_argument("--operators", action="store_true", help="show FLOPs by operator, too")
     parser.add_argument("--skip-memory", action="store_true", help="do not measure memory")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was counted")
@@ -100,11 +111,37 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--size {args.size[0]} {args.size[1]}: both must be positive")
     if args.depth < 0:
         parser.error(f"--depth {args.depth} must not be negative")
+    if args.by_stage and len(args.config_file) > 1:
+        parser.error("--by-stage is for one config")
     import torch
 
     if torch.device(args.device).type == "cuda" and not torch.cuda.is_available():
         parser.error(f"--device {args.device}: PyTorch finds no GPU here")
     return args
+
+
+def costs_by_stage(args: argparse.Namespace) -> list[StageCosts]:
+    """Those of a trained detector, on the first of its test sets."""
+    from detection_toolkit.data import dataset_names
+    from detection_toolkit.engine import Trainer
+    from detection_toolkit.engine.evaluators import coco_backend, max_dets_per_image
+    from detection_toolkit.engine.inspection import build_inspected_detector
+    from detection_toolkit.studies.stage_costs import stage_costs
+
+    predictor = build_inspected_detector(
+        args.config_file[0],
+        [*args.opts, f"train.device={args.device}"],
+        trust_config=args.trust_config,
+    )
+    cfg = predictor.cfg
+    name = dataset_names(cfg.dataloader.test.dataset)[0]
+    return stage_costs(
+        predictor.model,
+        Trainer.build_test_loader(cfg, name),
+        dataset_name=name,
+        max_dets_per_image=max_dets_per_image(cfg),
+        backend=coco_backend(cfg),
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -119,6 +156,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
     logging.getLogger("fvcore").setLevel(logging.ERROR)
+    if args.by_stage:
+        with user_errors():
+            by_stage = costs_by_stage(args)
+        from detection_toolkit.studies.stage_costs import stage_table
+
+        print(stage_table(by_stage))
+        if args.json:
+            write_text(args.json, json.dumps([x._asdict() for x in by_stage], indent=1))
+        return 0
     all_costs = []
     with user_errors():
         for i, config in enumerate(args.config_file, start=1):
