@@ -8,9 +8,12 @@ file's inputs and outputs.
 from __future__ import annotations
 
 import argparse
+import copy
 import io
 import logging
+import math
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,8 +21,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..data import dataset_names
 from ..durable import write_durably
-from ..engine import user_errors
+from ..engine import Trainer, user_errors
 from ..engine.arguments import (
     add_overrides_argument,
     add_weights_arguments,
@@ -27,13 +31,16 @@ from ..engine.arguments import (
 )
 from ..engine.inspection import build_inspected_detector
 from ..engine.parsers import make_parser
+from ..engine.predictor import Predictor
 from ..errors import UserError
 from ..export import (
     Description,
+    ExportedDetector,
     exportable_detector,
     measure_parity,
     open_onnx,
     run_session,
+    to_float16,
     to_onnx,
     to_torch_export,
     trace,
@@ -59,6 +66,7 @@ Run = Callable[[torch.Tensor, torch.Tensor], Sequence]
 EXAMPLES = """
 PROG --config-file CONFIG --output model.onnx
 PROG --config-file output/mine/config.yaml --output model.onnx --benchmark 480 640
+PROG --config-file output/mine/config.yaml --output model.onnx --precision float16
 PROG --config-file output/mine/config.yaml --format torch_export --output model.pt2
 """
 
@@ -74,6 +82,21 @@ def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
         choices=tuple(INPUT_TYPES),
         default="float32",
         help="type of the images that the file takes (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "float16"),
+        default="float32",
+        help="of products and convolutions in an ONNX file; float16 is judged by AP on the test set "
+        "of the config (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-ap-loss",
+        type=float,
+        default=0.5,
+        metavar="AP",
+        help="with --precision float16: the file is not written if AP falls by more "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--stages",
@@ -104,6 +127,8 @@ def parse_args(argv: Sequence[str] | None, prog: str | None = None) -> argparse.
             parser.error(f"--{name.replace('_', '-')} {size[0]} {size[1]}: sides must be positive")
     if args.runs < 1:
         parser.error(f"--runs must be at least 1, got {args.runs}")
+    if args.precision != "float32" and args.format != "onnx":
+        parser.error(f"--precision {args.precision} is for --format onnx")
     return args
 
 
@@ -136,6 +161,24 @@ def benchmark(detector: nn.Module, run: Run, size: tuple[int, int], runs: int) -
     with torch.no_grad():
         eager = time_runs(lambda: detector([{"image": image}]), runs)
     return eager, time_runs(lambda: run(batch, sizes), runs)
+
+
+def judge_by_ap(predictor: Predictor, run: Run, max_loss: float) -> None:
+    """Print AP of the detector and of what was exported, on the test set of the config.
+
+    Raises:
+        UserError: that of the exported one is lower by more than this, or there is no AP.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        cfg = copy.deepcopy(predictor.cfg)
+        cfg.train.output_dir = folder
+        exported = ExportedDetector(lambda *given: run(*map(torch.from_numpy, given)))
+        found = [Trainer.test(cfg, model) for model in (predictor.model, exported)]
+    name = ", ".join(dataset_names(predictor.cfg.dataloader.test.dataset))
+    before, after = (x.get("bbox", {}).get("AP", math.nan) for x in found)
+    print(f"AP on {name}: {before:.2f}, of the file {after:.2f}")
+    if not after >= before - max_loss:
+        raise UserError(f"AP falls by more than {max_loss}, so the file is not written")
 
 
 def export(args: argparse.Namespace) -> None:
@@ -181,6 +224,10 @@ def export(args: argparse.Namespace) -> None:
         raise UserError(
             f"what was exported differs from the detector, so {args.output} is not written"
         )
+    if args.precision == "float16":
+        content = to_float16(content)
+        run = open_exported(content, args.format, args.input_type, torch.get_num_threads())
+        judge_by_ap(predictor, run, args.max_ap_loss)
     write_durably(args.output, lambda file: file.write(content))
     print(f"wrote {args.output}")
     if args.benchmark:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 from functools import partial
 from pathlib import Path
 
@@ -12,11 +13,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from coco_files import make_document, write_dataset
 from detectron2.config import instantiate
 from detectron2.data import transforms as T
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from small_runs import SMALL_MODEL
+from small_runs import SMALL_MODEL, data_overrides
 
 from detection_toolkit.commands import export as tool
 from detection_toolkit.commands import predict
@@ -390,6 +392,35 @@ def test_in_float16_detections_move_by_rounding(halved, exported, tmp_path, pict
     # Scores around one half, of layers with some dozens of summands: some roundings of 2^-11.
     torch.testing.assert_close(half.scores, whole.scores, rtol=0, atol=16 * 2**-11)
     assert not torch.equal(half.scores, whole.scores)
+
+
+@pytest.mark.parametrize("loss, message", [(0.5, None), (-101, "AP falls by more than -101")])
+def test_the_file_in_float16_is_judged_by_ap(
+    arguments, exported, tmp_path, monkeypatch, capsys, loss, message
+):
+    content = exported[0].read_bytes()
+    monkeypatch.setattr(tool, "trace", lambda *_, **__: None)
+    monkeypatch.setattr(tool, "to_onnx", lambda *_: content)
+    document = make_document()  # with the six classes that the detector has
+    document["categories"] += [{"id": 100 + i, "name": f"other{i}"} for i in range(3)]
+    image_set = data_overrides(*write_dataset(tmp_path / "data", document))
+    output = tmp_path / "half.onnx"
+    options = ["--precision", "float16", "--max-ap-loss", str(loss), "--output", str(output)]
+    expected = pytest.raises(SystemExit, match=message) if message else contextlib.nullcontext()
+    with expected:
+        tool.main([*arguments[:2], *options, *arguments[2:], *image_set])
+    assert re.search(r"AP on .*: \d+\.\d\d, of the file \d+\.\d\d", capsys.readouterr().out)
+    assert output.exists() == (message is None)
+    if output.exists():
+        assert output.read_bytes() == to_float16(content)
+
+
+def test_float16_is_for_onnx(arguments, capsys):
+    with pytest.raises(SystemExit):
+        tool.main(
+            [*arguments, "--format", "torch_export", "--precision", "float16", "--output", "a"]
+        )
+    assert "--precision float16 is for --format onnx" in capsys.readouterr().err
 
 
 def test_a_weight_beyond_float16_becomes_its_largest_number():
