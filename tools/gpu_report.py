@@ -77,11 +77,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.wheels:
         use_wheels(args.wheels, output / "site")
     try:
-        import torch
-
-        if args.device.startswith("cuda") and not torch.cuda.is_available():
-            sys.exit("error: PyTorch finds no GPU here (--device cpu --small tries the command)")
         from detection_toolkit.engine import user_errors
+
+        if args.device.startswith("cuda"):
+            import torch
+
+            if not torch.cuda.is_available():
+                sys.exit(
+                    "error: PyTorch finds no GPU here (--device cpu --small tries the command)"
+                )
         from detection_toolkit.studies.environment import facts
         from detection_toolkit.studies.gpu_report import GpuPlan, short_table, supervise, work
     except ImportError as error:

@@ -5,10 +5,12 @@ Those load PyTorch, which no help needs.
 
 from __future__ import annotations
 
-__all__ = ["DEFAULT_SCORE_THRESHOLD", "MAX_PIXELS", "STEPS_OF_COSTS"]
+__all__ = ["DEFAULT_SCORE_THRESHOLD", "INPUT_TYPES", "MAX_PIXELS", "STEPS_OF_COSTS"]
 
 DEFAULT_SCORE_THRESHOLD = 0.3
 """Least score of a detection that is drawn."""
+INPUT_TYPES = ("float32", "uint8")
+"""Of the images that an exported detector takes."""
 MAX_PIXELS = 178_956_970
 """Of an image: where Pillow itself refuses to go on; about 540 MB as RGB."""
 STEPS_OF_COSTS = 10

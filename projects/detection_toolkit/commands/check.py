@@ -14,19 +14,17 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tabulate import tabulate
-from tqdm import tqdm
-
-from ..data.findings import Finding, first_harm
-from ..data.images import MAX_PIXELS
-from ..data.inspection import DatasetReport, compare_splits, inspect_dataset
+from ..defaults import MAX_PIXELS
 from ..durable import write_text
 from ..engine import user_errors
 from ..engine.parsers import make_parser
 from ..texts import printable, shown
-from ..visualization import save_picture
-from ..visualization.datasets import draw_samples, draw_worst
+
+if TYPE_CHECKING:
+    from ..data.findings import Finding
+    from ..data.inspection import DatasetReport
 
 EXAMPLES = """
 PROG my/train.json my/images --num-queries 100
@@ -81,6 +79,8 @@ def print_findings(findings: Iterable[Finding]) -> None:
 
 def print_report(report: DatasetReport) -> None:
     """What was found, and the classes."""
+    from tabulate import tabulate
+
     print(
         f"{report.num_images} images, {report.num_boxes} boxes of {len(report.classes)} classes, "
         f"at most {report.most_objects} objects in an image\n"
@@ -101,6 +101,9 @@ def _bar(share: float) -> str:
 
 def write_files(report: DatasetReport, args: argparse.Namespace, prefix: str = "") -> None:
     """report.json, samples.png and worst.png."""
+    from ..visualization import save_picture
+    from ..visualization.datasets import draw_samples, draw_worst
+
     folder = Path(args.output)
     document = {
         "images": report.num_images,
@@ -124,6 +127,10 @@ def write_files(report: DatasetReport, args: argparse.Namespace, prefix: str = "
 
 def inspect(json_file: str, image_root: str, args: argparse.Namespace) -> DatasetReport:
     """With a progress bar."""
+    from tqdm import tqdm
+
+    from ..data.inspection import inspect_dataset
+
     return inspect_dataset(
         json_file,
         image_root,
@@ -142,6 +149,9 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
     if args.test and len(args.test) > 2:
         parser.error("--test takes a JSON, and a folder where the images are not the same")
     with user_errors():
+        from ..data.findings import first_harm
+        from ..data.inspection import compare_splits
+
         report = inspect(args.json_file, args.image_root, args)
         print_report(report)
         write_files(report, args)

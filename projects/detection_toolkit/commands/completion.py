@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 
-from ..config import config_names
 from ..engine import user_errors
 from ..engine.parsers import make_parser
 from ..errors import MissingPackageError, UserError
@@ -64,6 +63,8 @@ def _script(shell: str, prog: str) -> str:
         raise MissingPackageError(
             "completion needs an optional package: pip install shtab"
         ) from error
+    from ..config import config_names
+
     configs = {"bash": _CONFIGS, "zsh": _CONFIGS, "tcsh": "f:*"}
     parser = full_parser(prog)
     for action in _actions(parser):

@@ -7,7 +7,6 @@ import ast
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..config import config_names, find_config_file
 from ..engine import user_errors
 from ..engine.parsers import make_parser
 from ..errors import UnknownNameError
@@ -42,6 +41,8 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
     """Returns the exit code."""
     args = get_parser(prog).parse_args(argv)
     with user_errors():
+        from ..config import config_names, find_config_file
+
         names = [name for name in config_names() if all(word in name for word in args.words)]
         if not names:
             raise UnknownNameError(f"no config has {' and '.join(args.words)} in its name")

@@ -21,23 +21,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from detectron2.config import instantiate
-
-from ..checkpoint.hub import local_file
-from ..checkpoint.official import (
-    convert_official_state_dict,
-    is_official_state_dict,
-    official_file,
-)
-from ..checkpoint.official_files import (
-    DESCRIPTION,
-    read_checkpoint,
-    split_weights,
-    write_checkpoint,
-    write_official,
-)
-from ..config import apply_overrides, get_config
 from ..engine.arguments import (
     add_overrides_argument,
     add_trust_argument,
@@ -92,6 +75,24 @@ def parse_args(argv: Sequence[str] | None, prog: str | None = None) -> argparse.
 
 def convert(args: argparse.Namespace) -> str:
     """Do it, and say what was done."""
+    import torch
+    from detectron2.config import instantiate
+
+    from ..checkpoint.hub import local_file
+    from ..checkpoint.official import (
+        convert_official_state_dict,
+        is_official_state_dict,
+        official_file,
+    )
+    from ..checkpoint.official_files import (
+        DESCRIPTION,
+        read_checkpoint,
+        split_weights,
+        write_checkpoint,
+        write_official,
+    )
+    from ..config import apply_overrides, get_config
+
     cfg = get_config(args.config_file, trust_config=args.trust_config)
     apply_overrides(cfg, args.opts)
     with torch.device("meta"):  # names and shapes are all that is needed of the model

@@ -17,37 +17,26 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
-
-from ..data import dataset_names
+from ..defaults import INPUT_TYPES
 from ..durable import write_durably
-from ..engine import Trainer, user_errors
+from ..engine import user_errors
 from ..engine.arguments import (
     add_overrides_argument,
     add_weights_arguments,
     parse_arguments,
 )
-from ..engine.inspection import build_inspected_detector
 from ..engine.parsers import make_parser
-from ..engine.predictor import Predictor
 from ..errors import UserError
-from ..export import (
-    Description,
-    ExportedDetector,
-    exportable_detector,
-    measure_parity,
-    open_onnx,
-    run_session,
-    to_float16,
-    to_onnx,
-    to_torch_export,
-    trace,
-)
-from ..export.graph import INPUT_TYPES
-from ..export.runtime import require
-from ..modeling import require_query_detector
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from ..engine.predictor import Predictor
+
+    Run = Callable[[torch.Tensor, torch.Tensor], Sequence]
 
 TRACED_SIZE = (96, 160)
 # (height, width) of the images of each batch: one and more, alike and not, divisible by 32 or not,
@@ -60,8 +49,6 @@ PARITY_SIZES = (
     ((129, 97), (33, 255), (256, 256)),
     ((320, 211),),
 )
-
-Run = Callable[[torch.Tensor, torch.Tensor], Sequence]
 
 EXAMPLES = """
 PROG --config-file CONFIG --output model.onnx
@@ -79,7 +66,7 @@ def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="to write")
     parser.add_argument(
         "--input-type",
-        choices=tuple(INPUT_TYPES),
+        choices=INPUT_TYPES,
         default="float32",
         help="type of the images that the file takes (default: %(default)s)",
     )
@@ -134,11 +121,15 @@ def parse_args(argv: Sequence[str] | None, prog: str | None = None) -> argparse.
 
 def open_exported(content: bytes, kind: str, input_type: str, threads: int) -> Run:
     """The exported detector as a function of uint8 images and their sizes."""
+    import torch
+
+    from ..export import open_onnx, run_session
+
     if kind == "onnx":
         session, _ = open_onnx(content, threads=threads)
         return lambda images, sizes: run_session(session, images.numpy(), sizes.numpy())
     module = torch.export.load(io.BytesIO(content)).module()
-    dtype = INPUT_TYPES[input_type]
+    dtype = getattr(torch, input_type)
     return torch.no_grad()(lambda images, sizes: module(images.to(dtype), sizes))
 
 
@@ -155,6 +146,8 @@ def time_runs(function: Callable[[], object], runs: int) -> float:
 
 def benchmark(detector: nn.Module, run: Run, size: tuple[int, int], runs: int) -> tuple:
     """Median seconds of the detector and of what was exported, on one image of that size."""
+    import torch
+
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(256, (3, *size), generator=generator, dtype=torch.uint8)
     batch, sizes = image[None], torch.tensor([size])
@@ -169,6 +162,12 @@ def judge_by_ap(predictor: Predictor, run: Run, max_loss: float) -> None:
     Raises:
         UserError: that of the exported one is lower by more than this, or there is no AP.
     """
+    import torch
+
+    from ..data import dataset_names
+    from ..engine import Trainer
+    from ..export import ExportedDetector
+
     with tempfile.TemporaryDirectory() as folder:
         cfg = copy.deepcopy(predictor.cfg)
         cfg.train.output_dir = folder
@@ -190,6 +189,21 @@ def export(args: argparse.Namespace) -> None:
         FileNotFoundError, KeyError: of the config and its weights.
         OSError: the file cannot be written.
     """
+    import torch
+
+    from ..engine.inspection import build_inspected_detector
+    from ..export import (
+        Description,
+        exportable_detector,
+        measure_parity,
+        to_float16,
+        to_onnx,
+        to_torch_export,
+        trace,
+    )
+    from ..export.runtime import require
+    from ..modeling import require_query_detector
+
     if args.output.is_dir():
         raise IsADirectoryError(f"--output {args.output} is a folder: name a file in it")
     if args.format == "onnx":  # asked before minutes of work

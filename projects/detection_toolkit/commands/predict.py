@@ -13,33 +13,24 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import cv2
-import numpy as np
-from detectron2.evaluation.coco_evaluation import instances_to_coco_json
-from detectron2.structures import Instances
-from tqdm import tqdm
-
-from ..data import UnreadableImageError
-from ..data.images import read_image
-from ..data.videos import check_video
+from ..defaults import DEFAULT_SCORE_THRESHOLD
 from ..durable import renamed_when_complete, write_text
 from ..engine import user_errors
 from ..engine.arguments import add_config_arguments, find_pictures, parse_arguments
-from ..engine.logs import set_up_console
 from ..engine.parsers import make_parser
-from ..engine.predictor import Predictor
 from ..engine.shipped import shipped_config
 from ..errors import UserError
-from ..export import OnnxPredictor
 from ..texts import shown
-from ..visualization import (
-    DEFAULT_SCORE_THRESHOLD,
-    distinct_names,
-    draw_detections,
-    save_picture,
-    select_confident,
-)
+
+if TYPE_CHECKING:
+    import cv2
+    import numpy as np
+    from detectron2.structures import Instances
+
+    from ..engine import Predictor
+    from ..export import OnnxPredictor
 
 EXAMPLES = """
 PROG --input a.jpg folder/ "more/*.png" --output out/
@@ -114,6 +105,8 @@ def choose_outputs(files: Sequence[Path], output: str) -> list[Path]:
             file.stem + (file.suffix if file.suffix.lower() in WRITTEN_AS_IS else ".png")
             for file in files
         ]
+        from ..visualization import distinct_names
+
         outputs = [target / name for name in distinct_names(names)]
     inputs = {file.resolve() for file in files}
     for path in outputs:
@@ -129,6 +122,8 @@ def check_display() -> None:
         # Asked first: with no display, some OpenCV builds end the process instead of raising.
         if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
             raise UserError(f"there is no display to show results on: {advice}")
+    import cv2
+
     try:
         cv2.namedWindow(WINDOW, cv2.WINDOW_NORMAL)
     except cv2.error as error:
@@ -141,6 +136,8 @@ def read_picture(path: Path) -> np.ndarray:
     Raises:
         UnreadablePicture: the file cannot be decoded.
     """
+    from ..data import read_image
+
     try:
         return read_image(path, "BGR")
     except OSError as error:
@@ -159,6 +156,13 @@ def why_nothing(instances: Instances) -> str:
 
 def run_on_pictures(args: argparse.Namespace, predictor: Predictor | OnnxPredictor, logger) -> int:
     """Detect in all pictures; returns how many could not be decoded."""
+    import cv2
+    from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+    from tqdm import tqdm
+
+    from ..data import UnreadableImageError
+    from ..visualization import draw_detections, save_picture, select_confident
+
     files = find_pictures(args.input)
     outputs = choose_outputs(files, args.output) if args.output else [None] * len(files)
     if args.save_json and Path(args.save_json).expanduser().is_dir():
@@ -234,6 +238,8 @@ def run_on_video(args: argparse.Namespace, predictor: Predictor | OnnxPredictor,
     if not args.webcam:
         if not os.path.isfile(source):
             raise UserError(f"no such video: {shown_source}")
+        from ..data.videos import check_video
+
         check_video(source)
     path = None
     if args.output:
@@ -257,6 +263,12 @@ def draw_video(
     path: Path | None,
 ) -> tuple[int, int, Instances]:
     """Frames, detections, and the best one, of a video that is drawn into an .mp4 or a window."""
+    import cv2
+    import numpy as np
+    from tqdm import tqdm
+
+    from ..visualization import draw_detections, select_confident
+
     shown_source = "the camera" if args.webcam else shown(args.video_input)
     capture = cv2.VideoCapture(source)
     writer, best, count, detections = None, None, 0, 0
@@ -300,6 +312,8 @@ def draw_video(
 
 def count_frames(path: Path) -> int:
     """Of a video, by its header; 0 if it has none."""
+    import cv2
+
     capture = cv2.VideoCapture(str(path))
     count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
     capture.release()
@@ -308,6 +322,8 @@ def count_frames(path: Path) -> int:
 
 def open_writer(path: Path, rate: float, shape: tuple[int, ...]) -> cv2.VideoWriter:
     """An MP4 writer for frames of that shape (H, W, 3)."""
+    import cv2
+
     fourcc = cv2.VideoWriter_fourcc(*"mp4v")
     writer = cv2.VideoWriter(str(path), fourcc, rate, (shape[1], shape[0]))
     if not writer.isOpened():
@@ -324,6 +340,8 @@ def build_predictor(args: argparse.Namespace) -> Predictor | OnnxPredictor:
         FileNotFoundError, KeyError, ValueError: the files are missing or unfit.
     """
     if args.onnx is None:
+        from ..engine import Predictor
+
         return Predictor.from_config(
             args.config_file or shipped_config(),
             overrides=args.opts,
@@ -333,12 +351,16 @@ def build_predictor(args: argparse.Namespace) -> Predictor | OnnxPredictor:
         raise UserError(
             "--onnx holds a whole detector: leave --config-file, --weights and overrides out"
         )
+    from ..export import OnnxPredictor
+
     return OnnxPredictor(args.onnx)
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
     """Returns the exit code: 0, or 1 when an input could not be decoded or used."""
     args = parse_arguments(get_parser(prog), argv)
+    from ..engine.logs import set_up_console
+
     logger = set_up_console("demo")
     set_up_console("detection_toolkit")
     with user_errors():

@@ -11,11 +11,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..defaults import DEFAULT_SCORE_THRESHOLD
 from ..engine import user_errors
 from ..engine.arguments import add_trust_argument
 from ..engine.parsers import make_parser
-from ..visualization import DEFAULT_SCORE_THRESHOLD
-from ..visualization.report import write_report
 
 EXAMPLES = """
 PROG output/mine
@@ -53,6 +52,8 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
     """Returns the exit code."""
     args = get_parser(prog).parse_args(argv)
     with user_errors():
+        from ..visualization.report import write_report
+
         written = write_report(
             args.output_dir,
             dataset=args.dataset,

@@ -10,40 +10,20 @@ import copy
 import functools
 import os
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import REMAINDER, ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from detectron2.engine import default_argument_parser
-from detectron2.utils import comm
-from omegaconf import DictConfig
-
-from ..checkpoint.checkpointer import Checkpointer
-from ..config import (
-    apply_overrides,
-    config_names,
-    config_text,
-    get_config,
-)
-from ..engine import (
-    EvaluationFacts,
-    RunSettings,
-    Trainer,
-    check_gpus_are_there,
-    ended_by_signals,
-    launch,
-    prepare_config,
-    user_errors,
-)
+from ..engine import user_errors
 from ..engine.arguments import add_weights_arguments, parse_arguments
-from ..engine.folder_lock import locked_run
-from ..engine.logs import set_up_logs, set_up_run
 from ..engine.parsers import examples
-from ..engine.processes import read_process_environment
-from ..engine.runs import claim_folder, find_run
 from ..engine.shipped import shipped_config
 from ..errors import UserError
 from ..program import program
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 EXAMPLES = """
 PROG --config-file CONFIG --num-gpus 1 train.output_dir=output/mine
@@ -57,19 +37,45 @@ PROG --config-file output/mine/config.yaml train.stage_evaluation=true
 
 
 def get_parser(prog: str | None = None, *, evaluation: bool = False) -> ArgumentParser:
-    """Detectron2's command line, and what all commands of the project have.
+    """The arguments of Detectron2's ``default_argument_parser``, and those of the project.
+
+    They are written out here, as importing Detectron2's takes seconds.
 
     Args:
         prog: how the command was called.
         evaluation: the command evaluates, without ``--eval-only``.
     """
     prog = prog or program()
-    parser = default_argument_parser(
-        epilog=examples(EVALUATION_EXAMPLES if evaluation else EXAMPLES, prog)
+    parser = ArgumentParser(
+        prog=prog,
+        description=__doc__,
+        epilog=examples(EVALUATION_EXAMPLES if evaluation else EXAMPLES, prog),
+        formatter_class=RawDescriptionHelpFormatter,
     )
-    parser.prog, parser.description = prog, __doc__
-    parser.set_defaults(eval_only=evaluation)
-    parser.set_defaults(dist_url="auto")  # a free port: Detectron2's is one for each user
+    parser.add_argument("--config-file", default="", metavar="FILE", help="path, or packaged name")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the last checkpoint of train.output_dir"
+    )
+    parser.add_argument(
+        "--eval-only", action="store_true", default=evaluation, help="perform evaluation only"
+    )
+    parser.add_argument("--num-gpus", type=int, default=1, help="number of GPUs *per machine*")
+    parser.add_argument("--num-machines", type=int, default=1, help="total number of machines")
+    parser.add_argument(
+        "--machine-rank", type=int, default=0, help="of this machine, unique for each"
+    )
+    parser.add_argument(
+        "--dist-url",
+        default="auto",
+        help="where processes meet, tcp://HOST:PORT (default: a free port of this machine)",
+    )
+    parser.add_argument(
+        "opts",
+        default=None,
+        nargs=REMAINDER,
+        metavar="KEY=VALUE",
+        help="changes to the config, at the end of the command",
+    )
     add_weights_arguments(parser)
     parser.add_argument(
         "--print-config", action="store_true", help="print the config with its overrides, and end"
@@ -92,6 +98,8 @@ def load_config(args: Namespace) -> DictConfig:
             f"--config-file is missing, for example {shipped_config()}; --list-configs names them "
             "all"
         )
+    from ..engine.runs import find_run
+
     run = find_run(args.config_file) if args.eval_only else None
     cfg = copy.deepcopy(
         _load_once(run[0] if run else args.config_file, tuple(args.opts), args.trust_config)
@@ -107,12 +115,17 @@ def load_config(args: Namespace) -> DictConfig:
 
 @functools.cache
 def _load_once(config_file: str, overrides: tuple[str, ...], trust_config: bool) -> DictConfig:
+    from ..config import apply_overrides, get_config
+
     # A config is code: one that registers data sets would do so twice.
     return apply_overrides(get_config(config_file, trust_config=trust_config), overrides)
 
 
 def evaluate(cfg: DictConfig, args: Namespace) -> None:
     """Evaluate the weights of ``train.init_checkpoint``, or with --resume the run's last ones."""
+    from ..checkpoint.checkpointer import Checkpointer
+    from ..engine import EvaluationFacts, RunSettings, Trainer
+
     settings = RunSettings.from_config(cfg.train)
     model = Trainer.build_model(cfg)
     checkpointer = Checkpointer(
@@ -134,6 +147,13 @@ def evaluate(cfg: DictConfig, args: Namespace) -> None:
 
 def run(args: Namespace) -> None:
     """One process of the job."""
+    from detectron2.utils import comm
+
+    from ..engine import RunSettings, Trainer, ended_by_signals, prepare_config
+    from ..engine.folder_lock import locked_run
+    from ..engine.logs import set_up_logs, set_up_run
+    from ..engine.runs import claim_folder
+
     with user_errors(), ended_by_signals(), contextlib.ExitStack() as stack:
         cfg = load_config(args)
         output_dir = RunSettings.from_config(cfg.train).output_dir
@@ -163,6 +183,11 @@ def main(
     """
     args = parse_arguments(get_parser(prog, evaluation=evaluation), argv)
     with user_errors():
+        from ..config import config_names, config_text
+        from ..engine import RunSettings, check_gpus_are_there, launch
+        from ..engine.processes import read_process_environment
+        from ..engine.runs import claim_folder
+
         if args.list_configs:
             print(*config_names(), sep="\n")
             sys.exit()

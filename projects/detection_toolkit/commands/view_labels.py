@@ -10,30 +10,20 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from detectron2.structures import Boxes, BoxMode, Instances
-from tqdm import tqdm
-
-from ..data import dataset_names, get_detection_dataset, read_image
 from ..durable import write_text
 from ..engine import user_errors
 from ..engine.arguments import add_config_arguments, parse_arguments
-from ..engine.inspection import build_inspected_detector
 from ..engine.parsers import make_parser
-from ..engine.predictor import Predictor
 from ..errors import UserError
-from ..evaluation import compared_label_assigners, configured_label_assigners
 from ..texts import shown
-from ..training import HungarianMatcher, LabelAssigner
-from ..visualization import (
-    draw_assignment,
-    explain_labels,
-    figure_stems,
-    save_figure,
-)
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..engine import Predictor
+    from ..training import LabelAssigner
 
 EXAMPLES = """
 PROG --num-images 3 --output output/assignment
@@ -108,6 +98,12 @@ def _objects(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 def prepare(predictor: Predictor, record: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray]:
     """The model's input with its objects, and the resized picture (H, W, 3) in RGB."""
+    import numpy as np
+    import torch
+    from detectron2.structures import Boxes, BoxMode, Instances
+
+    from ..data import read_image
+
     batched_input = predictor.preprocess(read_image(record["file_name"], "BGR"))
     height, width = batched_input["image"].shape[-2:]
     scale = np.array([width / batched_input["width"], height / batched_input["height"]] * 2)
@@ -128,20 +124,26 @@ def prepare(predictor: Predictor, record: dict[str, Any]) -> tuple[dict[str, Any
 def choose_label_assigner(predictor: Predictor) -> LabelAssigner:
     """The model's own; if each stage has its own match only, the first that the config names for
     comparison, to show what it would do."""
+    from ..evaluation import compared_label_assigners, configured_label_assigners
+
     own, *others = compared_label_assigners(
         predictor.model, configured_label_assigners(predictor.cfg)
     )
     return others[0] if others else own
 
 
-@torch.no_grad()
 def draw(predictor: Predictor, record: dict[str, Any], stem: Path) -> list[str]:
     """Assign, draw and write one image; returns the paths."""
+    import torch
+
+    from ..training import HungarianMatcher
+    from ..visualization import draw_assignment, explain_labels, save_figure
+
     model = predictor.model
     batched_input, image = prepare(predictor, record)
     images = model.preprocess_image([batched_input])
     truth = model.prepare_ground_truth([batched_input], images.image_sizes)
-    with model.decoder.with_all_stages():
+    with torch.no_grad(), model.decoder.with_all_stages():
         outputs = model.predict(images).stages
     logits = torch.stack([o.logits.float() for o in outputs])
     boxes = torch.stack([o.boxes.float() for o in outputs])
@@ -173,6 +175,12 @@ def draw(predictor: Predictor, record: dict[str, Any], stem: Path) -> list[str]:
 
 def run(args: argparse.Namespace) -> None:
     """Draw all images."""
+    from tqdm import tqdm
+
+    from ..data import dataset_names, get_detection_dataset
+    from ..engine.inspection import build_inspected_detector
+    from ..visualization import figure_stems
+
     predictor = build_inspected_detector(
         args.config_file, args.opts, trust_config=args.trust_config
     )

@@ -13,25 +13,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
-from ..data import UnreadableImageError
-from ..data.images import read_image
+from ..defaults import DEFAULT_SCORE_THRESHOLD
 from ..engine import user_errors
 from ..engine.arguments import add_config_arguments, find_pictures, parse_arguments
-from ..engine.inspection import build_inspected_detector
 from ..engine.parsers import make_parser
 from ..texts import shown
-from ..visualization import (
-    DEFAULT_SCORE_THRESHOLD,
-    animate_stages,
-    choose_queries,
-    draw_stages,
-    figure_stems,
-    save_animation,
-    save_figure,
-    trace_stages,
-)
 
 EXAMPLES = """
 PROG --input picture.jpg --output output/stages
@@ -80,6 +66,20 @@ def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Draw all pictures; returns how many could not be drawn."""
+    from tqdm import tqdm
+
+    from ..data import UnreadableImageError, read_image
+    from ..engine.inspection import build_inspected_detector
+    from ..visualization import (
+        animate_stages,
+        choose_queries,
+        draw_stages,
+        figure_stems,
+        save_animation,
+        save_figure,
+        trace_stages,
+    )
+
     files = find_pictures(args.input)
     predictor = build_inspected_detector(
         args.config_file, args.opts, trust_config=args.trust_config

@@ -17,13 +17,12 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..defaults import INPUT_TYPES
 from ..errors import UserError
 from ..modeling import QueryDetector, require_query_detector
 from ..modeling.execution import PLAIN
 
-__all__ = ["INPUT_TYPES", "DetectionGraph", "exportable_detector", "plain_attention", "trace"]
-
-INPUT_TYPES = {"float32": torch.float32, "uint8": torch.uint8}
+__all__ = ["DetectionGraph", "exportable_detector", "plain_attention", "trace"]
 
 
 def exportable_detector(model_cfg: DictConfig, state: dict[str, Tensor]) -> QueryDetector:
@@ -122,7 +121,7 @@ def trace(
     if input_type not in INPUT_TYPES:
         raise UserError(f"input type {input_type!r} is not one of {', '.join(INPUT_TYPES)}")
     height, width = example_size
-    images = torch.zeros(2, 3, height, width, dtype=INPUT_TYPES[input_type])
+    images = torch.zeros(2, 3, height, width, dtype=getattr(torch, input_type))
     sizes = torch.tensor([[height, width], [height - 7, width - 5]])
     dynamic = torch.export.Dim.DYNAMIC
     with torch.no_grad(), plain_attention():

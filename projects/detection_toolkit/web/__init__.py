@@ -3,6 +3,15 @@
 ``python -m detection_toolkit.web`` starts it. Only ``page`` needs Gradio.
 """
 
-from .viewing import ExampleImages, PictureRefused, StageViewer, ViewedPicture
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..on_demand import names_on_demand
+
+if TYPE_CHECKING:
+    from .viewing import ExampleImages, PictureRefused, StageViewer, ViewedPicture
 
 __all__ = ["ExampleImages", "PictureRefused", "StageViewer", "ViewedPicture"]
+
+__getattr__ = names_on_demand(__name__, dict.fromkeys(__all__, "viewing"))

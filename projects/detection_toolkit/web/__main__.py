@@ -17,8 +17,6 @@ from pathlib import Path
 
 from ..engine import user_errors
 from ..engine.arguments import add_config_arguments, parse_arguments
-from ..engine.inspection import build_inspected_detector
-from ..engine.logs import set_up_console
 from ..engine.parsers import make_parser
 from ..errors import UserError
 from .guard import is_loopback
@@ -64,6 +62,8 @@ def run(args: argparse.Namespace) -> None:
     """
     if not 1 <= args.port <= 65535:
         raise UserError(f"--port {args.port}: must be between 1 and 65535")
+    from ..engine.inspection import build_inspected_detector
+
     with tempfile.TemporaryDirectory(prefix="detection_toolkit-web-") as folder:
         # Gradio takes these from the environment only. Its files are gone with the process.
         os.environ["GRADIO_TEMP_DIR"] = folder
@@ -114,6 +114,8 @@ def _without_proxies() -> Iterator[None]:
 def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
     """Returns the exit code."""
     args = parse_arguments(get_parser(prog), argv)
+    from ..engine.logs import set_up_console
+
     set_up_console("detection_toolkit")
     with user_errors():
         run(args)

@@ -5,6 +5,7 @@ import os
 import random
 import signal
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -14,7 +15,7 @@ from detectron2.data.transforms import RandomFlip
 from detectron2.utils import comm
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.data import SequentialSampler
+from torch.utils.data import DataLoader, SequentialSampler
 
 from detection_toolkit.data import (
     DetectionMapper,
@@ -22,6 +23,7 @@ from detection_toolkit.data import (
     build_train_loader,
     get_detection_dataset,
 )
+from detection_toolkit.data.loader_processes import init_worker
 from detection_toolkit.data.stream import Draw, GroupedStream, SeededDataset
 
 GROUPS = [0, 1, 0, 0, 1, 0, 0, 0, 1, 0, 1]
@@ -266,3 +268,26 @@ def test_a_mistake_in_a_loader_process_is_not_taken_for_its_end(tmp_path):
     )
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         next(iter(loader))
+
+
+class ThreadNumbers(torch.utils.data.Dataset):
+    """PyTorch's and OpenCV's, in the process that is asked."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        return torch.get_num_threads(), cv2.getNumThreads()
+
+
+def test_a_loader_process_takes_one_core():
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(3)
+    loader = DataLoader(
+        ThreadNumbers(), num_workers=2, collate_fn=lambda x: x[0], worker_init_fn=init_worker
+    )
+    try:
+        assert list(loader) == [(1, 1), (1, 1)]
+        assert cv2.getNumThreads() == 3
+    finally:
+        cv2.setNumThreads(before)

@@ -155,7 +155,7 @@ def test_a_new_run_in_a_used_folder_is_refused_or_the_old_one_renamed(
     run_script("--eval-only", "--weights", str(output / "model_final.pth"), *overrides)
     # One process of many has the say.
     with monkeypatch.context() as patch:
-        patch.setattr("detection_toolkit.commands.train.launch", lambda *args, **kwargs: None)
+        patch.setattr("detection_toolkit.engine.processes.launch", lambda *args, **kwargs: None)
         run_script("--machine-rank", "1", *overrides)
     run_script("--move-aside", *overrides)
     assert (tmp_path / "output.1" / "model_final.pth").is_file()

@@ -195,8 +195,8 @@ def test_stages_that_a_detector_lacks_are_no_export(arguments, tmp_path, config,
 
 def test_nothing_is_written_of_an_export_that_differs(arguments, exported, tmp_path, monkeypatch):
     other = make_weights(tmp_path / "other.pth", seed=1)
-    monkeypatch.setattr(tool, "trace", lambda *_, **__: None)
-    monkeypatch.setattr(tool, "to_onnx", lambda *_: exported[0].read_bytes())
+    monkeypatch.setattr("detection_toolkit.export.trace", lambda *_, **__: None)
+    monkeypatch.setattr("detection_toolkit.export.to_onnx", lambda *_: exported[0].read_bytes())
     output = tmp_path / "model.onnx"
     with pytest.raises(SystemExit, match="differs from the detector"):
         tool.main([*arguments, f"train.init_checkpoint='{other}'", "--output", str(output)])
@@ -262,11 +262,10 @@ def test_the_file_names_its_producer(exported):
 
 
 def test_the_demo_needs_no_model(exported, picture, tmp_path, monkeypatch):
-
     def fail(*_, **__):
         raise AssertionError("a model was built")
 
-    monkeypatch.setattr(predict.Predictor, "__init__", fail)
+    monkeypatch.setattr(Predictor, "__init__", fail)
     cv2.imwrite(str(tmp_path / "in.png"), picture)
     arguments = ["--input", str(tmp_path / "in.png"), "--output", str(tmp_path / "out.png")]
     arguments += ["--save-json", str(tmp_path / "out.json"), "--confidence-threshold", "0"]
@@ -399,8 +398,8 @@ def test_the_file_in_float16_is_judged_by_ap(
     arguments, exported, tmp_path, monkeypatch, capsys, loss, message
 ):
     content = exported[0].read_bytes()
-    monkeypatch.setattr(tool, "trace", lambda *_, **__: None)
-    monkeypatch.setattr(tool, "to_onnx", lambda *_: content)
+    monkeypatch.setattr("detection_toolkit.export.trace", lambda *_, **__: None)
+    monkeypatch.setattr("detection_toolkit.export.to_onnx", lambda *_: content)
     document = make_document()  # with the six classes that the detector has
     document["categories"] += [{"id": 100 + i, "name": f"other{i}"} for i in range(3)]
     image_set = data_overrides(*write_dataset(tmp_path / "data", document))
