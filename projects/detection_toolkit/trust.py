@@ -24,9 +24,12 @@ from detectron2.utils.registry import locate
 from .errors import UserError
 from .projects import project_names
 
-__all__ = ["check_targets", "read_yaml"]
+__all__ = ["PICKLE_SUFFIXES", "check_targets", "names_pickle", "read_yaml"]
 
 logger = logging.getLogger(__name__)
+
+PICKLE_SUFFIXES = (".pkl", ".pyth")
+"""By which Detectron2 knows files that it opens as pickles."""
 
 # Parts of detectors, and what reads and augments data: classes of these packages. Not whole
 # packages: torch.load, detectron2.config and the like run code that their arguments name.
@@ -106,6 +109,17 @@ _PLAIN_REFERENCE = re.compile(
 )
 _PYTHON = "tag:yaml.org,2002:python/"
 _MOST_NODES = 100_000  # of what a file of a few lines can multiply by references to itself
+
+
+def names_pickle(address: str) -> bool:
+    """Whether a file that is downloaded from an address may be called a pickle.
+
+    Detectron2 keeps what it downloads by the path alone, whatever the host, and calls it by what
+    follows the last slash, also one of a query or a fragment. So it might come to lie where a
+    pickle of its own storage is looked for.
+    """
+    parts = re.split(r"[/\\?#;&]", "".join(address.split()))
+    return any(part.endswith(PICKLE_SUFFIXES) for part in parts)
 
 
 class _PartLoader(yaml.SafeLoader):
