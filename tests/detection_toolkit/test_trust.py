@@ -150,7 +150,8 @@ def test_reports_read_no_config_that_runs_code(tmp_path, mark):
 
 
 @pytest.mark.parametrize(
-    "tool", ["analyze_model", "export", "replay_batch", "report", "visualize_stages"]
+    "tool",
+    ["analyze_model", "export", "replay_batch", "report", "run_ablation", "visualize_stages"],
 )
 def test_commands_that_read_configs_have_the_flag(tool, capsys):
     with pytest.raises(SystemExit) as ended:

@@ -1,6 +1,7 @@
 """Checkpoints that no run has written: what is wrong with them is said, and nothing is run."""
 
 import ast
+import gzip
 import io
 import os
 import pickle
@@ -140,6 +141,14 @@ def test_tar_files_are_refused_whatever_pytorch_is_installed(tmp_path, mark, pac
     with pytest.raises(CheckpointFileError, match="is a tar file"):
         read_checkpoint(path)
     assert damage(path).startswith(RUNS_CODE)
+
+
+def test_a_packed_file_that_ends_early_is_damaged(tmp_path):
+    path = tmp_path / "old.pth"
+    path.write_bytes(gzip.compress(b"weights" * 1000)[:14])
+    with pytest.raises(CheckpointFileError, match="damaged"):
+        read_checkpoint(path)
+    assert "no complete archive" in damage(path)
 
 
 def test_nothing_else_opens_files_of_pytorch():

@@ -74,7 +74,10 @@ def is_old_archive(path: Path) -> bool:
     PyTorch before 2.6 opens their pickles whatever it is told. It goes by a file's beginning, and
     Python's zipfile by its end: a file may be both.
     """
-    return tarfile.is_tarfile(path)
+    try:
+        return tarfile.is_tarfile(path)
+    except EOFError:  # of a packed one that ends early
+        return False
 
 
 def refused_part(message: str) -> str:
