@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import codecs
 import contextlib
-import json
 import pickle
 import struct
 from collections.abc import Collection, Iterator, Mapping
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from ..durable import write_durably
 from ..errors import MissingPackageError, UserError
+from ..texts import parse_json
 from .damage import is_old_archive, refused_part
 from .official_format import some_names
 from .weights import find_weights
@@ -89,7 +89,7 @@ def _read_description(path: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        description = json.loads(file.read_text(encoding="utf-8"))
+        description = parse_json(file.read_bytes())
     except ValueError as error:
         raise CheckpointFileError(f"{file} cannot be read: {error}") from error
     # Other programs write files of this name, too.
