@@ -58,12 +58,15 @@ def open_file(file_name: str | Path) -> IO[bytes]:
     """Open the file of an image, at a path or an address that Detectron2's ``PathManager`` knows.
 
     Raises:
-        UserError: it is an address of what may be a pickle, which would be kept for checkpoints.
+        UserError: it is an address of what may be a pickle, which would be kept for checkpoints;
+            or a pipe or device, which might never end.
         OSError: it cannot be opened.
     """
     path = os.fspath(file_name)
     if "://" in path and names_pickle(path):
         raise UserError("it is the address of a pickle, not of an image")
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise UserError("it is a pipe or a device, no file")
     return PathManager.open(path, "rb")
 
 
