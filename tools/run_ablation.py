@@ -23,7 +23,11 @@ from pathlib import Path
 
 from detection_toolkit.defaults import STEPS_OF_COSTS
 from detection_toolkit.engine import user_errors
-from detection_toolkit.engine.arguments import add_overrides_argument, parse_arguments
+from detection_toolkit.engine.arguments import (
+    add_overrides_argument,
+    add_trust_argument,
+    parse_arguments,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -94,6 +98,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="also put the tables between the page's marks <!-- begin PLAN --> and "
         "<!-- end PLAN -->, and beside it the picture into images/, the results into ablations/",
     )
+    add_trust_argument(parser)
     add_overrides_argument(parser, "changes to the base config, which do not follow a --variant")
     return parser
 
@@ -141,6 +146,7 @@ def study(args: argparse.Namespace) -> int:
         variants=args.variant,
         seeds=args.seeds,
         overrides=args.opts,
+        trust_config=args.trust_config,
     )
     output = (args.output or ROOT / "output" / "ablations" / plan.name).resolve()
     check_results(output / RESULTS, plan)

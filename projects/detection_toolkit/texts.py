@@ -8,10 +8,12 @@ and Markdown reads others as its own marks. What pictures hold is made drawable 
 from __future__ import annotations
 
 import html
+import json
 import logging
 import re
+from typing import Any
 
-__all__ = ["Printable", "in_markdown", "printable", "shown"]
+__all__ = ["Printable", "in_markdown", "parse_json", "printable", "shown"]
 
 # Colours and bold type, which Detectron2 and this project's tables have.
 _COLOURS = re.compile(r"(\x1b\[[0-9;]*m)")
@@ -43,6 +45,18 @@ class Printable(logging.Filter):
         if clean != text:
             record.msg, record.args = clean, None
         return True
+
+
+def parse_json(text: str | bytes) -> Any:
+    """``json.loads``, of a text that may be a stranger's.
+
+    Raises:
+        ValueError: it is no JSON, or nested too deeply to be read.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def in_markdown(text: object) -> str:

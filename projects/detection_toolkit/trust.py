@@ -4,13 +4,15 @@ A LazyConfig is code, and whoever names one on the command line runs it. The ``c
 folder of a run is data to most people, who may have the folder from somebody else. But it names
 what is called, with which arguments. So it is read without building objects of its choice, and
 what it names must be a part that configs are made of, from a package of the list below. For all
-else, it has to be trusted by name (``--trust-config``).
+else, it has to be trusted by name (``--trust-config``). What a user has allowed for one run, as
+opening pickles, is not allowed by a file that says so.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,14 +24,18 @@ from detectron2.utils.registry import locate
 from .errors import UserError
 from .projects import project_names
 
-__all__ = ["check_targets", "read_yaml"]
+__all__ = ["PICKLE_SUFFIXES", "check_targets", "names_pickle", "read_yaml"]
 
-# Parts of detectors, and what reads and augments data. Not whole packages: torch.load,
-# detectron2.config and the like run code that their arguments name.
+logger = logging.getLogger(__name__)
+
+PICKLE_SUFFIXES = (".pkl", ".pyth")
+"""By which Detectron2 knows files that it opens as pickles."""
+
+# Parts of detectors, and what reads and augments data: classes of these packages. Not whole
+# packages: torch.load, detectron2.config and the like run code that their arguments name.
 _PARTS = (
     "detection_toolkit.data",
     "detection_toolkit.engine.recipe",
-    "detection_toolkit.evaluation",
     "detection_toolkit.modeling",
     "detection_toolkit.structures",
     "detection_toolkit.training",
@@ -46,26 +52,74 @@ _PARTS = (
     "torch.optim",
     "torchvision.ops",
 )
-# Within them: what opens pickles, writes files, downloads, or builds what another config names.
+# Functions of these, and of the packages of methods, for they only compute. Others fetch addresses,
+# read and write files.
+_COMPUTE = (
+    "detection_toolkit.modeling",
+    "detection_toolkit.structures",
+    "detection_toolkit.training",
+    "detectron2.layers",
+    "detectron2.modeling",
+    "detectron2.solver",
+    "detectron2.structures",
+    "fvcore.nn",
+    "torch.nn.functional",
+    "torch.nn.init",
+    "torchvision.ops",
+)
+# Besides, by name. A method may do anything with its object: torch.nn.Module.compile calls a
+# compiler of the config's choice.
+_FUNCTIONS = (
+    "detection_toolkit.data.build.build_test_loader",
+    "detection_toolkit.data.build.build_train_loader",
+    "detection_toolkit.data.datasets.get_detection_dataset",
+    "detectron2.data.build.build_detection_test_loader",
+    "detectron2.data.build.build_detection_train_loader",
+    "detectron2.data.build.get_detection_dataset_dicts",
+    "detectron2.modeling.backbone.resnet.ResNet.make_default_stages",
+    "detectron2.modeling.backbone.resnet.ResNet.make_stage",
+)
+# Within the packages: what builds what another config names, and what starts processes.
 _EXCEPT = (
-    "detection_toolkit.data.bccd",
-    "detection_toolkit.data.documents",
-    "detection_toolkit.data.shapes.generate_shapes",
-    "detectron2.data.build.load_proposals_into_dataset",
-    "detectron2.data.datasets.coco.convert_to_coco_json",
-    "detectron2.data.datasets.register_coco",
+    "detectron2.data.benchmark",
+    "detectron2.data.catalog",
     "detectron2.modeling.mmdet_wrapper",
     "torch.nn.attention",
+    "torch.nn.parallel",
 )
-# Files of proposals are pickles, and a part that is given a whole config reads them from there.
-_ARGUMENTS = ("cfg", "proposal_file", "proposal_files")
+# Files of proposals are pickles, as files of weights may be for a timm of long ago, and a part that
+# is given a whole config reads them from there.
+_ARGUMENTS = (
+    "cfg",
+    "checkpoint_path",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "proposal_file",
+    "proposal_files",
+)
+# What is allowed by whoever runs a config, not by whoever wrote it.
+_PERMISSIONS = ("allow_outside", "allow_pickle")
 _CURE = (
     "If you trust whoever wrote it, add --trust-config (trust_config=True in Python): then it may "
     "run any code"
 )
-_PLAIN_REFERENCE = re.compile(r"\$\{(?:oc\.(?:env|select):)?[\w.\[\], /:'\"-]*\}")
+# Another variable of the environment might be a password, and become part of an address.
+_PLAIN_REFERENCE = re.compile(
+    r"\$\{(?:oc\.env:DETECTRON2_DATASETS(?:,[\w./ ~'\"-]*)?|(?:oc\.select:)?[\w.\[\], /'\"-]*)\}"
+)
 _PYTHON = "tag:yaml.org,2002:python/"
 _MOST_NODES = 100_000  # of what a file of a few lines can multiply by references to itself
+
+
+def names_pickle(address: str) -> bool:
+    """Whether a file that is downloaded from an address may be called a pickle.
+
+    Detectron2 keeps what it downloads by the path alone, whatever the host, and calls it by what
+    follows the last slash, also one of a query or a fragment. So it might come to lie where a
+    pickle of its own storage is looked for.
+    """
+    parts = re.split(r"[/\\?#;&]", "".join(address.split()))
+    return any(part.endswith(PICKLE_SUFFIXES) for part in parts)
 
 
 class _PartLoader(yaml.SafeLoader):
@@ -74,6 +128,8 @@ class _PartLoader(yaml.SafeLoader):
 
 def read_yaml(path: str | Path) -> Any:
     """The content of a YAML config, for which nothing is run but the code of known parts.
+
+    What it allows itself, as to open pickles, is taken back, with a warning.
 
     Raises:
         UserError: it is no YAML, or asks for other objects.
@@ -100,7 +156,28 @@ def read_yaml(path: str | Path) -> Any:
                 raise UserError(f"has {text[:80]!r}, which is worked out when it is used. {_CURE}")
     except (UserError, RecursionError) as error:
         raise UserError(f"{path} {error}") from error
+    for key in sorted(set(_withdraw_permissions(content))):
+        logger.warning(
+            "%s says %s=true, which is for you to say: repeat it on the command line if it is "
+            "needed and you trust these files",
+            path,
+            key,
+        )
     return content
+
+
+def _withdraw_permissions(node: Any) -> Iterator[str]:
+    """Set what allows something to false, in place; the names of what was set."""
+    if isinstance(node, dict):
+        for key, child in node.items():
+            if key in _PERMISSIONS and child is not False:
+                node[key] = False
+                yield key
+            else:
+                yield from _withdraw_permissions(child)
+    elif isinstance(node, (list, tuple)):
+        for child in node:
+            yield from _withdraw_permissions(child)
 
 
 def check_targets(content: Any, path: str | Path) -> None:
@@ -161,12 +238,19 @@ def _find_part(name: str) -> Any:
     try:
         found = locate(name)
     except Exception:  # whoever builds it says why it is not there
+        if not _is_in(name, (*_PARTS, *project_names())):
+            raise _refused(name) from None
         return None
     # What a module has imported is not its own: torch.os.system.
     if not (inspect.isclass(found) or inspect.isroutine(found)):
         raise _refused(name)
-    own = f"{getattr(found, '__module__', None)}.{getattr(found, '__qualname__', '')}"
-    if not _is_in(own, (*_PARTS, *project_names())) or _is_in(own, _EXCEPT):
+    # A function that is written in C may have no module, and is refused.
+    module, own = getattr(found, "__module__", None), getattr(found, "__qualname__", "")
+    full = f"{module}.{own}"
+    packages = (*(_PARTS if inspect.isclass(found) else _COMPUTE), *project_names())
+    is_method = "." in own
+    is_part = not is_method and _is_in(full, packages) and not _is_in(full, _EXCEPT)
+    if not (is_part or full in _FUNCTIONS):
         raise _refused(name)
     return found
 

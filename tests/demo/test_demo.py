@@ -288,6 +288,9 @@ PLAYLISTS = {
     "playlist.m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{}\n#EXT-X-ENDLIST\n",
     "list.mp4": "ffconcat version 1.0\nfile '{}'\n",
     "dash.mp4": '<?xml version="1.0"?><MPD><BaseURL>{}</BaseURL></MPD>',
+    "dash_behind_ogg.mp4": "OggS" + " " * 100_000 + "<MPD><BaseURL>{}</BaseURL></MPD>",
+    "dash_behind_mov.mp4": "AAAAfree<mpd><BaseURL>{}</BaseURL></mpd>",
+    "session_behind_flv.mp4": "FLV\x01\nv=0\nc=IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\n",
     "session.avi": "v=0\no=- 0 0 IN IP4 127.0.0.1\nc=IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\n",
 }
 

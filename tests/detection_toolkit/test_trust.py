@@ -1,13 +1,18 @@
 """config.yaml of somebody else: what is used without being asked, and what is not."""
 
+import os
+
 import pytest
+import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.layers import ShapeSpec
 from fault_runs import load_tool
 from omegaconf import OmegaConf
 from torch import nn
 
+from detection_toolkit.checkpoint.official_files import CheckpointFileError
 from detection_toolkit.config import config_names, config_text, get_config
+from detection_toolkit.engine import Predictor
 from detection_toolkit.engine.runs import CONFIG_NAME
 from detection_toolkit.errors import UserError
 from detection_toolkit.evaluation.results import register_dataset
@@ -19,6 +24,16 @@ def mark(tmp_path):
     path = tmp_path / "mark"
     yield path
     assert not path.exists()
+
+
+class Mark:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
 
 
 def write(folder, text):
@@ -58,6 +73,15 @@ TARGETS = [
     "a: {{_target_: detection_toolkit.config.get_config, path: '{}'}}",
     "a: {{_target_: detection_toolkit.data.shapes.generate_shapes, folder: '{}'}}",
     "a: {{_target_: torchvision.models.get_weight, name: '{}'}}",
+    "a: {{_target_: torch.nn.Module.compile, self: !!python/name:torch.nn.Linear '', "
+    "options: {{cpp.cxx: ['{}']}}}}",
+    "a: {{_target_: detectron2.data.detection_utils.read_image, file_name: '{}'}}",
+    "a: {{_target_: detectron2.data.DatasetCatalog.register, name: '{}'}}",
+    "a: {{_target_: detection_toolkit.evaluation.results.register_dataset, output_dir: '{}', "
+    "name: b, trust_config: true}}",
+    "a: {{_target_: detection_toolkit.data.documents.write_copy, stem: '{}'}}",
+    "a: {{_target_: detection_toolkit.modeling.backbones.TimmBackbone, name: resnet18, "
+    "model_args: {{checkpoint_path: '{}'}}}}",
     "a: {{_target_: torch.nn.Module.__init__.__globals__, b: '{}'}}",
     "a: {{_target_: builtins.eval, source: '{}'}}",
     "a: {{_target_: '${{b}}', path: '{}'}}\nb: os.mkdir",
@@ -66,6 +90,9 @@ TARGETS = [
     "a: '${{oc.decode:\"{{_target_: os.mkdir, path: {}}}\"}}'",
     "a: '${{oc.create:{{_target_: os.mkdir, path: {}}}}}'",
     "a: '${{${{b}}:x}}'\nb: oc.decode\nc: '{}'",
+    "a: '${{oc.decode:\"[{}]\"}}'",
+    "a: 'http://server/${{oc.env:PASSWORD}}'\nb: '{}'",
+    "a: 'http://server/${{oc.env:PASSWORD,{}}}'",
 ]
 
 
@@ -123,7 +150,8 @@ def test_reports_read_no_config_that_runs_code(tmp_path, mark):
 
 
 @pytest.mark.parametrize(
-    "tool", ["analyze_model", "export", "replay_batch", "report", "visualize_stages"]
+    "tool",
+    ["analyze_model", "export", "replay_batch", "report", "run_ablation", "visualize_stages"],
 )
 def test_commands_that_read_configs_have_the_flag(tool, capsys):
     with pytest.raises(SystemExit) as ended:
@@ -153,10 +181,42 @@ def test_values_that_yaml_has_no_form_for(tmp_path):
         get_config(write(tmp_path, config_text(cfg)))
 
 
-def test_the_environment_may_be_named(tmp_path, monkeypatch):
-    monkeypatch.setenv("DATA_OF_TEST", "/data")
-    cfg = get_config(write(tmp_path, "a: ${oc.env:DATA_OF_TEST}/images\nb: ${a}\nc: ${.b}"))
+def test_the_folder_of_data_sets_may_be_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", "/data")
+    text = "a: ${oc.env:DETECTRON2_DATASETS,datasets}/images\nb: ${a}\nc: ${.b}"
+    cfg = get_config(write(tmp_path, text))
     assert cfg.b == cfg.c == "/data/images"
+
+
+def test_a_config_does_not_allow_itself_to_open_pickles(tmp_path, caplog):
+    """A folder of a run may come with a checkpoint that runs code, and a config that wants it."""
+    file = write(
+        tmp_path,
+        "train: {allow_pickle: true}\nallowed: true\n"
+        "dataloader: {test: [{allow_outside: '${allowed}'}, {allow_outside: false}]}",
+    )
+    cfg = get_config(file)
+    assert cfg.train.allow_pickle is False
+    assert [node.allow_outside for node in cfg.dataloader.test] == [False, False]
+    assert "allow_pickle=true, which is for you to say" in caplog.text
+    assert "allow_outside=true" in caplog.text
+    assert get_config(file, trust_config=True).train.allow_pickle is True
+
+
+@pytest.mark.parametrize("through", ["folder", "config"])
+def test_the_folder_of_a_run_runs_no_code(tmp_path, mark, through):
+    """From opening it to the end: config, permissions and weights are all a stranger's."""
+    cfg = get_config("stageinteractor/shapes_tiny.py")
+    cfg.train.allow_pickle = True
+    cfg.train.init_checkpoint = str(tmp_path / "model_final.pth")
+    file = write(tmp_path, config_text(cfg))
+    torch.save({"model": {}, "note": Mark(str(mark))}, tmp_path / "model_final.pth")
+    (tmp_path / "last_checkpoint").write_text("model_final.pth")
+    with pytest.raises(CheckpointFileError, match="train.allow_pickle=true"):
+        if through == "folder":
+            Predictor.from_run(str(tmp_path))
+        else:
+            Predictor.from_config(file)
 
 
 def test_a_lazy_config_is_code_as_always(tmp_path):

@@ -1,10 +1,12 @@
 """Checkpoints that no run has written: what is wrong with them is said, and nothing is run."""
 
 import ast
+import gzip
 import io
 import os
 import pickle
 import tarfile
+import zipfile
 
 import pytest
 import torch
@@ -15,8 +17,9 @@ from torch import nn
 from detection_toolkit.checkpoint import checkpointer as checkpointer_module
 from detection_toolkit.checkpoint import hub, official_files
 from detection_toolkit.checkpoint.checkpointer import Checkpointer, inference_weights
-from detection_toolkit.checkpoint.damage import damage
+from detection_toolkit.checkpoint.damage import RUNS_CODE, damage
 from detection_toolkit.checkpoint.official_files import CheckpointFileError, read_checkpoint
+from detection_toolkit.data.images import UnreadableImageError, read_image, shown_size
 from detection_toolkit.errors import UserError
 
 
@@ -65,6 +68,9 @@ def pickled(path, mark):
         "DETECTRON2://evil.pkl",
         "https://example.org/detectron2/evil.pkl",
         "catalog://evil.pkl",
+        "https://example.org/detectron2/#/evil.pkl",
+        "https://example.org/detectron2/?/evil.pkl",
+        "https://example.org/detectron2/#/evil.pk\nl\t",
     ],
 )
 def test_an_address_opens_no_pickle_but_those_of_the_storage(
@@ -83,6 +89,21 @@ def local(address, cache):
     address = address.replace("detectron2://", "https://host/detectron2/")
     path = address.split("://", 1)[1].split("/", 1)[1]
     return os.path.join(cache, path)
+
+
+@pytest.mark.parametrize("end", ["evil.pkl", "#/evil.pkl", "?/evil.pkl", "#/evil.pkl\n", "a.pyth"])
+def test_nothing_is_downloaded_to_where_pickles_of_the_storage_are(end, monkeypatch):
+    """iopath keeps it by its path, whatever the host, and the next model would open it."""
+    asked = []
+    monkeypatch.setattr(PathManager, "get_local_path", lambda p, **k: asked.append(p))
+    monkeypatch.setattr(PathManager, "open", lambda p, *a, **k: asked.append(p))
+    address = f"https://example.org/detectron2/{end}"
+    with pytest.raises(CheckpointFileError, match="is a pickle"):
+        Checkpointer(nn.Linear(1, 1)).load(address)
+    with pytest.raises(UnreadableImageError, match="address of a pickle"):
+        read_image(address)
+    assert shown_size(address) is None
+    assert not asked
 
 
 def test_a_pickle_of_the_storage_is_opened(cache, monkeypatch):
@@ -113,6 +134,21 @@ def test_tar_files_are_refused_whatever_pytorch_is_installed(tmp_path, mark, pac
     monkeypatch.setattr(torch, "load", None)  # is not even asked
     with pytest.raises(CheckpointFileError, match=r"is a tar file.*train\.allow_pickle=true"):
         read_checkpoint(path)
+    assert damage(path).startswith(RUNS_CODE)
+    with zipfile.ZipFile(path, "a") as archive:  # behind it: PyTorch looks at the beginning
+        archive.writestr("model/data.pkl", b"")
+    assert zipfile.is_zipfile(path)
+    with pytest.raises(CheckpointFileError, match="is a tar file"):
+        read_checkpoint(path)
+    assert damage(path).startswith(RUNS_CODE)
+
+
+def test_a_packed_file_that_ends_early_is_damaged(tmp_path):
+    path = tmp_path / "old.pth"
+    path.write_bytes(gzip.compress(b"weights" * 1000)[:14])
+    with pytest.raises(CheckpointFileError, match="damaged"):
+        read_checkpoint(path)
+    assert "no complete archive" in damage(path)
 
 
 def test_nothing_else_opens_files_of_pytorch():

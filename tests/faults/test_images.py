@@ -1,6 +1,7 @@
 """Every kind of picture has an outcome in training, in evaluation and in the demo."""
 
 import json
+import os
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from detection_toolkit.data import (
     get_detection_dataset,
     read_image,
 )
+from detection_toolkit.data.images import shown_size
 from detection_toolkit.data.mapper import augment
 from detection_toolkit.data.transforms import OpenCVResizeShortestEdge
 
@@ -200,3 +202,20 @@ def test_the_demo_draws_or_skips_them(tmp_path, pictures, capsys):
     assert len(skipped) == len(files) - len(USED)
     for case in set(files) - set(USED):
         assert any(case.name in line and case.refused in line for line in skipped), case.name
+
+
+def test_a_pipe_under_the_name_of_a_picture_is_not_waited_for(tmp_path):
+    """Nobody writes into it, and to open it would never end."""
+    path = tmp_path / "a.png"
+    os.mkfifo(path)
+    outcomes = []
+
+    def read():
+        with pytest.raises(UnreadableImageError, match=r"a\.png .*a pipe or a device"):
+            read_image(path)
+        outcomes.append(shown_size(path))
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    reader.join(20)
+    assert outcomes == [None]

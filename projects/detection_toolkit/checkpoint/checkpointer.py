@@ -10,7 +10,6 @@ import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -19,6 +18,7 @@ from detectron2.utils import comm
 from ..durable import remove_partial_files, write_durably
 from ..errors import UserError
 from ..texts import shown
+from ..trust import PICKLE_SUFFIXES, names_pickle
 from .damage import RUNS_CODE, damage
 from .hub import is_downloaded, local_file
 from .official import CheckpointMismatchError, adapt_checkpoint, check_weights
@@ -212,8 +212,7 @@ class Checkpointer(DetectionCheckpointer):
             )
         if "://" in path and not path.startswith(_STORAGE):
             # Before it is downloaded: it would lie where files of the storage do.
-            address = urlparse(path)
-            self._refuse_pickle(address.netloc + address.path)
+            self._refuse_pickle(path)
         self._path = path
         try:
             return super().load(path, *args, **kwargs)
@@ -353,7 +352,8 @@ class Checkpointer(DetectionCheckpointer):
         return super()._load_file(filename)
 
     def _refuse_pickle(self, name: str) -> None:
-        if name.endswith((".pkl", ".pyth")) and not self.allow_pickle:
+        is_pickle = names_pickle(name) if "://" in name else name.endswith(PICKLE_SUFFIXES)
+        if is_pickle and not self.allow_pickle:
             raise CheckpointFileError(
                 f"{shown(name)} is a pickle, and opening it may run any code. If you trust its "
                 "source, set train.allow_pickle=true"

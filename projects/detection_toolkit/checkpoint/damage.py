@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import inspect
 import struct
+import tarfile
 import zipfile
 import zlib
 from pathlib import Path
 
 import torch
 
-__all__ = ["RUNS_CODE", "damage", "refused_part"]
+__all__ = ["RUNS_CODE", "damage", "is_old_archive", "refused_part"]
 
 RUNS_CODE = "it holds more than tensors and plain values"
 """What :func:`damage` says of a file that is whole, and would run code when it is opened."""
@@ -34,6 +35,8 @@ def damage(path: str | Path) -> str | None:
     path = Path(path)
     if path.stat().st_size == 0:
         return "it is empty"
+    if is_old_archive(path):
+        return f"{RUNS_CODE} (it is a tar file, as PyTorch wrote them before 2017)"
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip() if _has_checksums() else None
@@ -63,6 +66,18 @@ def damage(path: str | Path) -> str | None:
         message = str(error).partition("\n")[0]
         return f"PyTorch cannot read it ({type(error).__name__}: {message})"
     return None
+
+
+def is_old_archive(path: Path) -> bool:
+    """Whether a file may be one of PyTorch's tar files.
+
+    PyTorch before 2.6 opens their pickles whatever it is told. It goes by a file's beginning, and
+    Python's zipfile by its end: a file may be both.
+    """
+    try:
+        return tarfile.is_tarfile(path)
+    except EOFError:  # of a packed one that ends early
+        return False
 
 
 def refused_part(message: str) -> str:

@@ -11,11 +11,8 @@ from __future__ import annotations
 import argparse
 import codecs
 import contextlib
-import json
 import pickle
 import struct
-import tarfile
-import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +24,8 @@ from torch import Tensor
 from ..durable import write_durably
 from ..errors import MissingPackageError, UserError
 from ..program import command_line
-from .damage import refused_part
+from ..texts import parse_json
+from .damage import is_old_archive, refused_part
 from .official_format import some_names
 from .weights import find_weights
 
@@ -92,7 +90,7 @@ def _read_description(path: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        description = json.loads(file.read_text(encoding="utf-8"))
+        description = parse_json(file.read_bytes())
     except ValueError as error:
         raise CheckpointFileError(f"{file} cannot be read: {error}") from error
     # Other programs write files of this name, too.
@@ -104,8 +102,7 @@ def _read_file(path: Path, allow_pickle: bool) -> dict[str, Any]:
         return _read_safetensors(path)
     with path.open("rb"):
         pass  # what the system refuses to open is not damaged, and its own error says why
-    if not allow_pickle and not zipfile.is_zipfile(path) and tarfile.is_tarfile(path):
-        # PyTorch before 2.6 opens its pickles whatever it is told.
+    if not allow_pickle and is_old_archive(path):
         raise CheckpointFileError(
             f"{path} is a tar file, as PyTorch wrote them before 2017, and opening it may run any "
             "code. If you trust its source, set train.allow_pickle=true"

@@ -74,8 +74,8 @@ def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
         "--precision",
         choices=("float32", "float16"),
         default="float32",
-        help="of products and convolutions in an ONNX file; float16 is judged by AP on the test set "
-        "of the config (default: %(default)s)",
+        help="of products and convolutions in an ONNX file; float16 is judged by AP on the test "
+        "set of the config (default: %(default)s)",
     )
     parser.add_argument(
         "--max-ap-loss",

@@ -22,6 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from ..defaults import MAX_PIXELS
 from ..errors import UserError
 from ..texts import shown
+from ..trust import names_pickle
 
 __all__ = [
     "EXIF_ORIENTATION",
@@ -30,6 +31,7 @@ __all__ = [
     "PICTURE_SUFFIXES",
     "UnreadableImageError",
     "check_picture",
+    "open_file",
     "open_picture",
     "read_image",
     "shown_size",
@@ -49,6 +51,22 @@ class UnreadableImageError(OSError):
 
     file_name: str | None = None
     """Of the file, where a mapper has raised it."""
+
+
+def open_file(file_name: str | Path) -> IO[bytes]:
+    """Open the file of an image, at a path or an address that Detectron2's ``PathManager`` knows.
+
+    Raises:
+        UserError: it is an address of what may be a pickle, which would be kept for checkpoints;
+            or a pipe or device, which might never end.
+        OSError: it cannot be opened.
+    """
+    path = os.fspath(file_name)
+    if "://" in path and names_pickle(path):
+        raise UserError("it is the address of a pickle, not of an image")
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise UserError("it is a pipe or a device, no file")
+    return PathManager.open(path, "rb")
 
 
 def open_picture(file: IO[bytes]) -> Image.Image:
@@ -97,7 +115,7 @@ def read_image(
     """
     try:
         with (
-            PathManager.open(os.fspath(file_name), "rb") as file,
+            open_file(file_name) as file,
             _pillow_limit.at_least(max_pixels),
         ):
             image = open_picture(file)
@@ -137,7 +155,7 @@ def check_picture(picture: np.ndarray) -> None:
 def shown_size(file_name: str | Path) -> tuple[int, int] | None:
     """(height, width) as an image is shown, from its header; None where that cannot be read."""
     try:
-        with PathManager.open(os.fspath(file_name), "rb") as file:
+        with open_file(file_name) as file:
             image = open_picture(file)
             width, height = image.size
             turned = image.getexif().get(EXIF_ORIENTATION) in (5, 6, 7, 8)

@@ -13,13 +13,19 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from detectron2.utils.file_io import PathManager
 
 from ..errors import UserError
 from ..texts import shown
 from .datasets import check_same_classes
 from .findings import Finding, FindingCollector, first_harm, in_order
-from .images import EXIF_ORIENTATION, MAX_PIXELS, UnreadableImageError, open_picture, read_image
+from .images import (
+    EXIF_ORIENTATION,
+    MAX_PIXELS,
+    UnreadableImageError,
+    open_file,
+    open_picture,
+    read_image,
+)
 from .judgement import Judgement, judge_file
 
 __all__ = ["DatasetReport", "compare_splits", "inspect_dataset"]
@@ -255,7 +261,7 @@ def _look_at_file(
 
 def _orientation(path: str) -> int | None:
     try:
-        with PathManager.open(path, "rb") as file:
+        with open_file(path) as file:
             return open_picture(file).getexif().get(EXIF_ORIENTATION)
     except Exception:  # damaged EXIF data, of a picture that can be read all the same
         return None

@@ -7,6 +7,7 @@ or addresses (HLS playlists, ``ffconcat``, DASH): a stranger's "video" would cho
 from __future__ import annotations
 
 from pathlib import Path
+from typing import IO
 
 from ..errors import UserError
 from ..texts import shown
@@ -28,6 +29,10 @@ _BEGINNINGS = (
 )
 _QUICKTIME = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot")
 _PACKET = 188  # bytes of a packet of an MPEG transport stream, some with a time of four before it
+# What FFmpeg looks for anywhere before the first zero byte, whatever a file begins with: DASH, IMF
+# and SDP. It looks at 5 MB.
+_LISTS = (b"<mpd", b"<compositionplaylist", b"c=in ip")
+_LOOKED_AT = 5_000_000
 _KNOWN = "MP4, MOV, AVI, MKV, WebM, MPEG, WMV, FLV, Ogg, GIF"
 
 
@@ -40,6 +45,7 @@ def check_video(path: str | Path) -> None:
     """
     with Path(path).open("rb") as file:
         head = file.read(2 * _PACKET + 8)
+        text = _text_at_beginning(file)
     is_known = (
         head.startswith(_BEGINNINGS)
         or head[4:8] in _QUICKTIME
@@ -47,5 +53,17 @@ def check_video(path: str | Path) -> None:
         or head[:1] == b"G" == head[_PACKET : _PACKET + 1]
         or head[4:5] == b"G" == head[_PACKET + 8 : _PACKET + 9]
     )
-    if not is_known:
+    if not is_known or any(mark in text for mark in _LISTS):
         raise UserError(f"{shown(path)} is no video of a known format ({_KNOWN})")
+
+
+def _text_at_beginning(file: IO[bytes]) -> bytes:
+    """What C takes for a text, in small letters."""
+    file.seek(0)
+    text = bytearray()
+    while len(text) < _LOOKED_AT and (part := file.read(2**16)):
+        before, zero, _ = part.partition(b"\0")
+        text += before
+        if zero:
+            break
+    return bytes(text).lower()

@@ -32,6 +32,7 @@ from ..evaluation import (
     evaluate_stages,
     run_evaluator,
 )
+from ..texts import parse_json
 from .evaluators import check_evaluator, coco_backend, max_dets_per_image
 from .interruption import Interruption
 from .precision import autocast_dtype
@@ -328,10 +329,10 @@ def _kept_as(path: Path, weights: str) -> Path:
 
 def _weights_of_results(folder: Path) -> str | None:
     try:
-        document = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+        document = parse_json((folder / "metrics.json").read_bytes())
+    except (FileNotFoundError, ValueError):
         return None
-    weights = document.get("weights")
+    weights = document.get("weights") if isinstance(document, dict) else None
     return weights if weights in ("plain", "averaged") else None
 
 

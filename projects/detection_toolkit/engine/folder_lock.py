@@ -24,7 +24,7 @@ from typing import Any
 from detectron2.utils import comm
 
 from ..errors import UserError
-from ..texts import shown
+from ..texts import parse_json, shown
 
 try:
     import fcntl
@@ -56,9 +56,9 @@ class _Holder:
     def read(cls, handle: int) -> _Holder | None:
         """Who says to have the lock; None for nobody, or what is no such file."""
         try:
-            values = json.loads(os.pread(handle, 4096, 0))
+            values = parse_json(os.pread(handle, 4096, 0))
             return cls(str(values["host"]), int(values["process"]), str(values["since"]))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):
             return None
 
     def __str__(self) -> str:

@@ -21,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..checkpoint.checkpointer import BEST_CHECKPOINT, Checkpointer
 from ..durable import write_text
 from ..errors import NonFinitePredictionError
+from ..texts import parse_json
 from .evaluation import InterruptedEvaluation
 from .interruption import InterruptedRun, Interruption
 from .random_states import capture_random_state, preserved_random_state
@@ -302,8 +303,8 @@ class EvaluationHook(hooks.EvalHook):
 
     def _last_recorded(self) -> int | None:
         try:
-            return json.loads(self._record.read_text(encoding="utf-8"))["iterations"]
-        except (OSError, ValueError, KeyError, TypeError):
+            return int(parse_json(self._record.read_bytes())["iterations"])
+        except (OSError, OverflowError, ValueError, KeyError, TypeError):
             return None
 
     def _note(self, iterations: int) -> None:
@@ -354,11 +355,11 @@ class BestCheckpoint:
         if not self._path.is_file():
             return
         try:
-            record = json.loads(self._path.read_text(encoding="utf-8"))
+            record = parse_json(self._path.read_bytes())
             if record["metric"] == self.metric:
-                self.value, self.iteration = record["value"], record["iteration"]
+                self.value, self.iteration = float(record["value"]), int(record["iteration"])
                 self.weights = record.get("weights")
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             logger.warning("%s is damaged: the best value is sought anew", self._path)
 
     def update(self, latest: Mapping[str, tuple[float, int]], weights: str = "plain") -> None:

@@ -21,6 +21,7 @@ from ..config import get_config
 from ..data import dataset_names
 from ..errors import UserError
 from ..program import command_line
+from ..texts import parse_json
 from .errors import require_hotcoco
 from .losses import VALIDATION
 from .thresholds import Matches, sweep_thresholds
@@ -93,8 +94,8 @@ def read_json(path: Path) -> Any:
         ValueError: the file is no JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        return parse_json(path.read_bytes())
+    except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): evaluate again") from error
 
 
@@ -171,7 +172,7 @@ def read_max_dets(folder: Path) -> int:
 def _recorded(folder: Path) -> dict[str, Any]:
     """What an evaluation wrote beside its detections; empty where nothing can be read."""
     try:
-        document = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        document = parse_json((folder / "metrics.json").read_bytes())
     except (OSError, ValueError):
         return {}
     return document if isinstance(document, dict) else {}

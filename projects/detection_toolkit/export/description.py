@@ -10,6 +10,7 @@ from detectron2.data import transforms as T
 
 from ..data.transforms import OpenCVResizeShortestEdge
 from ..errors import UserError
+from ..texts import parse_json
 
 __all__ = ["METADATA_KEY", "Description", "find_description"]
 
@@ -108,7 +109,7 @@ class Description:
             ValueError: the text was not written by :meth:`to_json`, or by a newer version of it.
         """
         try:
-            values = json.loads(text)
+            values = parse_json(text)
             version = values.pop("version")
             if version != _VERSION:
                 raise UserError(
@@ -116,7 +117,7 @@ class Description:
                 )
             names = values.pop("class_names")
             description = cls(None if names is None else tuple(names), **values)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"the description of the model cannot be read ({error})") from error
@@ -173,7 +174,7 @@ def find_description(metadata: Mapping[str, str]) -> str | None:
 
 def _describes(text: str) -> bool:
     try:
-        values = json.loads(text)
+        values = parse_json(text)
     except ValueError:
         return False
     expected = {"version", *(f.name for f in fields(Description))} - {*_OF_PADDING}

@@ -40,6 +40,7 @@ def measure(
     threads: int,
     steps: int = STEPS_OF_COSTS,
     random_images: tuple[int, int, int] | None = None,
+    trust_config: bool = False,
 ) -> tuple[StepCost, str]:
     """Train a few steps of a config in this process, from its initial weights.
 
@@ -50,12 +51,13 @@ def measure(
         random_images: (images per step, height, width) in pixels: train on noise of this size
             instead of the config's data, which need not be there, and without the trainer around
             model and optimiser.
+        trust_config: see :func:`~detection_toolkit.config.get_config`.
 
     Returns:
         the cost, and the device.
     """
     torch.set_num_threads(threads)
-    cfg = apply_overrides(get_config(config), overrides)
+    cfg = apply_overrides(get_config(config, trust_config=trust_config), overrides)
     source = _on_data(cfg) if random_images is None else _on_noise(cfg, *random_images)
     device = str(cfg.train.device)
     with source as (step, free_gradients):
@@ -130,6 +132,7 @@ def measure_variants(
                 threads=threads,
                 steps=steps,
                 random_images=random_images,
+                trust_config=plan.trust_config,
             )
         except UserError as error:
             raise UserError(f"variant {name!r}: {error}") from error

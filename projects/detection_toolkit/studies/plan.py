@@ -37,6 +37,8 @@ class Cell:
     folder: Path
     """Absolute."""
     max_iter: int
+    trust_config: bool = False
+    """See :class:`Plan`."""
 
     @property
     def name(self) -> str:
@@ -48,6 +50,7 @@ class Cell:
         return [
             "train_net.py",
             *(["--resume"] if resume else []),
+            *(["--trust-config"] if self.trust_config else []),
             *("--config-file", self.config),
             *self.overrides,
             f"train.seed={self.seed}",
@@ -59,6 +62,7 @@ class Cell:
         return [
             "train_net.py",
             "--eval-only",
+            *(["--trust-config"] if self.trust_config else []),
             *("--config-file", self.config),
             *self.overrides,
             *overrides,
@@ -89,6 +93,9 @@ class Plan:
     test: tuple[str, ...] = field(default=())
     """With which a trained cell is evaluated on the test split."""
     name: str = "ablation"
+    trust_config: bool = False
+    """Whether the config may be a YAML that calls any code, see
+    :func:`~detection_toolkit.config.get_config`. No plan says so of itself."""
 
     def __post_init__(self) -> None:
         if not self.variants:
@@ -147,6 +154,7 @@ class Plan:
                 overrides=(*self.overrides, *overrides),
                 folder=output / name / f"seed_{seed}",
                 max_iter=max_iters[name],
+                trust_config=self.trust_config,
             )
             for seed in self.seeds
             for name, overrides in self.variants.items()
@@ -198,7 +206,8 @@ class Plan:
         return value
 
     def _config(self, overrides: Sequence[str]) -> DictConfig:
-        return apply_overrides(get_config(self.config), [*self.overrides, *overrides])
+        cfg = get_config(self.config, trust_config=self.trust_config)
+        return apply_overrides(cfg, [*self.overrides, *overrides])
 
 
 def choose_plan(
@@ -208,6 +217,7 @@ def choose_plan(
     variants: Sequence[Sequence[str]],
     seeds: Sequence[int] | None,
     overrides: Sequence[str],
+    trust_config: bool = False,
 ) -> Plan:
     """A plan of a file, or of a config with its variants; checked.
 
@@ -217,6 +227,7 @@ def choose_plan(
         variants: each a name and its overrides; with a config only.
         seeds: in place of the file's.
         overrides: of all cells, after the file's.
+        trust_config: see :class:`Plan`.
 
     Raises:
         FileNotFoundError, UserError: see :class:`Plan`; or both or neither of file and config.
@@ -238,7 +249,10 @@ def choose_plan(
         )
     else:
         raise UserError("give --plan, for example ablations/shapes_hard.yaml, or --config-file")
-    changes: dict[str, Any] = {"overrides": (*plan.overrides, *overrides)}
+    changes: dict[str, Any] = {
+        "overrides": (*plan.overrides, *overrides),
+        "trust_config": trust_config,
+    }
     if seeds:
         changes["seeds"] = tuple(seeds)
     plan = replace(plan, **changes)

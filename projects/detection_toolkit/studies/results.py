@@ -11,6 +11,7 @@ import portalocker
 
 from ..durable import open_log, write_durably, write_text
 from ..errors import UserError
+from ..texts import parse_json
 from ..visualization import plot_convergence
 from .plan import Plan
 from .run import RECORD, read_record, write_json
@@ -35,9 +36,9 @@ def check_results(path: Path, plan: Plan) -> None:
     if not path.is_file():
         return
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))["plan"]
+        known = parse_json(path.read_bytes())["plan"]
         config, values, variants = (known[key] for key in ("config", "base_config", "variants"))
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no results file ({error!r}): remove it") from error
     ours = plan.as_dict()
     different = [

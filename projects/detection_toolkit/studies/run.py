@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from ..durable import open_log, write_text
 from ..errors import UserError
+from ..texts import parse_json
 from ..visualization import read_metrics
 from .environment import ROOT, facts
 from .plan import Cell, Plan
@@ -84,10 +85,10 @@ def read_record(path: Path) -> dict[str, Any] | None:
         ValueError: it is damaged.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = parse_json(path.read_bytes())
     except FileNotFoundError:
         return None
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): remove it to train the cell") from error
     keys = ("variant", "seed", "status", "config", "overrides")
     if not isinstance(record, dict) or not all(key in record for key in keys):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections import defaultdict
@@ -18,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..durable import write_durably
 from ..errors import UserError
+from ..texts import parse_json
 from .fonts import drawable
 
 __all__ = ["fit_percent_axis", "plot_ap_curves", "plot_loss_curves", "read_metrics"]
@@ -48,26 +48,28 @@ def read_metrics(metrics_file: str | Path) -> dict[str, tuple[np.ndarray, np.nda
     if not path.is_file():
         raise FileNotFoundError(f"no metrics file {path}: training writes it to train.output_dir")
     series: dict[str, dict[int, float]] = defaultdict(dict)
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
+            record = parse_json(line)
+            iteration = record.get("iteration")
+            if iteration is None:
+                continue
+            iteration = int(iteration)
+            values = {k: float(v) for k, v in record.items() if isinstance(v, (int, float))}
+        except (ValueError, TypeError, AttributeError, OverflowError) as error:
             if number == len(lines):
                 logger.warning("%s: line %d is incomplete, left out", path, number)
                 continue
-            raise UserError(f"{path}: line {number} is not JSON: {error}") from error
-        iteration = record.get("iteration")
-        if iteration is None:
-            continue
-        for key, value in record.items():
-            if key != "iteration" and isinstance(value, (int, float)):
-                series[key][int(iteration)] = float(value)
+            raise UserError(f"{path}: line {number} is not JSON of metrics: {error}") from error
+        for key, value in values.items():
+            if key != "iteration":
+                series[key][iteration] = value
     return {
-        key: (np.array(sorted(values)), np.array([values[i] for i in sorted(values)]))
-        for key, values in series.items()
+        key: (np.array(sorted(found)), np.array([found[i] for i in sorted(found)]))
+        for key, found in series.items()
     }
 
 

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
+from ..texts import shown
 from .storage import UploadFolder
 
 if TYPE_CHECKING:
@@ -51,8 +52,11 @@ _ROUTES = tuple(
 _WAITED_FOR = re.compile(f"{_JOIN}|{_UPLOAD}|/gradio_api/queue/data|{_FILE}.+")
 _LAST_ANSWERS = ("/gradio_api/queue/data", "/gradio_api/upload_progress", _FILE)
 
+_SESSION = re.compile(r"[\w-]{1,100}")
+_BODY = "http.response.body"
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]+)?")
 
+_MAX_PATH = 2000  # letters; of a file's name are 255 allowed
 _MAX_CALL = 2**18  # bytes of a call: numbers, and names of files
 _MULTIPART = 2**20  # bytes that may surround the file of an upload
 _MAX_DRAINED = 2**26  # bytes of a refused request that are read, so that its sender sees why
@@ -176,11 +180,16 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008})
             return
 
+        has_begun = has_ended = False
+
         async def send_with_headers(message: Message) -> None:
+            nonlocal has_begun, has_ended
             if message["type"] == "http.response.start":
+                has_begun = True
                 ours = {name for name, _ in self._headers}
                 others = [h for h in message.get("headers", []) if h[0].lower() not in ours]
                 message = {**message, "headers": [*others, *self._headers]}
+            has_ended = has_begun and not message.get("more_body", message["type"] != _BODY)
             await send(message)
 
         path = _route_path(scope)
@@ -190,17 +199,30 @@ class Guard:
         try:
             await self._answer(scope, path, body.receive, send_with_headers)
         except _Refused as refused:
-            logger.debug("refused %s %r: %s", scope["method"], path, refused)
+            logger.debug("refused %s %r: %s", scope["method"], path[:80], refused)
             await body.drain()
             await _say(send_with_headers, refused.status, str(refused))
+        except Exception as error:
+            # What Gradio makes of a request that its page does not send.
+            reason = shown(str(error).partition("\n")[0][:200])
+            kind = type(error).__name__
+            logger.warning("%s %s failed (%s: %s)", scope["method"], shown(path[:80]), kind, reason)
+            if not has_begun:
+                await _say(send_with_headers, 500, "The request cannot be answered.")
+            elif not has_ended:
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             self._unanswered -= waits
 
     async def _answer(self, scope: Scope, path: str, receive: Receive, send: Send) -> None:
         method = scope["method"]
         self._check_sender(scope, path)
-        if ".." in path.split("/") or not any(
-            method == allowed and pattern.fullmatch(path) for allowed, pattern in _ROUTES
+        if (
+            len(path) > _MAX_PATH
+            or ".." in path.split("/")
+            or not any(
+                method == allowed and pattern.fullmatch(path) for allowed, pattern in _ROUTES
+            )
         ):
             raise _Refused(404, "The page has nothing there.")
         if path.startswith(_FILE) and not self._folder.owns(path[len(_FILE) :]):
@@ -245,7 +267,9 @@ class Guard:
         try:
             call = json.loads(body)
             fine = isinstance(call, dict) and self._is_local(call)
-        except (ValueError, RecursionError):
+            if fine and not _SESSION.fullmatch(call.get("session_hash", "")):
+                raise ValueError("Gradio waits for nobody")
+        except (ValueError, TypeError, RecursionError):
             raise _Refused(400, "The request cannot be read.") from None
         if not fine:
             raise _Refused(403, "Only files that were uploaded here can be used.")

@@ -7,6 +7,7 @@ import functools
 import html
 import json
 import logging
+import math
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 from matplotlib.colors import to_hex
 
 from ..errors import MissingPackageError
+from ..texts import shown
 from ..visualization import DEFAULT_SCORE_THRESHOLD, level_colors, stage_colors
 from .viewing import (
     ExampleImages,
@@ -39,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 _NO_QUERY = -1
 _NONE = ("none", _NO_QUERY)
+_DEFECT = "Something went wrong with this picture; the server's log says what."
 
 PAGE_POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; "
@@ -54,7 +57,7 @@ _Event = TypeVar("_Event", bound=Callable[..., dict])
 
 
 def _counted(event: _Event) -> _Event:
-    """An event of the page, which says how many are in work."""
+    """An event of the page, which says how many are in work, and logs what it fails of."""
 
     @functools.wraps(event)
     def call(page: Page, *args: Any) -> dict:
@@ -62,11 +65,32 @@ def _counted(event: _Event) -> _Event:
             page._running += 1
         try:
             return event(page, *args)
+        except Exception as error:
+            logger.exception("the page could not be changed")
+            raise gr.Error(_DEFECT, print_exception=False) from error
         finally:
             with page._running_lock:
                 page._running -= 1
 
     return cast(_Event, call)
+
+
+class _Blocks(gr.Blocks):
+    """Gradio's page, which says in one line what is wrong with a call.
+
+    Whoever leaves the page out can send values of any kind, and Gradio prints a traceback for each.
+    """
+
+    async def process_api(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        try:
+            return await super().process_api(*args, **kwargs)
+        except Exception as error:
+            if isinstance(error, gr.Error) and not error.print_exception:
+                raise  # of an event, which has logged it
+            reason = shown(str(error).partition("\n")[0][:200])
+            logger.warning("a call cannot be answered (%s: %s)", type(error).__name__, reason)
+            text = "That cannot be shown here. Choose a picture again."
+            raise gr.Error(text, print_exception=False) from error
 
 
 class Page:
@@ -87,7 +111,7 @@ class Page:
 
     def build(self, title: str, subtitle: str) -> gr.Blocks:
         stages = self.viewer.num_stages
-        with gr.Blocks(
+        with _Blocks(
             title=title,
             analytics_enabled=False,
             fill_width=True,
@@ -230,7 +254,7 @@ class Page:
 
     @_counted
     def pick_example(self, confidence: float, event: gr.SelectData) -> dict:
-        return self._show(lambda: self._example(int(event.index)), confidence)
+        return self._show(lambda: self._example(event.index), confidence)
 
     @_counted
     def take_upload(self, path: str | None, confidence: float) -> dict:
@@ -248,8 +272,7 @@ class Page:
             return {self.status: _note(f"{error}.", error=True)}
         except Exception:
             logger.exception("a picture could not be shown")
-            text = "Something went wrong with this picture; the server's log says what."
-            return {self.status: _note(text, error=True)}
+            return {self.status: _note(_DEFECT, error=True)}
         last = viewed.num_stages
         return {
             self.viewed: viewed,
@@ -301,7 +324,10 @@ class Page:
     ) -> dict:
         if viewed is None:
             return self.redraw(viewed, stage, confidence, query)
-        x, y = event.index
+        point = event.index
+        if not (isinstance(point, list) and len(point) == 2 and all(map(_is_number, point))):
+            return self.redraw(viewed, stage, confidence, query)  # not of the page
+        x, y = point
         index = self._as_index(viewed, stage)
         clicked = viewed.query_at(x, y, stage=index, threshold=confidence)
         query = _NO_QUERY if clicked is None else clicked
@@ -324,14 +350,18 @@ class Page:
         value = _NO_QUERY if followed is None else followed
         return {self.query: gr.update(choices=[_NONE, *names], value=value)}
 
-    def _example(self, number: int) -> ViewedPicture:
+    def _example(self, number: Any) -> ViewedPicture:
+        if not _is_number(number) or int(number) not in range(len(self.examples)):
+            raise PictureRefused("there is no such example")
+        number = int(number)
         if number not in self._viewed_examples:
             name = self.examples.name(number)
             self._viewed_examples[number] = self.viewer.view(self.examples.image(number), name)
         return self._viewed_examples[number]
 
-    def _as_index(self, viewed: ViewedPicture, stage: int) -> int:
-        return min(max(int(stage), 1), viewed.num_stages) - 1
+    def _as_index(self, viewed: ViewedPicture, stage: float) -> int:
+        # Gradio lets NaN pass.
+        return min(max(int(stage) if _is_number(stage) else 1, 1), viewed.num_stages) - 1
 
     def _explain(self, viewed: ViewedPicture, stage: int, query: int | None) -> str:
         if query is None:
@@ -349,6 +379,10 @@ class Page:
         if viewed.traces[stage].shares is not None:
             parts.append("<span>each head has its marker, as large as the point counts</span>")
         return "".join(parts)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _as_query(value: int | None) -> int | None:

@@ -17,7 +17,8 @@ import run_ablation
 import torch
 from run_ablation import main
 
-from detection_toolkit.config import find_config_file
+from detection_toolkit.config import config_text, find_config_file, get_config
+from detection_toolkit.errors import UserError
 from detection_toolkit.studies import costs, run
 from detection_toolkit.studies.costs import measure, random_batch
 from detection_toolkit.studies.environment import ROOT
@@ -522,6 +523,26 @@ def test_a_dry_run_prints_commands_only(fake_training, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert printed.count("$ OMP_NUM_THREADS=1 python train_net.py --config-file") == 2
     assert calls(tmp_path / "out") == {}
+
+
+def test_the_config_of_a_run_may_be_the_base_and_has_to_be_trusted_where_it_calls_code(
+    tmp_path, capsys
+):
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        config_text(get_config(CONFIG)) + "\nmine: {_target_: os.mkdir, path: anywhere}\n"
+    )
+    plan = ["--config-file", str(config), "--output", str(tmp_path / "out"), "--seeds", "1"]
+    plan += ["--variant", "default", "--dry-run"]
+    with pytest.raises(SystemExit, match=r"names 'os.mkdir'.* add --trust-config"):
+        main(plan)
+    assert main([*plan, "--trust-config"]) == 0
+    assert f"train_net.py --trust-config --config-file {config}" in capsys.readouterr().out
+    trusting = Plan(str(config), {"default": ()}, (1,), trust_config=True)
+    (cell,) = trusting.cells(tmp_path / "out")
+    assert "--trust-config" in cell.test_arguments(())
+    with pytest.raises(UserError, match="os.mkdir"):
+        measure(str(config), (), threads=1, steps=1)
 
 
 def test_the_report_of_nothing_is_refused(fake_training, tmp_path, capsys):

@@ -49,7 +49,7 @@ def test_a_line_cut_short_by_a_crash_is_left_out(tmp_path):
 def test_a_broken_line_in_the_middle_is_named(tmp_path):
     file = tmp_path / "metrics.json"
     file.write_text('{"iteration": 1, "total_loss": 2}\nnonsense\n{"iteration": 3}\n')
-    with pytest.raises(ValueError, match="metrics.json: line 2 is not JSON"):
+    with pytest.raises(ValueError, match="metrics.json: line 2 is not JSON of metrics"):
         read_metrics(file)
 
 

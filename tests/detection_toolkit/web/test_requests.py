@@ -247,6 +247,39 @@ def test_the_server_fetches_no_address_for_anybody(server, listener, picture):
     assert heard == []
 
 
+def test_what_the_page_does_not_send_is_answered_and_is_one_line_in_the_log(server, picture):
+    """The fixture looks for tracebacks at the end."""
+    nan, huge = float("nan"), 10**400
+    calls = [
+        *((OPEN_FIRST, data) for data in (["x"], [], [None], [[0.3]], [huge], [{"a": 1}])),
+        *((1, [0.3], {"event_data": x}) for x in (None, 5, {}, {"index": 1})),
+        *((1, [0.3], {"event_data": {"index": x, "value": 1}}) for x in ("x", 99, -1, [1, 2], nan)),
+        *((TAKE_UPLOAD, [x, 0.3]) for x in ("a", [], {}, 5)),
+        *((REDRAW, [None, *x]) for x in (["a", 0.3, -1], [1e308, 0.3, -1], [1, None, "x"])),
+        *((REDRAW, [None, *x]) for x in ([nan, 0.3, -1], [1, nan, -1], [1, 0.3, huge])),
+        (6, [None, 57]),
+        *((7, [None, 1, 0.3, -1], {"event_data": {"index": x}}) for x in (1, "ab", None)),
+    ]
+    before = len(server.output)
+    for number, (event, data, *more) in enumerate(calls):
+        session = f"odd{number}"
+        assert server.join(event, data, session, **(more[0] if more else {})) == 200, data
+        server.outcome(session)
+    assert server.join(99, [0.3], "odd") == server.join(-1, [0.3], "odd") == 500
+    for session in ("", "a b", "\0", "x" * 101, 5, None):
+        assert server.join(OPEN_FIRST, [0.3], session) == 400
+    assert server.ask("GET", "/static/" + "a" * 2000)[0] == 404
+    # With a picture, too: its stage is NaN, and a click is none.
+    real = server.store("a.png", picture)
+    assert "4 detections" in server.call(TAKE_UPLOAD, [real, 0.3], "odd")
+    assert "after stage 1" in server.call(REDRAW, [None, nan, 0.3, -1], "odd")
+    assert server.join(7, [None, 4, 0.3, -1], "odd", event_data={"index": 1, "value": 1}) == 200
+    assert "after stage 4" in json.dumps(server.outcome("odd")["output"])
+    lines = server.output[before:]
+    assert any("cannot be answered" in line for line in lines)
+    assert max(map(len, lines)) < 500
+
+
 def test_no_other_route_of_gradios_answers(server):
     import gradio
     from gradio.routes import App
