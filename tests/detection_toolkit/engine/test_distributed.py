@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from detectron2.engine import create_ddp_model, default_argument_parser
 from detectron2.utils.events import EventStorage
 from small_runs import make_batch, make_detector, run_overrides
 from torch.multiprocessing import ProcessExitedException
+from two_processes import run_two_processes
 
 from detection_toolkit.engine import processes
 from detection_toolkit.engine.interruption import EXIT_INTERRUPTED
@@ -84,7 +84,7 @@ def run_rank(rank, folder):
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(run_rank, args=(str(folder),), nprocs=2)
+    run_two_processes(run_rank, folder)
     return folder
 
 
