@@ -385,6 +385,7 @@ def test_a_port_that_is_taken_is_one_line_under_srun(monkeypatch, taken_port):
     assert not dist.is_initialized()
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken_is_one_line_of_the_launcher(taken_port, tmp_path):
     command = [sys.executable, str(ROOT / "train_net.py"), "--num-gpus", "2", "--dist-url"]
     command += [f"tcp://127.0.0.1:{taken_port}", "--config-file", "stageinteractor/shapes_tiny.py"]
