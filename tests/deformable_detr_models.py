@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from detectron2.config import instantiate
+from loaded_configs import load_config
 from omegaconf import DictConfig
 from small_runs import run_overrides
 from torch import nn
 
-from detection_toolkit.config import apply_overrides, get_config
+from detection_toolkit.config import apply_overrides
 from detection_toolkit.engine import prepare_config
 
 TINY = "deformable_detr/deformable_detr_shapes_tiny.py"
@@ -31,8 +32,8 @@ VARIANTS = {
 
 def small_config(variant: str, *overrides: str) -> DictConfig:
     """The config of a small detector of a variant."""
-    config = get_config(VARIANTS[variant])
-    config.model.backbone.bottom_up = get_config(TINY).model.backbone.bottom_up
+    config = load_config(VARIANTS[variant])
+    config.model.backbone.bottom_up = load_config(TINY).model.backbone.bottom_up
     config.model.backbone.norm_groups = 4
     config.model.encoder.update(num_heads=4, ffn_channels=16, dropout=0.0)
     config.model.decoder.update(num_heads=4, ffn_channels=16, dropout=0.0)
@@ -51,7 +52,7 @@ def make_model(variant: str, *overrides: str) -> nn.Module:
 
 def small_run(folder: Path, variant: str, *overrides: str, **dataset: Any) -> DictConfig:
     """The prepared config of a run of seconds in ``folder``; see ``small_runs.run_overrides``."""
-    config = get_config(TINY)
+    config = load_config(TINY)
     config.model = small_config(variant)
     keys = ("train.", "dataloader.")
     settings = [x for x in run_overrides(folder, **dataset) if x.startswith(keys)]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gzip
 import re
+from functools import cache
 from pathlib import Path
 
 import torch
-from detectron2.config import instantiate
+from loaded_configs import build_empty, load_config
 from torch import Tensor, nn
 
-from detection_toolkit.config import apply_overrides, get_config
+from detection_toolkit.config import apply_overrides
 
 DATA = Path(__file__).resolve().parent / "data"
 CONFIGS = {
@@ -36,7 +37,15 @@ RENAMED = [
 
 
 def random_checkpoint(variant: str) -> dict[str, Tensor]:
-    """Random values for every tensor of the released model; what its stages share is the same."""
+    """Random values for every tensor of the released model; what its stages share is the same.
+
+    The tensors are shared between calls: to be replaced, not to be written to.
+    """
+    return dict(_drawn(variant))
+
+
+@cache
+def _drawn(variant: str) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     weights: dict[str, Tensor] = {}
     with gzip.open(DATA / f"keys_deformable_detr_r50_{variant}.tsv.gz", "rt") as file:
@@ -55,9 +64,7 @@ def random_checkpoint(variant: str) -> dict[str, Tensor]:
 
 
 def empty_model(variant: str, *overrides: str) -> nn.Module:
-    config = apply_overrides(get_config(CONFIGS[variant]), overrides)
-    with torch.device("meta"):
-        return instantiate(config.model)
+    return build_empty(apply_overrides(load_config(CONFIGS[variant]), overrides))
 
 
 def version_3(name: str) -> str:

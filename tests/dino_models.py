@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 from detectron2.config import instantiate
+from loaded_configs import load_config
 from omegaconf import DictConfig
 from torch import nn
 
-from detection_toolkit.config import apply_overrides, get_config
+from detection_toolkit.config import apply_overrides
 
 VARIANTS = {
     "dino": "dino/dino_shapes_tiny.py",
@@ -31,7 +32,7 @@ SMALL = [
 def small_config(variant: str, *overrides: str) -> DictConfig:
     """The config of a small detector of a variant."""
     shared = ["model.decoder.shared_head=true"] if variant == "dino_shared_head" else []
-    cfg = apply_overrides(get_config({**VARIANTS, **KIN}[variant]), [*SMALL, *shared, *overrides])
+    cfg = apply_overrides(load_config({**VARIANTS, **KIN}[variant]), [*SMALL, *shared, *overrides])
     return cfg.model
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from detectron2.config import instantiate
 from dino_models import SMALL
+from loaded_configs import load_config
 from omegaconf import DictConfig
 from torch import nn
 
-from detection_toolkit.config import apply_overrides, get_config
+from detection_toolkit.config import apply_overrides
 
 CONFIG = "hpr/hpr_shapes_tiny.py"
 RUN = [*SMALL, "model.decoder.inner_channels=4", "model.decoder.num_samples=3"]
@@ -17,7 +18,7 @@ WITHOUT_DENOISING = ["model.denoising=null", "model.criterion.denoising=null"]
 
 def small_config(*overrides: str) -> DictConfig:
     """The config of a small detector."""
-    return apply_overrides(get_config(CONFIG), [*RUN, *overrides]).model
+    return apply_overrides(load_config(CONFIG), [*RUN, *overrides]).model
 
 
 def make_model(*overrides: str) -> nn.Module:

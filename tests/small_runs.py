@@ -5,8 +5,9 @@ import torch
 from coco_files import write_dataset
 from detectron2.config import instantiate
 from detectron2.structures import Boxes, Instances
+from loaded_configs import load_config
 
-from detection_toolkit.config import apply_overrides, get_config
+from detection_toolkit.config import apply_overrides
 from detection_toolkit.engine.shipped import shipped_config
 
 SMALL_MODEL = [
@@ -53,13 +54,13 @@ def run_overrides(folder, **dataset):
 
 
 def make_config(folder, *overrides, **dataset):
-    cfg = get_config("stageinteractor/shapes_tiny.py")
+    cfg = load_config("stageinteractor/shapes_tiny.py")
     return apply_overrides(cfg, [*run_overrides(folder, **dataset), *overrides])
 
 
 def make_detector(seed=0):
     """The small detector in float64, past its initialisation, where many layers are zero."""
-    cfg = apply_overrides(get_config("stageinteractor/shapes_tiny.py"), SMALL_MODEL)
+    cfg = apply_overrides(load_config("stageinteractor/shapes_tiny.py"), SMALL_MODEL)
     torch.manual_seed(seed)
     detector = instantiate(cfg.model).double()
     with torch.no_grad():
@@ -71,7 +72,7 @@ def make_detector(seed=0):
 def save_untrained_detector(folder):
     """Checkpoint of the shipped config that was never trained, and so finds many things."""
     torch.manual_seed(0)
-    model = instantiate(get_config(shipped_config()).model)
+    model = instantiate(load_config(shipped_config()).model)
     for stage in model.decoder.stages:
         torch.nn.init.zeros_(stage.class_tower.out.bias)  # scores around one half
     path = folder / "random.pth"

@@ -6,9 +6,10 @@ import copy
 
 import torch
 from detectron2.config import instantiate
+from loaded_configs import load_config
 from small_runs import SMALL_MODEL
 
-from detection_toolkit.config import apply_overrides, get_config
+from detection_toolkit.config import apply_overrides
 from sqr import QueryRecollection
 from stageinteractor import StageInteractor
 
@@ -27,7 +28,7 @@ CONFIGS["adamixer"] = "adamixer/adamixer_shapes_tiny.py"
 
 def make_plain(family, *overrides, dtype=torch.float64):
     """The detector without recollection, past its initialisation, where many layers are zero."""
-    cfg = apply_overrides(get_config(CONFIGS[family]), [*SMALL[family], *overrides])
+    cfg = apply_overrides(load_config(CONFIGS[family]), [*SMALL[family], *overrides])
     torch.manual_seed(0)
     detector = instantiate(cfg.model).to(dtype)
     with torch.no_grad():

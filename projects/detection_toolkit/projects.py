@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -14,11 +15,13 @@ GROUP = "detection_toolkit.projects"
 _HERE = Path(__file__).resolve().parent
 
 
-def project_names() -> list[str]:
-    """Names of the packages that build on this one.
+@cache
+def project_names() -> tuple[str, ...]:
+    """Names of the packages that build on this one, in order.
 
     Installed ones say so by an entry point of :data:`GROUP`. In a checkout, where nothing need be
-    installed, they are the folders beside this one.
+    installed, they are the folders beside this one. Entry points of all that is installed are read
+    once in a process: a saved config asks for each of its parts.
     """
     points = entry_points()
     # Python 3.9 returns a dictionary of lists.
@@ -26,7 +29,7 @@ def project_names() -> list[str]:
     names = {point.value for point in found}
     if (_HERE.parents[1] / "setup.py").is_file():
         names |= {path.parent.name for path in _HERE.parent.glob("*/__init__.py")}
-    return sorted(names - {_HERE.name})
+    return tuple(sorted(names - {_HERE.name}))
 
 
 def import_projects() -> None:

@@ -12,6 +12,7 @@ from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling.backbone import ResNet
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from detectron2.structures import Boxes, Instances
+from loaded_configs import build_empty, empty_model, load_config
 from omegaconf import OmegaConf
 
 from detection_toolkit.config import find_config_file
@@ -73,15 +74,10 @@ def load(name: str):
         needed = package.split("_")[0] in name or (package == "timm" and "efficientnet" in name)
         if needed and importlib.util.find_spec(package) is None:
             pytest.skip(f"needs the optional package {package}")
-    config = LazyConfig.load(str(FOLDER / name))
+    config = load_config(name)
     if "pretrained" in config.model.backbone.bottom_up:
         config.model.backbone.bottom_up.pretrained = False  # weights are not what is tested
     return config
-
-
-def on_meta_device(config) -> torch.nn.Module:
-    with torch.device("meta"):
-        return instantiate(config.model)
 
 
 def optimizer_of(config, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -109,14 +105,14 @@ def test_config_survives_saving(name, tmp_path):
     LazyConfig.save(loaded, str(second))
     assert first.read_text() == second.read_text()
     assert not list(tmp_path.glob("*.pkl"))  # Detectron2's fallback for what YAML cannot hold
-    shapes = {k: v.shape for k, v in on_meta_device(config).state_dict().items()}
-    assert shapes == {k: v.shape for k, v in on_meta_device(loaded).state_dict().items()}
+    shapes = {k: v.shape for k, v in empty_model(name).state_dict().items()}
+    assert shapes == {k: v.shape for k, v in build_empty(loaded).state_dict().items()}
 
 
 @pytest.mark.parametrize("name", sorted(RELEASED))
 def test_parameter_count_is_the_released_one(name):
     config = load(name)
-    model = on_meta_device(config)
+    model = empty_model(name)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     # Detectron2 keeps the affine part of a frozen batch norm as buffers.
@@ -156,7 +152,7 @@ def test_schedule_is_the_released_one(name):
 @pytest.mark.parametrize("name", sorted(RELEASED))
 def test_optimizer_and_batch_are_the_released_ones(name):
     config = load(name)
-    model = on_meta_device(config)
+    model = empty_model(name)
     optimizer = optimizer_of(config, model)
     assert isinstance(optimizer, torch.optim.AdamW)
     assert {group["lr"] for group in optimizer.param_groups} == {2.5e-5}
@@ -181,7 +177,7 @@ def test_a_misspelt_decay_exception_is_refused():
     config = load("stageinteractor/stageinteractor_swin_s_300q_3x.py")
     config.optimizer.params.no_weight_decay = ["relative_postion"]
     with pytest.raises(ValueError, match="relative_postion"):
-        optimizer_of(config, on_meta_device(config))
+        optimizer_of(config, build_empty(config))
 
 
 def narrow_stage(i: int, *, block, norm, num_groups: int):

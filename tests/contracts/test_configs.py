@@ -12,6 +12,7 @@ import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.solver import LRMultiplier, WarmupParamScheduler
+from loaded_configs import empty_model, load_config
 
 from detection_toolkit.config import find_config_file, get_config
 
@@ -30,7 +31,7 @@ def load(name):
         needed = package.split("_")[0] in name or (package == "timm" and "efficientnet" in name)
         if needed and importlib.util.find_spec(package) is None:
             pytest.skip(f"needs the optional package {package}")
-    return get_config(name)
+    return load_config(name)
 
 
 @pytest.fixture
@@ -77,12 +78,7 @@ def test_the_learning_rate_is_a_number_above_zero_from_the_first_step_to_the_end
 @pytest.mark.parametrize("name", DETECTORS)
 def test_every_trainable_parameter_is_in_exactly_one_group(name):
     cfg = load(name)
-    bottom_up = cfg.model.backbone.get("bottom_up", {})
-    if "pretrained" in bottom_up:
-        bottom_up.pretrained = False  # weights are not what is tested
-    with torch.device("meta"):
-        model = instantiate(cfg.model)
-    cfg.optimizer.params.model = model
+    cfg.optimizer.params.model = model = empty_model(name)
     optimizer = instantiate(cfg.optimizer)
     groups = Counter(id(p) for group in optimizer.param_groups for p in group["params"])
     trainable = {id(p): n for n, p in model.named_parameters() if p.requires_grad}

@@ -2,9 +2,9 @@
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
+from two_processes import run_two_processes
 
 from detection_toolkit.errors import NonFinitePredictionError
 from detection_toolkit.evaluation import run_evaluator
@@ -55,7 +55,7 @@ def evaluate(rank, folder):
 
 
 def test_all_processes_hear_of_it_and_none_waits_for_another(tmp_path):
-    mp.spawn(evaluate, (str(tmp_path),), nprocs=2)
+    run_two_processes(evaluate, tmp_path)
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
     assert first[0] == {"bbox": {"images": 6}}
     assert "images of another process" in first[1][0]

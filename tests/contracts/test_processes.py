@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from detectron2.utils import comm
 from small_runs import make_config
 from tolerances import tolerance
+from two_processes import run_two_processes
 
 from detection_toolkit.data import dataset_names
 from detection_toolkit.engine import Trainer, prepare_config
@@ -88,7 +88,7 @@ def work(rank, folder):
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
-    mp.spawn(work, args=(folder,), nprocs=2)
+    run_two_processes(work, folder)
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
 
 

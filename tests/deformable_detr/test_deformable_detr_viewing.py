@@ -121,7 +121,11 @@ def test_traces_have_the_points_of_every_stage_by_level_and_head(variant):
                     np.testing.assert_allclose(areas / areas.sum(), shares / shares.sum(), 1e-5)
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
+# Two-stage has all that the others have; points and traces of all of them are tested above.
+OTHERS = [pytest.param(x, marks=pytest.mark.slow) for x in VARIANTS if x != "two_stage"]
+
+
+@pytest.fixture(scope="module", params=["two_stage", *OTHERS])
 def variant(request):
     return request.param
 

@@ -10,6 +10,7 @@ from fault_runs import load_tool
 from omegaconf import OmegaConf
 from torch import nn
 
+from detection_toolkit import projects
 from detection_toolkit.checkpoint.official_files import CheckpointFileError
 from detection_toolkit.config import config_names, config_text, get_config
 from detection_toolkit.engine import Predictor
@@ -168,6 +169,18 @@ def test_what_a_run_writes_is_read_as_before(tmp_path, kind):
         file = write(tmp_path, config_text(cfg))
         expected = OmegaConf.to_container(LazyConfig.load(file), resolve=False)
         assert OmegaConf.to_container(get_config(file), resolve=False) == expected
+
+
+def test_installed_packages_are_not_listed_for_each_part(tmp_path, monkeypatch):
+    """Listing them takes longer than all else."""
+    asked = []
+    monkeypatch.setattr(projects, "entry_points", lambda: asked.append(1) or {})
+    projects.project_names.cache_clear()
+    try:
+        get_config(write(tmp_path, config_text(get_config("stageinteractor/shapes_tiny.py"))))
+    finally:
+        projects.project_names.cache_clear()
+    assert len(asked) == 1
 
 
 def test_values_that_yaml_has_no_form_for(tmp_path):

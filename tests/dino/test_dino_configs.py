@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.config import instantiate
+from loaded_configs import empty_model, load_config
 from small_runs import make_batch
 
-from detection_toolkit.config import apply_overrides, find_config_file, get_config
+from detection_toolkit.config import apply_overrides, find_config_file
 
 FOLDER = Path(find_config_file("dino/dino_shapes_tiny.py")).parent
 CONFIGS = sorted(path.name for path in FOLDER.glob("*.py"))
@@ -29,7 +30,7 @@ SMALL = [
 
 
 def load(name: str):
-    return get_config(f"dino/{name}")
+    return load_config(f"dino/{name}")
 
 
 def test_names_say_whether_labels_come_across_stages():
@@ -47,8 +48,7 @@ def test_the_recipe_is_the_released_one(name):
     config = load(name)
     if "pretrained" in config.model.backbone.bottom_up:
         pytest.skip("an example, and timm is optional")
-    with torch.device("meta"):
-        model = instantiate(config.model)
+    model = empty_model(f"dino/{name}")
     config.optimizer.params.model = model
     optimizer = instantiate(config.optimizer)
     rates = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}

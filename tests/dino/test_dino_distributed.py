@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from detectron2.engine import create_ddp_model
 from dino_models import make_model
 from small_runs import make_batch
+from two_processes import run_two_processes
 
 from dino.denoising import Noise
 
@@ -72,7 +72,7 @@ def run_rank(rank, folder):
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(run_rank, args=(str(folder),), nprocs=2)
+    run_two_processes(run_rank, folder)
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
 
 

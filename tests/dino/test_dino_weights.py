@@ -5,11 +5,12 @@ from __future__ import annotations
 import gzip
 import logging
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-from detectron2.config import instantiate
+from loaded_configs import build_empty, load_config
 from torch import Tensor, nn
 
 from deformable_detr.checkpoint import CATEGORY_ROWS
@@ -21,7 +22,7 @@ from detection_toolkit.checkpoint.official import (
     is_official_state_dict,
     official_file,
 )
-from detection_toolkit.config import apply_overrides, get_config
+from detection_toolkit.config import apply_overrides
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 CONFIGS = {
@@ -34,7 +35,15 @@ REPEATED = "transformer.decoder."
 
 
 def random_checkpoint(origin: str) -> dict[str, Tensor]:
-    """Random values for every tensor; what stands there twice is the same."""
+    """Random values for every tensor; what stands there twice is the same.
+
+    The tensors are shared between calls: to be replaced, not to be written to.
+    """
+    return dict(_drawn(origin))
+
+
+@cache
+def _drawn(origin: str) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     weights: dict[str, Tensor] = {}
     with gzip.open(DATA / f"keys_dino_{origin}_r50_4scale.tsv.gz", "rt") as file:
@@ -54,9 +63,7 @@ def random_checkpoint(origin: str) -> dict[str, Tensor]:
 
 
 def empty_model(origin: str, *overrides: str) -> nn.Module:
-    config = apply_overrides(get_config(CONFIGS[origin]), overrides)
-    with torch.device("meta"):
-        return instantiate(config.model)
+    return build_empty(apply_overrides(load_config(CONFIGS[origin]), overrides))
 
 
 @pytest.mark.parametrize("origin", CONFIGS)
@@ -144,9 +151,7 @@ def test_a_repeated_tensor_with_other_numbers_is_refused():
 
 
 def test_weights_of_another_detector_are_refused():
-    deformable = get_config("deformable_detr/deformable_detr_r50_50e.py")
-    with torch.device("meta"):
-        model = instantiate(deformable.model)
+    model = build_empty(load_config("deformable_detr/deformable_detr_r50_50e.py"))
     with pytest.raises(CheckpointMismatchError, match="choose a config of dino/"):
         convert_official_state_dict(random_checkpoint("idea"), model)
     official = random_checkpoint("mmdet")
@@ -202,8 +207,7 @@ IDEA_TO_DETREX = [
 
 
 def dn_model() -> nn.Module:
-    with torch.device("meta"):
-        return instantiate(get_config("dino/dn_deformable_r50_50e.py").model)
+    return build_empty(load_config("dino/dn_deformable_r50_50e.py"))
 
 
 def dn_weights() -> tuple[nn.Module, dict[str, Tensor], dict[str, Tensor]]:

@@ -50,6 +50,7 @@ def output_of(notebook, start: str) -> str:
     return "".join(output.get("text", "") for output in cell.outputs)
 
 
+@pytest.mark.slow
 def test_every_picture_is_drawn(executed):
     notebook, _ = executed
     pictures = [
@@ -61,6 +62,7 @@ def test_every_picture_is_drawn(executed):
     assert len(pictures) == 3 and min(map(len, pictures)) > 5_000
 
 
+@pytest.mark.slow
 def test_the_shipped_detector_gets_better_from_stage_to_stage(executed):
     notebook, _ = executed
     lines = output_of(notebook, "evaluate_stages").splitlines()
@@ -68,6 +70,7 @@ def test_the_shipped_detector_gets_better_from_stage_to_stage(executed):
     assert len(ap) == 4 and ap == sorted(ap) and ap[-1] > 70
 
 
+@pytest.mark.slow
 def test_fine_tuning_learns_the_new_classes(executed):
     notebook, temporary = executed
     text = output_of(notebook, "AP on the pictures")

@@ -104,6 +104,7 @@ def test_the_command_ends_although_only_it_is_told_and_not_its_loaders(tmp_path,
     assert process.returncode == EXIT_INTERRUPTED, text
 
 
+@pytest.mark.slow
 def test_two_processes_end_with_a_checkpoint_that_one_can_go_on_from(tmp_path, small_data):
     endless = [*run_overrides(tmp_path, small_data), "train.max_iter=1000000"]
     process = start("--num-gpus", "2", *endless)

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.config import instantiate
+from loaded_configs import build_empty, empty_model, load_config
 from small_runs import make_batch
 
-from detection_toolkit.config import apply_overrides, find_config_file, get_config
+from detection_toolkit.config import apply_overrides, find_config_file
 
 FOLDER = Path(find_config_file("hpr/hpr_shapes_tiny.py")).parent
 # Those of the bases Align-DETR and DDQ have tests of their own.
@@ -43,7 +44,7 @@ SMALL = [
 
 
 def load(name: str):
-    return get_config(f"hpr/{name}")
+    return load_config(f"hpr/{name}")
 
 
 def test_every_released_config_of_these_bases_is_here():
@@ -54,8 +55,7 @@ def test_every_released_config_of_these_bases_is_here():
 @pytest.mark.parametrize("name", RELEASED)
 def test_the_recipe_is_the_released_one(name):
     config, (iterations, drops, keeps_empty) = load(name), RELEASED[name]
-    with torch.device("meta"):
-        model = instantiate(config.model)
+    model = empty_model(f"hpr/{name}")
     config.optimizer.params.model = model
     optimizer = instantiate(config.optimizer)
     rates = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
@@ -100,8 +100,7 @@ def test_the_recipe_is_the_released_one(name):
 
 def test_strides_of_swin_can_be_those_of_the_maps():
     config = apply_overrides(load("hpr_dino_swin_l_12e.py"), ["model.decoder.roi_strides=null"])
-    with torch.device("meta"):
-        model = instantiate(config.model)
+    model = build_empty(config)
     assert model.decoder.stages[0].roi_features.strides is None
 
 

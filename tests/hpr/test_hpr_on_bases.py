@@ -9,12 +9,13 @@ import pytest
 import torch
 from detectron2.config import instantiate
 from dino_models import SMALL, make_model
+from loaded_configs import build_empty, empty_model, load_config
 from small_runs import make_batch
 from torch import Tensor, nn
 
 from detection_toolkit.checkpoint.official import convert_official_state_dict, convert_to_official
 from detection_toolkit.checkpoint.official_format import format_of_official
-from detection_toolkit.config import apply_overrides, find_config_file, get_config
+from detection_toolkit.config import apply_overrides, find_config_file
 from hpr import HPRDDQ
 
 DATA = Path(__file__).resolve().parents[1] / "data"
@@ -43,8 +44,7 @@ def official(name: str) -> dict[str, Tensor]:
 
 
 def empty(name: str) -> nn.Module:
-    with torch.device("meta"):
-        return instantiate(get_config(f"hpr/{MODELS[name][0]}").model)
+    return build_empty(load_config(f"hpr/{MODELS[name][0]}"))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -60,14 +60,14 @@ def test_the_released_tensors_load_and_go_back(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_it_has_the_published_number_of_parameters(name):
     _, _, count, trainable = MODELS[name]
-    parameters = list(empty(name).parameters())
+    parameters = list(empty_model(f"hpr/{MODELS[name][0]}").parameters())
     assert sum(p.numel() for p in parameters) == count
     assert sum(p.numel() for p in parameters if p.requires_grad) == trainable
 
 
 def small(base: str, *overrides: str) -> nn.Module:
     own = ["model.decoder.inner_channels=4", "model.decoder.num_samples=3"]
-    config = get_config(f"hpr/hpr_{base}_shapes_tiny.py")
+    config = load_config(f"hpr/hpr_{base}_shapes_tiny.py")
     torch.manual_seed(0)
     return instantiate(apply_overrides(config, [*SMALL, *own, *overrides]).model)
 
@@ -135,7 +135,7 @@ def test_merge_weights_of_ddq_are_drawn_and_others_are_one():
     """As the released code does, which draws all matrices of DDQ's decoder."""
     torch.manual_seed(0)
     for base in BASES:
-        config = get_config(f"hpr/hpr_{base}_shapes_tiny.py")
+        config = load_config(f"hpr/hpr_{base}_shapes_tiny.py")
         weights = torch.cat(
             [
                 getattr(stage, name).weights.flatten()
@@ -189,7 +189,7 @@ def test_all_released_recipes_are_there():
 
 @pytest.mark.parametrize("name", RELEASED)
 def test_the_recipe_is_the_released_one(name):
-    config = get_config(f"hpr/{name}")
+    config = load_config(f"hpr/{name}")
     steps, drops = RECIPES[name.removesuffix(".py").rpartition("_")[2]]
     if name.startswith("hpr_align_detr_r50"):  # counted in epochs of 7330 iterations
         steps, drops = round(steps / 88_000) * 12 * 7330, [11 * 7330]

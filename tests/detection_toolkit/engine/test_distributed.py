@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from detectron2.engine import create_ddp_model, default_argument_parser
 from detectron2.utils.events import EventStorage
 from small_runs import make_batch, make_detector, run_overrides
 from torch.multiprocessing import ProcessExitedException
+from two_processes import run_two_processes
 
 from detection_toolkit.engine import processes
 from detection_toolkit.engine.interruption import EXIT_INTERRUPTED
@@ -84,7 +84,7 @@ def run_rank(rank, folder):
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(run_rank, args=(str(folder),), nprocs=2)
+    run_two_processes(run_rank, folder)
     return folder
 
 
@@ -385,6 +385,7 @@ def test_a_port_that_is_taken_is_one_line_under_srun(monkeypatch, taken_port):
     assert not dist.is_initialized()
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken_is_one_line_of_the_launcher(taken_port, tmp_path):
     command = [sys.executable, str(ROOT / "train_net.py"), "--num-gpus", "2", "--dist-url"]
     command += [f"tcp://127.0.0.1:{taken_port}", "--config-file", "stageinteractor/shapes_tiny.py"]

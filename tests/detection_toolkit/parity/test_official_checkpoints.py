@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import sys
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 import torchvision
 from convert_checkpoint import main
 from detectron2.config import instantiate
+from loaded_configs import build_empty, load_config
 from torch import nn
 
 from detection_toolkit.checkpoint.checkpointer import Checkpointer
@@ -31,7 +33,7 @@ from detection_toolkit.checkpoint.official_files import (
     split_weights,
     write_checkpoint,
 )
-from detection_toolkit.config import apply_overrides, get_config
+from detection_toolkit.config import apply_overrides
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 
@@ -47,7 +49,15 @@ RELEASED = {
 
 
 def random_checkpoint(key_list: str) -> dict[str, torch.Tensor]:
-    """Random values for every tensor of a list of names, shapes and types."""
+    """Random values for every tensor of a list of names, shapes and types.
+
+    The tensors are shared between calls: to be replaced, not to be written to.
+    """
+    return dict(_drawn(key_list))
+
+
+@lru_cache(maxsize=2)  # of which the largest has half a gigabyte
+def _drawn(key_list: str) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(len(key_list))
     weights = {}
     with gzip.open(DATA / f"{key_list}.tsv.gz", "rt") as file:
@@ -65,10 +75,7 @@ def random_checkpoint(key_list: str) -> dict[str, torch.Tensor]:
 
 def empty_model(config: str, *overrides: str) -> nn.Module:
     """The detector of a config, without memory for its weights."""
-    cfg = get_config(config)
-    apply_overrides(cfg, overrides)
-    with torch.device("meta"):
-        return instantiate(cfg.model)
+    return build_empty(apply_overrides(load_config(config), overrides))
 
 
 def assert_same(ours: dict, theirs: dict) -> None:
@@ -100,7 +107,7 @@ def small():
     overrides = ["model.decoder.ffn_channels=64", "model.decoder.out_points=8"]
     overrides += ["model.decoder.num_stages=2", "model.initial_queries.num_queries=7"]
     config = "adamixer/adamixer_r50_100q_1x.py"
-    cfg = get_config(config)
+    cfg = load_config(config)
     apply_overrides(cfg, overrides)
     torch.manual_seed(0)
     model = instantiate(cfg.model)
@@ -345,7 +352,7 @@ def test_official_file_as_initial_checkpoint(small, tmp_path):
     path = tmp_path / "official.pth"
     changed = {k: v + 1 for k, v in official.items()}
     torch.save({"meta": {}, "state_dict": changed}, path)
-    cfg = get_config(config[0])
+    cfg = load_config(config[0])
     apply_overrides(cfg, config[1:])
     same = instantiate(cfg.model)
     Checkpointer(same).load(str(path))
@@ -357,7 +364,7 @@ def test_official_file_as_initial_checkpoint(small, tmp_path):
 def test_official_file_for_another_number_of_classes_and_queries(small, tmp_path):
     config, _, official = small
     torch.save({"state_dict": official}, tmp_path / "official.pth")
-    cfg = get_config(config[0])
+    cfg = load_config(config[0])
     overrides = ["model.num_classes=3", "model.initial_queries.num_queries=5"]
     apply_overrides(cfg, [*config[1:3], "model.decoder.num_stages=2", *overrides])
     other = instantiate(cfg.model)
@@ -371,7 +378,7 @@ def test_official_file_for_another_number_of_classes_and_queries(small, tmp_path
 def test_official_file_of_another_network_as_initial_checkpoint(small, tmp_path):
     _, _, official = small
     torch.save({"state_dict": official}, tmp_path / "official.pth")
-    tiny = instantiate(get_config("stageinteractor/shapes_tiny.py").model)
+    tiny = instantiate(load_config("stageinteractor/shapes_tiny.py").model)
     with pytest.raises(CheckpointMismatchError, match="AdaMixer"):
         Checkpointer(tiny).load(str(tmp_path / "official.pth"))
 
