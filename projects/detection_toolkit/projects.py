@@ -9,7 +9,7 @@ from pathlib import Path
 __all__ = ["GROUP", "import_projects", "project_names"]
 
 GROUP = "detection_toolkit.projects"
-"""Entry points of installed packages that register detectors; ``setup.py`` writes them."""
+"""Entry points of installed packages that register detectors; ``pyproject.toml`` names them."""
 
 _HERE = Path(__file__).resolve().parent
 
@@ -20,10 +20,8 @@ def project_names() -> list[str]:
     Installed ones say so by an entry point of :data:`GROUP`. In a checkout, where nothing need be
     installed, they are the folders beside this one.
     """
-    points = entry_points()
-    # Python 3.9 returns a dictionary of lists.
-    found = points.select(group=GROUP) if hasattr(points, "select") else points.get(GROUP, [])
-    names = {point.value for point in found}
+    points = entry_points(group=GROUP)
+    names = {point.value for point in points}
     if (_HERE.parents[1] / "setup.py").is_file():
         names |= {path.parent.name for path in _HERE.parent.glob("*/__init__.py")}
     return sorted(names - {_HERE.name})
