@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 TEST_WORKERS ?= 2
 ARGS ?=
-COMPILE := uv pip compile --quiet --universal --python-version 3.9 --annotation-style line \
+COMPILE := uv pip compile --quiet --universal --python-version 3.10 --annotation-style line \
 	--custom-compile-command "make requirements"
 
 .DEFAULT_GOAL := help
@@ -77,7 +77,7 @@ requirements:  ## compile requirements/*.txt from *.in, for all Python versions 
 	$(COMPILE) --override requirements/provided.in requirements/dev.in -o requirements/dev.txt
 
 clean:  ## remove builds and caches; keeps .venv and output/
-	rm -rf build dist projects/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf dist projects/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -exec rm -rf {} +
 
 distclean: clean  ## also remove .venv

@@ -31,7 +31,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "requirements"
-MIN_PYTHON = (3, 9)
+MIN_PYTHON = (3, 10)
 STAMP_NAME = ".ready"
 SHARED_PTH_NAME = "_shared_environment.pth"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 __all__ = ["GROUP", "import_projects", "project_names"]
 
 GROUP = "detection_toolkit.projects"
-"""Entry points of installed packages that register detectors; ``setup.py`` writes them."""
+"""Entry points of installed packages that register detectors; ``pyproject.toml`` names them."""
 
 _HERE = Path(__file__).resolve().parent
 
@@ -23,10 +23,8 @@ def project_names() -> tuple[str, ...]:
     installed, they are the folders beside this one. Entry points of all that is installed are read
     once in a process: a saved config asks for each of its parts.
     """
-    points = entry_points()
-    # Python 3.9 returns a dictionary of lists.
-    found = points.select(group=GROUP) if hasattr(points, "select") else points.get(GROUP, [])
-    names = {point.value for point in found}
+    points = entry_points(group=GROUP)
+    names = {point.value for point in points}
     if (_HERE.parents[1] / "setup.py").is_file():
         names |= {path.parent.name for path in _HERE.parent.glob("*/__init__.py")}
     return tuple(sorted(names - {_HERE.name}))

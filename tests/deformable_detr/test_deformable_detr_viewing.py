@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -191,7 +190,6 @@ def test_its_assignment_is_drawn(run, tmp_path):
     assert len(own) == 2 * len(objects) > 0
 
 
-@pytest.mark.skipif(sys.version_info < (3, 10), reason="Gradio 6 needs Python 3.10")
 def test_it_is_shown_on_the_page(run):
     pytest.importorskip("gradio")
     from detection_toolkit.data import SHAPES

@@ -13,8 +13,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import trove_classifiers
+from coco_files import write_dataset
+from small_runs import SMALL_MODEL, data_overrides
 
 ROOT = Path(__file__).resolve().parents[2]
+CONFIG = "stageinteractor/shapes_tiny.py"
 NOT_SOURCES = (
     *(".venv", ".git", ".hypothesis", ".*_cache", "__pycache__"),
     *("*.egg-info", "build", "dist", "output", "datasets"),
@@ -37,7 +41,7 @@ def run(*command: str, cwd: Path, **environment: str) -> str:
 def build(source: Path, target: Path, hook: str) -> Path:
     """Call a hook of the build backend, as pip does, and return the file that it made."""
     target.mkdir(parents=True, exist_ok=True)
-    code = f"from setuptools import build_meta; print(build_meta.{hook}({str(target)!r}))"
+    code = f"from hatchling import build; print(build.{hook}({str(target)!r}))"
     return target / run(sys.executable, "-c", code, cwd=source).splitlines()[-1]
 
 
@@ -66,9 +70,9 @@ def source(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(source) -> Path:
-    stale = source / "build" / "lib" / "detection_toolkit" / "configs" / "removed_since.py"
-    stale.parent.mkdir(parents=True)
-    stale.touch()
+    for left in ("projects/stageinteractor.egg-info/PKG-INFO", "configs/__pycache__/a.pyc"):
+        (source / left).parent.mkdir(exist_ok=True)
+        (source / left).touch()
     return build(source, source / "dist", "build_wheel")
 
 
@@ -91,6 +95,7 @@ def test_the_wheel_carries_every_project_and_only_projects(wheel):
     names = names_in_wheel(wheel)
     assert {f"{package}/__init__.py" for package in packages} <= names
     assert "detection_toolkit/web/page.css" in names
+    assert {f"{name}/py.typed" for name in packages if "/" not in name} <= names
     top_level = {name.split("/")[0] for name in names if ".dist-info/" not in name}
     assert top_level == {package for package in packages if "/" not in package}
 
@@ -116,6 +121,26 @@ def test_an_sdist_builds_the_same_wheel(source, wheel, tmp_path):
     assert (unpacked / "tests" / "packaging" / Path(__file__).name).is_file()
     again = build(unpacked, tmp_path / "wheel", "build_wheel")
     assert names_in_wheel(again) == names_in_wheel(wheel)
+
+
+def test_the_metadata_are_ready_for_an_index(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        metadata = email.message_from_bytes(archive.read(name))
+        names = archive.namelist()
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert metadata.get_payload().startswith("# StageInteractor")
+    assert metadata["Requires-Python"] == ">=3.10" and metadata["Keywords"]
+    assert set(metadata.get_all("Classifier")) <= trove_classifiers.classifiers
+
+
+def test_setup_py_says_where_it_went():
+    done = subprocess.run(
+        [sys.executable, "setup.py", "install"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and done.stderr.strip().endswith("pip install .")
 
 
 def test_an_editable_install_refers_to_the_checkout_and_copies_nothing(source, tmp_path):
@@ -153,3 +178,57 @@ print(type(instantiate(cfg.model)).__module__)
         for name in ("shapes_tiny.py", "stageinteractor_r50_100q_1x.py")
     ]
     assert detector == "stageinteractor.detector"
+
+
+# -- a clean environment --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def clean(source, tmp_path_factory) -> Path:
+    """A virtual environment with the wheel of the sdist, and nothing of the checkout.
+
+    PyTorch, Detectron2 and the other requirements are those of this process: added to the path, not
+    installed, so that no network is needed.
+    """
+    folder = tmp_path_factory.mktemp("clean")
+    sdist = build(source, folder / "sdist", "build_sdist")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder)
+    wheel = build(folder / sdist.name[: -len(".tar.gz")], folder / "wheel", "build_wheel")
+    run(sys.executable, "-m", "venv", str(folder / "venv"), cwd=folder)
+    python = str(folder / "venv" / "bin" / "python")
+    purelib = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
+    site = Path(run(python, "-c", purelib, cwd=folder).strip())
+    # Paths alone: a .pth file within them, as an editable install has, is not read.
+    others = [p for p in sys.path if os.path.isdir(p) and not Path(p).is_relative_to(ROOT)]
+    installed = [p for p in sys.path if Path(p).name in ("site-packages", "dist-packages")]
+    (site / "requirements.pth").write_text("\n".join([*others, *installed]) + "\n")
+    install = ("-m", "pip", "install", "--quiet", "--no-deps", "--no-index", str(wheel))
+    run(python, *install, cwd=folder, PYTHONPATH="")
+    return folder
+
+
+@pytest.mark.slow
+def test_the_command_of_a_clean_environment_works_from_any_folder(clean, tmp_path):
+    json_file, images = write_dataset(tmp_path / "my", num_images=5)
+    programs = clean / "venv" / "bin"
+
+    def call(command: str, *arguments: str) -> str:
+        quiet = {"PYTHONPATH": "", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        return run(str(programs / command), *arguments, cwd=tmp_path, **quiet)
+
+    where = "import detection_toolkit; print(detection_toolkit.__file__)"
+    assert call("python", "-c", where).startswith(str(clean / "venv"))
+    assert CONFIG in call("stageinteractor", "configs").splitlines()
+    assert "Ready to train" in call("stageinteractor", "check", json_file, images)
+    settings = [*SMALL_MODEL, *data_overrides(json_file, images), "train.device=cpu"]
+    settings += ["train.max_iter=2", "train.output_dir=run", "train.eval_period=0"]
+    printed = call("stageinteractor", "train", "--config-file", CONFIG, *settings)
+    assert "stageinteractor report run" in printed
+    trained = ("--config-file", "run/config.yaml")
+    call("stageinteractor", "eval", *trained, "train.stage_evaluation=true")
+    assert "report.html" in call("stageinteractor", "report", "run", "--images", "1")
+    call("stageinteractor", "predict", *trained, "--input", images, "--output", "drawn")
+    assert len(list((tmp_path / "drawn").iterdir())) == 5
+    export = ("--format", "torch_export", "--output", "model.pt2")
+    assert "wrote model.pt2" in call("stageinteractor", "export", *trained, *export)

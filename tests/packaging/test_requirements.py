@@ -1,18 +1,23 @@
-"""The requirement files agree with each other, with setup.py and with their documentation."""
+"""The requirement files agree with each other, with pyproject.toml and their documentation."""
 
 from __future__ import annotations
 
-import ast
 import re
+import sys
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # which pytest brings
+
 ROOT = Path(__file__).resolve().parents[2]
 REQUIREMENTS = ROOT / "requirements"
-PYTHON_VERSIONS = ("3.9", "3.10", "3.11", "3.12", "3.13")
+PYTHON_VERSIONS = ("3.10", "3.11", "3.12", "3.13")
 
 
 def read(name: str) -> list[Requirement]:
@@ -52,16 +57,9 @@ def pins(name: str, python: str) -> dict[str, str]:
     return result
 
 
-def keyword_of_setup(name: str):
-    tree = ast.parse((ROOT / "setup.py").read_text())
-    (value,) = [
-        keyword.value
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call)
-        for keyword in node.keywords
-        if keyword.arg == name
-    ]
-    return ast.literal_eval(value)
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = PYPROJECT["project"]
+EXTRAS = PROJECT["optional-dependencies"]
 
 
 @pytest.mark.parametrize("python", PYTHON_VERSIONS)
@@ -81,11 +79,11 @@ def test_files_that_are_installed_together_agree(python):
     assert {"torch", "torchvision", "sal-detectron2"} <= set(merged)
 
 
-def test_setup_py_requires_what_the_runtime_file_lists_but_for_two():
+def test_the_project_requires_what_the_runtime_file_lists_but_for_two():
     runtime = {canonicalize_name(line.name): line.specifier for line in read("runtime.in")}
     required = {
         canonicalize_name(requirement.name): requirement.specifier
-        for requirement in map(Requirement, keyword_of_setup("install_requires"))
+        for requirement in map(Requirement, PROJECT["dependencies"])
     }
     # An environment may have another distribution of OpenCV, and Detectron2 needs an old setuptools
     # for its model zoo alone: neither is worth replacing what a user has.
@@ -97,31 +95,37 @@ def test_setup_py_requires_what_the_runtime_file_lists_but_for_two():
 
 
 def test_extras_agree_with_the_requirement_files():
-    extras = keyword_of_setup("extras_require")
-    names = (
-        "timm",
-        "efficientnet-lite0",
-        "safetensors",
-        "hub",
-        "onnx",
-        "web",
-        "completion",
-        "docs",
-        "dev",
-    )
-    listed = {Requirement(line).name for extra in names for line in extras[extra]}
+    names = [name for name in EXTRAS if name not in ("torch", "opencv")]  # not in dev.in
+    listed = {Requirement(line).name for extra in names for line in EXTRAS[extra]}
     assert listed == {line.name for line in read("dev.in")}
     for python in PYTHON_VERSIONS:
         pinned = pins("torch.txt", python)
-        for requirement in map(Requirement, extras["torch"]):
+        for requirement in map(Requirement, EXTRAS["torch"]):
             assert requirement.specifier.contains(pinned[requirement.name])
 
 
-def test_the_project_builds_with_the_pinned_setuptools():
-    (text,) = re.findall(
-        r'requires = \["(setuptools[^"]*)"\]', (ROOT / "pyproject.toml").read_text()
-    )
-    assert Requirement(text).specifier.contains(pins("runtime.txt", "3.11")["setuptools"])
+def test_the_project_builds_with_what_is_pinned():
+    (text,) = PYPROJECT["build-system"]["requires"]
+    assert text in EXTRAS["dev"]  # make builds without isolation
+    assert Requirement(text).specifier.contains(pins("dev.txt", "3.11")["hatchling"])
+
+
+def test_one_version_of_python_is_the_floor_of_everything():
+    floor = PYTHON_VERSIONS[0]
+    assert PROJECT["requires-python"] == f">={floor}"
+    named = [c.rpartition(" ")[2] for c in PROJECT["classifiers"] if "Python :: 3." in c]
+    assert tuple(named) == PYTHON_VERSIONS
+    assert PYPROJECT["tool"]["ruff"]["target-version"] == "py" + floor.replace(".", "")
+    assert f"--python-version {floor} " in (ROOT / "Makefile").read_text(encoding="utf-8")
+    for page in ("README.md", "docs/getting_started.md", "docs/faq.md"):
+        assert f"{floor} or newer" in (ROOT / page).read_text(encoding="utf-8"), page
+
+
+def test_every_detector_of_the_checkout_is_found_in_a_wheel_too():
+    """By an entry point, and by no other name."""
+    folders = {path.parent.name for path in (ROOT / "projects").glob("*/__init__.py")}
+    listed = PROJECT["entry-points"]["detection_toolkit.projects"]
+    assert listed == {name: name for name in folders - {"detection_toolkit"}}
 
 
 def test_detectron2_is_pinned_by_hash_and_the_error_message_names_the_same_version():
@@ -137,10 +141,9 @@ def test_the_documentation_has_the_pin_and_a_reason_for_every_direct_dependency(
     row = r"^\| `([\w.-]+)[^|]*\| ([^ |]+) \|(?: `([\w-]+)` \|)? ([^|]+) \|$"
     found = re.findall(row, text, flags=re.M)
     rows = {name: (version, reason) for name, version, _, reason in found}
-    extras = keyword_of_setup("extras_require")
     for name, _, extra, _ in found:
         if extra:
-            assert name in {Requirement(line).name for line in extras[extra]}
+            assert name in {Requirement(line).name for line in EXTRAS[extra]}
     for direct, pinned in {
         "torch.txt": "torch.txt",
         "detectron2.txt": "detectron2.txt",

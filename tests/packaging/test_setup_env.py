@@ -188,13 +188,13 @@ def test_any_opencv_is_enough():
     assert setup_env.without_opencv(lines) == ["numpy", "scipy"]
 
 
-@pytest.mark.parametrize("version", [(2, 7, 18), (3, 8, 19)])
+@pytest.mark.parametrize("version", [(2, 7, 18), (3, 9, 19)])
 def test_an_old_python_is_refused_with_the_way_out(version):
-    with pytest.raises(setup_env.SetupError, match=r"Python 3\.9 or newer.*PYTHON="):
+    with pytest.raises(setup_env.SetupError, match=r"Python 3\.10 or newer.*PYTHON="):
         setup_env.check_python_version(version, "/usr/bin/python3")
 
 
-@pytest.mark.parametrize("version", [(3, 9, 0), (3, 10, 1), (3, 14, 0)])
+@pytest.mark.parametrize("version", [(3, 10, 0), (3, 14, 0)])
 def test_newer_pythons_are_accepted(version):
     setup_env.check_python_version(version, "/usr/bin/python3")
 

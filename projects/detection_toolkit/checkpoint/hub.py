@@ -7,6 +7,7 @@ A model there is a folder: weights as ``model.safetensors`` or ``pytorch_model.b
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 from iopath.common.file_io import get_cache_dir
@@ -18,6 +19,7 @@ from .official_files import CONFIG_FILE, CheckpointFileError
 __all__ = ["HUB", "is_downloaded", "local_file"]
 
 HUB = "hf://"
+_CHECKPOINTS = "checkpoints/"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -26,7 +28,8 @@ def local_file(path: str | os.PathLike[str]) -> str:
 
     Args:
         path: ``hf://OWNER/NAME``, with ``@REVISION`` behind it or not, which is downloaded, once;
-            a folder; or anything else, which is returned as it is.
+            a folder; a file of the packaged checkpoints, as ``checkpoints/NAME``; or anything
+            else, which is returned as it is.
 
     Raises:
         CheckpointFileError: the hub, or the folder, has no such model, or an address leads out of
@@ -39,7 +42,7 @@ def local_file(path: str | os.PathLike[str]) -> str:
     if "://" in path:
         _check_address(path)
     if not path or not os.path.isdir(path):
-        return path
+        return _packaged(path)
     for name in _WEIGHTS:
         file = os.path.join(path, name)
         if os.path.isfile(file):
@@ -47,6 +50,15 @@ def local_file(path: str | os.PathLike[str]) -> str:
     raise CheckpointFileError(
         f"the folder {path} has neither {' nor '.join(_WEIGHTS)}: name the checkpoint itself"
     )
+
+
+def _packaged(path: str) -> str:
+    """As configs are found: a file that is there goes before one of its name in the package."""
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package, package.parents[1]):  # of an installed wheel, and of a checkout
+        if path.startswith(_CHECKPOINTS) and not os.path.exists(path) and (folder / path).is_file():
+            return str(folder / path)
+    return path
 
 
 def is_downloaded(file: str | os.PathLike[str]) -> bool:

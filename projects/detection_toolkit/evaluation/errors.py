@@ -60,7 +60,7 @@ def require_hotcoco() -> Any:
         MissingPackageError: it is not installed, or of a version before 1.2, whose figures for
             classification and localisation are not those of TIDE.
     """
-    advice = "pip install 'hotcoco>=1.2' (Python 3.10 or newer)"
+    advice = "pip install 'hotcoco>=1.2'"
     try:
         hotcoco = importlib.import_module("hotcoco")
     except ImportError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 import torch
@@ -108,7 +108,7 @@ def gradient(largest_norm: float, relative: float = 2e-3) -> Limit:
     return Limit(relative=relative, as_norm=True, floor=1e-4 * largest_norm, settle=_no_gradient)
 
 
-AnyLimit = Union[Limit, Callable[[float], Limit]]  # or how it follows from ``Settings.atol``
+AnyLimit = Limit | Callable[[float], Limit]  # or how it follows from ``Settings.atol``
 Table = Mapping[str, tuple[AnyLimit, Callable[..., Any]]]
 """Name of an array -> its limit, and how a run of the case has ours: (run, *indices) -> value."""
 

@@ -4,6 +4,7 @@ import argparse
 import logging
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ import torch
 from torch import nn
 
 from detection_toolkit.checkpoint.checkpointer import Checkpointer, inference_weights
+from detection_toolkit.checkpoint.hub import local_file
 from detection_toolkit.checkpoint.official import CheckpointMismatchError
 from detection_toolkit.checkpoint.official_files import CheckpointFileError, read_checkpoint
 from detection_toolkit.checkpoint.weights import find_weights
+from detection_toolkit.engine.shipped import shipped_checkpoint
 
 WEIGHTS = {
     "backbone.weight": torch.ones(2, 3),
@@ -213,3 +216,14 @@ def test_the_histories_of_mmengine_are_left_out_without_that_package(tmp_path, m
     model = Model()
     Checkpointer(model, strict=True).load(str(tmp_path / "a.pth"))
     assert same(model.state_dict())
+
+
+def test_packaged_checkpoints_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = Path(local_file("checkpoints/shapes_tiny.pth"))
+    assert found == Path(shipped_checkpoint()) and found.is_absolute()
+    assert local_file("checkpoints/no_such.pth") == "checkpoints/no_such.pth"
+    assert local_file("shapes_tiny.pth") == "shapes_tiny.pth"
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "shapes_tiny.pth").touch()  # the user's own goes first
+    assert local_file("checkpoints/shapes_tiny.pth") == "checkpoints/shapes_tiny.pth"

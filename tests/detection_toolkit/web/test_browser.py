@@ -52,8 +52,6 @@ runpy.run_module("detection_toolkit.web", run_name="__main__", alter_sys=True)
 @pytest.fixture(scope="module")
 def chromium() -> str:
     """Path of the browser."""
-    if sys.version_info < (3, 10):
-        pytest.skip("Gradio 6 needs Python 3.10")
     for name in BROWSERS:
         path = shutil.which(name)
         if path:

@@ -17,12 +17,7 @@ from detection_toolkit.data import SHAPES
 from detection_toolkit.data.shapes import render_image
 from detection_toolkit.engine.inspection import build_inspected_detector
 from detection_toolkit.engine.shipped import shipped_config
-from detection_toolkit.web import ExampleImages, StageViewer, __main__
-
-if sys.version_info < (3, 10):
-    pytest.skip("Gradio 6 needs Python 3.10", allow_module_level=True)
-
-from detection_toolkit.web import serving
+from detection_toolkit.web import ExampleImages, StageViewer, __main__, serving
 from detection_toolkit.web.page import Page
 
 

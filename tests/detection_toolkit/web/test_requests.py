@@ -22,9 +22,6 @@ from PIL import Image
 from detection_toolkit.data import SHAPES
 from detection_toolkit.data.shapes import render_image
 
-if sys.version_info < (3, 10):
-    pytest.skip("Gradio 6 needs Python 3.10", allow_module_level=True)
-
 # The page's events, in the order in which it names them.
 OPEN_FIRST, TAKE_UPLOAD, REDRAW = 0, 2, 3
 BROKEN_AFTER = 2.0
