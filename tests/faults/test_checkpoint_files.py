@@ -211,6 +211,14 @@ MALFORMED = {
         {"model": WEIGHTS, "ema": {"weight": torch.ones(1, 1, device="meta")}},
         "without values",
     ),
+    "a nested tensor": (
+        {"model": {**WEIGHTS, "weight": torch.nested.nested_tensor([torch.ones(1)])}},
+        "nested",
+    ),
+    "a number that is repeated": (
+        {"model": {**WEIGHTS, "weight": torch.ones(1).expand(10**11, 1)}},
+        "more values than the file holds",
+    ),
     "one text among weights": ({"model": {**WEIGHTS, "weight": "a"}}, "missing: weight"),
 }
 
@@ -223,6 +231,15 @@ def test_what_is_malformed_is_named(tmp_path, kind, prefer_ema):
     torch.save(content, path)
     with pytest.raises(UserError, match=message):
         Checkpointer(nn.Linear(1, 1), strict=True, prefer_ema=prefer_ema).load(str(path))
+
+
+def test_eight_bits_are_too_few(tmp_path):
+    if not hasattr(torch, "float8_e4m3fn"):
+        pytest.skip("PyTorch 2.1 has them")
+    weights = {**WEIGHTS, "weight": torch.ones(1, 1).to(torch.float8_e4m3fn)}
+    torch.save({"model": weights}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointFileError, match=r"weight \(of torch\.float8_e4m3fn\)"):
+        Checkpointer(nn.Linear(1, 1)).load(str(tmp_path / "a.pth"))
 
 
 @pytest.mark.parametrize("value", ["text", 3, ["a"], {"classes": 3}, {"classes": [1, None]}])

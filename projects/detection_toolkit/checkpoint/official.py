@@ -49,6 +49,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+_MOST_REPEATED = 2**26  # bytes
+
 # A cascade of heads in mmdetection's layout, of whichever detector.
 _CASCADE = re.compile(r"(module\.)?roi_head\.bbox_head\.\d+\..+")
 
@@ -229,13 +231,9 @@ def _check_tensors(weights: Mapping[str, Tensor], path: str | Path) -> None:
         path: of it, for messages.
 
     Raises:
-        CheckpointFileError: some have no values (meta), or are sparse or quantised.
+        CheckpointFileError: they are not; names them.
     """
-    odd = [
-        f"{name} ({'without values' if x.is_meta else 'sparse or quantised'})"
-        for name, x in weights.items()
-        if x.is_meta or x.layout is not torch.strided or x.is_quantized
-    ]
+    odd = [f"{name} ({reason})" for name, x in weights.items() if (reason := _oddity(x))]
     if odd:
         raise CheckpointFileError(f"{path} has tensors that no model holds: {some_names(odd, 3)}")
     broken = [
@@ -251,6 +249,21 @@ def _check_tensors(weights: Mapping[str, Tensor], path: str | Path) -> None:
             len(weights),
             some_names(broken, 3),
         )
+
+
+def _oddity(x: Tensor) -> str:
+    """Why no model holds a tensor; empty for a usual one."""
+    if x.is_meta:
+        return "without values"
+    if x.layout is not torch.strided or x.is_quantized or x.is_nested:
+        return "sparse, nested or quantised"
+    if x.is_floating_point() and x.element_size() == 1:
+        return f"of {x.dtype}"
+    size = x.numel() * x.element_size()
+    # A view may repeat a number without end: a small file would take all memory.
+    if size > _MOST_REPEATED and size > x.untyped_storage().nbytes():
+        return "more values than the file holds"
+    return ""
 
 
 def adapt_checkpoint(
