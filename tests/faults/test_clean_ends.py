@@ -1,10 +1,12 @@
-"""Ctrl-C: one line, and the exit code that shells give it."""
+"""Ends of one line: Ctrl-C, with the exit code that shells give it; a config that lacks a key."""
 
 import os
 import signal
 
 import pytest
 from fault_runs import run_forked, run_overrides
+
+from detection_toolkit.engine import Predictor, user_errors
 
 
 def interrupting_inference():
@@ -56,3 +58,17 @@ def test_ctrl_c_is_one_line_and_130(tmp_path, small_data, sabotage, arguments):
     if "--eval-only" not in arguments:
         assert run_forked(["--resume", *overrides, "train.max_iter=8"], log=log) == 0
         assert "resumed: " in log.read_text() or sabotage is interrupting_inference
+
+
+@pytest.mark.parametrize(
+    "text, missing",
+    [
+        ("train: {}", r"Missing key device \(at train\.device\)"),
+        ("train: {device: '${nothing.there}'}", r"'nothing\.there' not found \(at train\.device\)"),
+    ],
+)
+def test_a_config_that_lacks_a_key_is_one_line(tmp_path, text, missing):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(SystemExit, match=f"^error: the config cannot be used: .*{missing}$"):
+        with user_errors():
+            Predictor.from_config(str(tmp_path / "config.yaml"))

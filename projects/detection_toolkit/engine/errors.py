@@ -53,6 +53,13 @@ def user_errors() -> Iterator[None]:
                 f"error{process}: the config names {missing[0]}, and Python finds no module "
                 f"{missing[1]}: put the folder that has it into PYTHONPATH, or install its package"
             )
+        from omegaconf.errors import OmegaConfBaseException  # what fails, may take its time
+
+        if isinstance(error, OmegaConfBaseException):
+            # Of a key that a config lacks, or refers to; whose own message has several lines.
+            reason = printable((error.msg or str(error)).partition("\n")[0])
+            key = f" (at {printable(error.full_key)})" if error.full_key else ""
+            sys.exit(f"error{process}: the config cannot be used: {reason}{key}")
         if not is_user_error(error):
             raise
         sys.exit(f"error{process}: {_message(error)}")
