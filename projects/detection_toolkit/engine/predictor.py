@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from omegaconf import DictConfig
 from ..checkpoint.checkpointer import Checkpointer
 from ..config import apply_overrides, get_config, require_lazy_config
 from ..data import dataset_names
-from ..data.images import check_picture
+from ..data.images import check_picture, read_image
 from ..data.mapper import augment, shown_frame
 from ..errors import UserError
 from .runs import find_run, plain_values, usable_device
@@ -194,6 +195,48 @@ class Predictor:
         """
         check_picture(original_image)
         return self.model([self.preprocess(original_image)])[0]
+
+    @torch.no_grad()
+    def predict(
+        self, images: Iterable[np.ndarray | str | os.PathLike[str]], *, batch_size: int = 1
+    ) -> Iterator[Instances]:
+        """Detect in many pictures, a batch at a time; no more than a batch is in memory.
+
+        Those of a batch that have one size once they are resized go through the network together.
+        Others do not: padding them to one size would change what is found.
+
+        Args:
+            images: files, or (H, W, 3) pictures in BGR order, see :meth:`__call__`; a generator
+                may make them.
+            batch_size: at most so many go through the network together.
+
+        Yields:
+            for each picture, in their order, what :meth:`__call__` gives as ``instances``.
+
+        Raises:
+            UserError: a batch of less than one picture.
+            ValueError: not a picture of three channels.
+            UnreadableImageError: a picture is too thin to be resized, or a file is missing or
+                cannot be decoded.
+        """
+        if batch_size < 1:
+            raise UserError(f"batch_size must be at least 1, got {batch_size}")
+        remaining = iter(images)
+        while batch := list(itertools.islice(remaining, batch_size)):
+            inputs = []
+            for image in batch:
+                if isinstance(image, (str, os.PathLike)):
+                    image = read_image(image, "BGR")
+                check_picture(image)
+                inputs.append(self.preprocess(image))
+            sizes: dict[torch.Size, list[int]] = {}
+            for i, given in enumerate(inputs):
+                sizes.setdefault(given["image"].shape, []).append(i)
+            found: dict[int, Instances] = {}
+            for members in sizes.values():
+                outputs = self.model([inputs[i] for i in members])
+                found.update(zip(members, (output["instances"] for output in outputs)))
+            yield from (found[i] for i in range(len(batch)))
 
     def preprocess(self, original_image: np.ndarray) -> dict[str, Any]:
         """The model's input for one BGR picture: resized "image", with "height" and "width".

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -15,10 +16,11 @@ from tolerances import tolerance
 
 from detection_toolkit.checkpoint.official import CheckpointMismatchError
 from detection_toolkit.config import get_config
-from detection_toolkit.data import SHAPES, register_shapes
+from detection_toolkit.data import SHAPES, UnreadableImageError, register_shapes
 from detection_toolkit.engine import predictor as predictor_module
 from detection_toolkit.engine.predictor import Predictor
 from detection_toolkit.engine.shipped import is_shipped_config, shipped_config
+from detection_toolkit.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -208,3 +210,36 @@ def test_without_the_shipped_checkpoint_the_error_says_how_to_make_it(monkeypatc
         assert shipped.shipped_checkpoint() == str(file)
         file.unlink()
         table.unlink()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_many_pictures_give_what_each_gives(predictor, picture, tmp_path, batch_size):
+    """Arrays and files, of several sizes, from a generator that is asked for a batch at a time."""
+    images = [picture, picture[:60], picture[:, ::-1], picture[10:80, 5:75], picture[::-1]]
+    file = tmp_path / "a.png"
+    cv2.imwrite(str(file), images[1])
+    asked = []
+
+    def make():
+        for i, image in enumerate(images):
+            asked.append(i)
+            yield str(file) if i == 1 else image
+
+    results = predictor.predict(make(), batch_size=batch_size)
+    first = next(results)
+    assert len(asked) == min(batch_size, len(images))
+    found = [first, *results]
+    assert len(found) == len(images)
+    for instances, image in zip(found, images):
+        expected = predictor(np.ascontiguousarray(image))["instances"]
+        assert instances.image_size == expected.image_size == image.shape[:2]
+        limits = tolerance(torch.float32, 1.0, 1000)
+        torch.testing.assert_close(instances.scores, expected.scores, **limits)
+
+
+def test_many_pictures_are_none_at_all_or_a_batch_at_least(predictor, tmp_path):
+    assert list(predictor.predict([])) == []
+    with pytest.raises(UserError, match="batch_size must be at least 1"):
+        list(predictor.predict([], batch_size=0))
+    with pytest.raises(UnreadableImageError, match="no.png"):
+        list(predictor.predict([tmp_path / "no.png"]))
