@@ -298,6 +298,16 @@ def test_without_the_package_a_run_says_what_to_install(tmp_path, monkeypatch):
     MetadataCatalog.remove("any")
 
 
+def test_a_class_that_the_data_set_lacks_is_named(tmp_path):
+    rng = np.random.default_rng(0)
+    document = make_objects(rng, 4)
+    pairs = list(make_answers(rng, document, masks=False))
+    for _, answer in pairs:
+        answer["instances"].pred_classes += 4
+    with pytest.raises(UserError, match="has class .*, but .* has 4 classes: set model.num_classe"):
+        results_of(register(tmp_path, document), pairs, "hotcoco", tmp_path)
+
+
 def test_keypoints_are_for_pycocotools(tmp_path):
     rng = np.random.default_rng(0)
     document = make_objects(rng, 2)
