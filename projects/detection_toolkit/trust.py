@@ -36,6 +36,8 @@ PICKLE_SUFFIXES = (".pkl", ".pyth")
 _PARTS = (
     "detection_toolkit.data",
     "detection_toolkit.engine.recipe",
+    # The evaluator of the packaged configs, with the arguments of Detectron2's. Not its package.
+    "detection_toolkit.evaluation.coco.CocoEvaluator",
     "detection_toolkit.modeling",
     "detection_toolkit.structures",
     "detection_toolkit.training",

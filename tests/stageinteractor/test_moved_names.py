@@ -54,6 +54,8 @@ def test_config_of_an_older_run_is_that_of_today(tmp_path):
     assert "_target_: stageinteractor.modeling.StageInteractor" in OLDER_RUN.read_text()
     cfg = get_config("stageinteractor/shapes_tiny.py")
     del cfg.dataloader.stage_evaluator  # which older runs do not have
+    # Older runs name Detectron2's evaluator, which still works.
+    cfg.dataloader.evaluator._target_ = "detectron2.evaluation.COCOEvaluator"
     LazyConfig.save(cfg, str(tmp_path / "config.yaml"))
     today, older = (
         targets(OmegaConf.to_container(get_config(str(path)), resolve=False))

@@ -97,6 +97,11 @@ class CocoEvaluator(COCOEvaluator):
         if contiguous is not None:
             category_ids = {index: category_id for category_id, index in contiguous.items()}
             for result in results:
+                if result["category_id"] not in category_ids:
+                    raise UserError(
+                        f"a detection has class {result['category_id']}, but {self._metadata.name} "
+                        f"has {len(category_ids)} classes: set model.num_classes"
+                    )
                 result["category_id"] = category_ids[result["category_id"]]
         if self._output_dir:
             write_text(Path(self._output_dir, "coco_instances_results.json"), json.dumps(results))

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from pycocotools import mask as mask_api
 from small_runs import make_config
 
-from detection_toolkit.config import apply_overrides, get_config
+from detection_toolkit.config import apply_overrides, config_text, get_config
 from detection_toolkit.engine import Trainer, prepare_config
 from detection_toolkit.engine.evaluators import build_evaluators, coco_backend
 from detection_toolkit.errors import MissingPackageError, UnknownNameError, UserError
@@ -296,6 +296,27 @@ def test_without_the_package_a_run_says_what_to_install(tmp_path, monkeypatch):
     MetadataCatalog.get("any").json_file = str(tmp_path / "data" / "annotations.json")
     build_evaluators(node(), "any", str(tmp_path))  # the default does without
     MetadataCatalog.remove("any")
+
+
+def test_the_config_of_a_run_needs_no_trust_for_it(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(config_text(make_config(tmp_path)))
+    evaluator = get_config(str(path)).dataloader.evaluator
+    assert evaluator._target_ == "detection_toolkit.evaluation.CocoEvaluator"
+    for name in ("evaluate_by_hotcoco", "_Numbers", "check_backend"):
+        path.write_text(f"a: {{_target_: detection_toolkit.evaluation.coco.{name}}}")
+        with pytest.raises(UserError, match="is no part of a detector"):
+            get_config(str(path))
+
+
+def test_a_class_that_the_data_set_lacks_is_named(tmp_path):
+    rng = np.random.default_rng(0)
+    document = make_objects(rng, 4)
+    pairs = list(make_answers(rng, document, masks=False))
+    for _, answer in pairs:
+        answer["instances"].pred_classes += 4
+    with pytest.raises(UserError, match="has class .*, but .* has 4 classes: set model.num_classe"):
+        results_of(register(tmp_path, document), pairs, "hotcoco", tmp_path)
 
 
 def test_keypoints_are_for_pycocotools(tmp_path):
