@@ -80,7 +80,7 @@ def test_everything_that_could_be_named_is_found(package, tmp_path):
     for name in PUBLIC_THEN[package].split():
         file = tmp_path / "config.yaml"
         file.write_text(f"part: [{{_target_: stageinteractor.{package}.{name}}}]\n")
-        (part,) = get_config(str(file)).part
+        (part,) = get_config(str(file), trust_config=True).part
         assert locate(part._target_).__name__ == name
 
 
