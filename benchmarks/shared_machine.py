@@ -29,6 +29,9 @@ GNU_SPINS = "300000"
 PHASES = ("quiet", "loaded")
 OVERRIDES = ("train.device=cpu", "train.ema.enabled=false", "dataloader.train.num_workers=0")
 
+# It ends with the process that has started it, however that ends.
+BUSY = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"
+
 # variant -> phase -> seconds of one step, round by round
 Seconds = Mapping[str, Mapping[str, Sequence[float]]]
 
@@ -95,7 +98,7 @@ def workers(spins: Sequence[str], arguments: Sequence[str]) -> Iterator[dict[str
 @contextlib.contextmanager
 def load(count: int) -> Iterator[list[int]]:
     """Ids of processes that compute without end, one thread each; stopped until they are let go."""
-    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    busy = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(count)]
     try:
         for process in busy:
             process.send_signal(signal.SIGSTOP)
@@ -157,6 +160,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     if args.work:
         return work(args.config, args.threads)
+    # Ended from outside, it must not leave the load behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     own = ["--config", args.config, "--threads", str(args.threads)]
     spins = [GNU_SPINS, *(count for count in args.spins if count != GNU_SPINS)]
     with workers(spins, own) as trainers, load(args.load) as busy:
