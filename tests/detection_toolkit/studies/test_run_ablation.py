@@ -690,7 +690,7 @@ def test_the_plans_of_the_project_fit_their_configs(path):
     plan = load_plan(str(path))
     plan.check()
     assert plan.name == path.stem
-    assert next(iter(plan.variants)) in ("neither", "float32", "none")
+    assert next(iter(plan.variants)) in ("neither", "float32", "none", "hybrid")
 
 
 @pytest.mark.parametrize(
@@ -744,4 +744,5 @@ def test_stored_results_are_those_of_their_plan_and_of_the_page(path):
 
 def test_there_are_stored_results():
     unstored = {"smoke", "sqr_schedules", "dino_denoising"}  # but the first, for --costs
+    unstored |= {"hpr_shapes_hard", "hpr_one_refiner"}  # not trained to their end
     assert {path.stem for path in STORED} == {path.stem for path in PLANS} - unstored
