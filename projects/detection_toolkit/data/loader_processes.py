@@ -10,8 +10,6 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import cv2
-
 __all__ = [
     "LoaderProcessError",
     "end_workers_at_exit",
@@ -63,12 +61,7 @@ def loader_process_errors(
 
 
 def init_worker(worker_id: int) -> None:
-    """Of a process that loads data; PyTorch has given it a single thread already.
-
-    OpenCV would start one for every core in each of them. A signal to the whole job must not end
-    its loaders: the current step still needs them.
-    """
-    cv2.setNumThreads(1)
+    """A signal to the whole job must not end its loaders: the current step still needs them."""
     signal.signal(signal.SIGTERM, _end_at_second_signal)
     if hasattr(signal, "SIGUSR1"):
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)

@@ -137,7 +137,8 @@ class DetectionMapper(DatasetMapper):
             UnreadableImageError, ImageSizeError: see :meth:`__call__`.
         """
         if get_worker_info() is not None:
-            # Loader processes are the parallelism; threads within them would only compete.
+            # Loader processes are the parallelism; threads within them would only compete. With 1
+            # OpenCV would wait for threads that the parent has and a forked process has not.
             cv2.setNumThreads(0)
         try:
             yield

@@ -23,7 +23,6 @@ from detection_toolkit.data import (
     build_train_loader,
     get_detection_dataset,
 )
-from detection_toolkit.data.loader_processes import init_worker
 from detection_toolkit.data.stream import Draw, GroupedStream, SeededDataset
 
 GROUPS = [0, 1, 0, 0, 1, 0, 0, 0, 1, 0, 1]
@@ -271,21 +270,21 @@ def test_a_mistake_in_a_loader_process_is_not_taken_for_its_end(tmp_path):
 
 
 class ThreadNumbers(torch.utils.data.Dataset):
-    """PyTorch's and OpenCV's, in the process that is asked."""
+    """PyTorch's and OpenCV's, while an image is mapped."""
 
     def __len__(self) -> int:
         return 2
 
     def __getitem__(self, index: int) -> tuple[int, int]:
-        return torch.get_num_threads(), cv2.getNumThreads()
+        with DetectionMapper(is_train=False, augmentations=[]).named_errors("a.png"):
+            return torch.get_num_threads(), cv2.getNumThreads()
 
 
-def test_a_loader_process_takes_one_core():
+def test_a_loader_process_takes_one_core_whatever_threads_its_parent_has():
     before = cv2.getNumThreads()
     cv2.setNumThreads(3)
-    loader = DataLoader(
-        ThreadNumbers(), num_workers=2, collate_fn=lambda x: x[0], worker_init_fn=init_worker
-    )
+    cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (0, 0), 5)  # starts OpenCV's threads
+    loader = DataLoader(ThreadNumbers(), num_workers=2, collate_fn=lambda x: x[0], timeout=60)
     try:
         assert list(loader) == [(1, 1), (1, 1)]
         assert cv2.getNumThreads() == 3
