@@ -100,6 +100,7 @@ def time_loader(
         total_batch_size=batch_size,
         num_workers=workers,
     )
+    others = set(children())
     stream = iter(loader)
     for _ in itertools.islice(stream, 3 * max(workers, 1)):
         pass  # what is loaded ahead would count for nothing
@@ -107,7 +108,7 @@ def time_loader(
     for _ in itertools.islice(stream, batches):
         pass
     rate = batches * batch_size / (time.perf_counter() - start)
-    own = [private_memory(int(p)) for p in children()]
+    own = [private_memory(int(p)) for p in children() if p not in others]
     memory = f"{max(own):8.0f} MiB each" if own else ""
     return f"{workers} processes {rate:8.1f} images/s{memory}"
 

@@ -72,11 +72,13 @@ def is_old_archive(path: Path) -> bool:
     """Whether a file may be one of PyTorch's tar files.
 
     PyTorch before 2.6 opens their pickles whatever it is told. It goes by a file's beginning, and
-    Python's zipfile by its end: a file may be both.
+    Python's zipfile by its end: a file may be both. One of zeros, as a crash leaves it, is an empty
+    archive, of which nothing is opened.
     """
     try:
-        return tarfile.is_tarfile(path)
-    except EOFError:  # of a packed one that ends early
+        with tarfile.open(path) as archive:
+            return archive.next() is not None
+    except (tarfile.TarError, EOFError):  # the second of a packed one that ends early
         return False
 
 
