@@ -57,6 +57,17 @@ def test_offsets_receive_gradients():
     assert block.conv2.offset.weight.grad.abs().sum() > 0
 
 
+def test_a_deformable_convolution_takes_half_precision_under_autocast():
+    torch.manual_seed(0)
+    conv = OffsetDeformConv2d(4, 6, 3, padding=1, groups=2)
+    x = torch.randn(1, 4, 12, 12)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = conv(x.bfloat16())
+    assert half.dtype == torch.bfloat16
+    scale = float(conv(x).detach().abs().max())
+    torch.testing.assert_close(half.float(), conv(x), rtol=0, atol=scale * 2**-6)
+
+
 def test_swin_computes_what_detectron2_computes():
     ours = small_swin().eval().double()
     theirs = SwinTransformer(

@@ -53,8 +53,9 @@ class OffsetDeformConv2d(DeformConv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) -> (B, C_out, H / stride, W / stride)."""
-        # torchvision's kernel computes in float32 under autocast.
-        y = super().forward(x, self.offset(x)).to(x.dtype)
+        # torchvision's kernel computes in float32 under autocast, and on a CPU has no half precision.
+        inputs = (value.to(self.weight.dtype) for value in (x, self.offset(x)))
+        y = super().forward(*inputs).to(x.dtype)
         return y if self.norm is None else self.norm(y)
 
 
