@@ -53,7 +53,7 @@ class OffsetDeformConv2d(DeformConv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) -> (B, C_out, H / stride, W / stride)."""
-        # torchvision's kernel computes in float32 under autocast, and on a CPU has no half precision.
+        # torchvision computes in float32 under autocast, and has no half precision on a CPU.
         inputs = (value.to(self.weight.dtype) for value in (x, self.offset(x)))
         y = super().forward(*inputs).to(x.dtype)
         return y if self.norm is None else self.norm(y)
