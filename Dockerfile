@@ -24,8 +24,8 @@ RUN pip install --no-cache-dir "$(grep -o '^setuptools==[0-9.]*' /requirements/r
     && pip install --no-cache-dir --no-deps --only-binary=:all: --python-version 3.10 \
         --target "$(python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')" \
         --require-hashes -r /requirements/detectron2.txt
-RUN useradd --create-home --uid 1000 detect && mkdir /data /work && chown 1000 /data /work
-WORKDIR /work
+RUN useradd --create-home --uid 1000 detect && mkdir /data /workspace && chown 1000 /data /workspace
+WORKDIR /workspace
 
 # -- for a CPU: PyTorch's own index has builds without CUDA --------------------------------------
 # The project comes last, here and below: what changes most often keeps the large layers.

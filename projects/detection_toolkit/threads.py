@@ -13,7 +13,7 @@ from collections.abc import MutableMapping
 
 __all__ = ["SPINS", "wait_briefly"]
 
-SPINS = "1000"
+SPINS = "3000"
 """Turns of the waiting loop, tens of microseconds: longer than most pauses within a step."""
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import user_commands
 from coco_files import write_dataset
 
 import detection_toolkit.engine
@@ -68,20 +67,7 @@ def call(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
         words += ["dataloader.train.total_batch_size=2", "model.decoder.num_stages=2"]
         if "--resume" not in words and "--print-config" not in words:
             words.append("--move-aside")
-    done = subprocess.run(
-        [sys.executable, "-m", "detection_toolkit", *words],
-        cwd=folder,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT / "projects"),
-            "OMP_NUM_THREADS": "1",
-            "CUDA_VISIBLE_DEVICES": "",
-        },
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
-    return done
+    return user_commands.call(["-m", "detection_toolkit", *words], folder)
 
 
 @pytest.mark.slow

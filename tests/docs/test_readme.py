@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import user_commands
 from coco_files import write_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,22 +39,10 @@ def checkout(tmp_path):
 @pytest.mark.slow
 def test_the_last_three_end_with_pictures(checkout):
     for command in COMMANDS[2:]:
-        words = [sys.executable, *shlex.split(command)[1:]]
+        words = shlex.split(command)[1:]
         if "train_net.py" in words:
             words.append("train.eval_period=0")  # of ten evaluations the last is enough here
-        done = subprocess.run(
-            words,
-            cwd=checkout,
-            env={
-                **os.environ,
-                "PYTHONPATH": str(ROOT / "projects"),
-                "OMP_NUM_THREADS": "1",
-                "CUDA_VISIBLE_DEVICES": "",
-            },
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+        done = user_commands.call(words, checkout)
         if "check_dataset" in command:
             assert "Ready to train" in done.stdout
     drawn = sorted(path.name for path in (checkout / "drawn").iterdir())

@@ -12,7 +12,6 @@ import copy
 import io
 import logging
 import math
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -133,27 +132,19 @@ def open_exported(content: bytes, kind: str, input_type: str, threads: int) -> R
     return torch.no_grad()(lambda images, sizes: module(images.to(dtype), sizes))
 
 
-def time_runs(function: Callable[[], object], runs: int) -> float:
-    """Median seconds of a call, after one that is not timed."""
-    function()
-    seconds = []
-    for _ in range(runs):
-        start = time.perf_counter()
-        function()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
-
-
 def benchmark(detector: nn.Module, run: Run, size: tuple[int, int], runs: int) -> tuple:
     """Median seconds of the detector and of what was exported, on one image of that size."""
     import torch
 
+    from ..studies.timing import alternate
+
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(256, (3, *size), generator=generator, dtype=torch.uint8)
     batch, sizes = image[None], torch.tensor([size])
+    timed = {"eager": lambda: detector([{"image": image}]), "file": lambda: run(batch, sizes)}
     with torch.no_grad():
-        eager = time_runs(lambda: detector([{"image": image}]), runs)
-    return eager, time_runs(lambda: run(batch, sizes), runs)
+        seconds = alternate(timed, device=torch.device("cpu"), rounds=runs)
+    return seconds["eager"], seconds["file"]
 
 
 def judge_by_ap(predictor: Predictor, run: Run, max_loss: float) -> None:
@@ -240,6 +231,7 @@ def export(args: argparse.Namespace) -> None:
         )
     if args.precision == "float16":
         content = to_float16(content)
+        print(f"in float16 {len(content) / 1e6:.1f} MB")
         run = open_exported(content, args.format, args.input_type, torch.get_num_threads())
         judge_by_ap(predictor, run, args.max_ap_loss)
     write_durably(args.output, lambda file: file.write(content))

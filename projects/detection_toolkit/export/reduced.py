@@ -1,4 +1,8 @@
-"""An ONNX model whose products and convolutions compute in float16."""
+"""An ONNX model whose products and convolutions compute in float16.
+
+ONNX Runtime's own converter leads the boxes through float16 as well, where they are rounded to half
+a pixel, and gives several nodes one name if most operators stay in float32.
+"""
 
 from __future__ import annotations
 

@@ -55,8 +55,8 @@ def alternate(
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for i in range(warm_up + rounds):
+        gc.collect()  # so that it is not due in the middle of one of them
         for name, run in runs.items():
-            gc.collect()
             synchronize(device)
             start = time.perf_counter()
             run()
