@@ -28,7 +28,7 @@ from torchvision.ops import box_convert
 from deformable_detr.checkpoint import CATEGORY_ROWS
 from detection_toolkit.checkpoint.checkpointer import Checkpointer
 from detection_toolkit.config import apply_overrides, get_config
-from detection_toolkit.studies.timing import keep_freed_memory
+from detection_toolkit.memory import keep_freed_memory
 
 CONFIGS = {
     "plain": "deformable_detr/deformable_detr_r50_50e.py",

@@ -11,8 +11,8 @@ Layers, each of which imports only what stands below it:
         export, visualization, evaluation, parity
         modeling, training (not one another)
         data, checkpoint
-        structures, config, defaults, errors, durable, texts, threads, trust, projects, program,
-        on_demand, registrations
+        structures, config, defaults, errors, durable, memory, texts, threads, trust, projects,
+        program, on_demand, registrations
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ LAYERS = [
         "errors",
         "defaults",
         "durable",
+        "memory",
         "texts",
         "threads",
         "trust",

@@ -23,6 +23,7 @@ from ..data import dataset_names
 from ..data.images import check_picture, read_image
 from ..data.mapper import augment, shown_frame
 from ..errors import UserError
+from ..memory import keep_freed_memory
 from .runs import find_run, plain_values, usable_device
 from .settings import RunSettings
 from .setup import class_number, prepare_config
@@ -118,8 +119,10 @@ class Predictor:
                 f"it is {self.input_format!r}"
             )
         self.aug = T.AugmentationList([instantiate(a) for a in mapper.augmentations])
-        device = RunSettings.from_config(self.cfg.train).device
-        self.model = instantiate(self.cfg.model).to(device)
+        settings = RunSettings.from_config(self.cfg.train)
+        if not settings.on_gpu:
+            keep_freed_memory()
+        self.model = instantiate(self.cfg.model).to(settings.device)
         self.model.eval()
         self._run: Mapping[str, Any] = {}
         self.load_weights()

@@ -27,12 +27,13 @@ from detectron2.config import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
+from ..memory import keep_freed_memory
 from ..modeling import FeatureMaps
 from ..structures import GroundTruth, HeadOutput, Predictions, Queries
 from .benchmark_tables import print_cells, print_curves, print_parts
 from .environment import processor, today, versions
 from .parts import Part, count_operations, parts_of, time_parts
-from .timing import alternate, copy_rate, keep_freed_memory, product_rate, resident_memory
+from .timing import alternate, copy_rate, product_rate, resident_memory
 
 __all__ = ["FORMS", "Bench", "Conditions", "memory_of", "memory_of_forms", "run"]
 
@@ -199,6 +200,8 @@ class Bench:
 def memory_of(bench: Bench, form: str) -> dict[str, float]:
     """Peak of a training step of decoder and criterion, in this process."""
     on_gpu = bench.device.type == "cuda"
+    if not on_gpu:
+        keep_freed_memory()  # as training does
     before = 0 if on_gpu else resident_memory(peak=False)
     if form == "checkpointed":
         bench.cfg.model.execution.update(checkpoint=True, compile="")

@@ -2,35 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping
 
 import torch
 
-__all__ = ["alternate", "copy_rate", "keep_freed_memory", "product_rate", "resident_memory"]
-
-
-def keep_freed_memory() -> bool:
-    """Let this process keep what it frees instead of returning it to the system.
-
-    Fresh pages have to be filled with zeros by the system before their first use, which on some
-    machines takes longer than the arithmetic and says nothing about it. Linux with glibc only.
-
-    Returns:
-        whether it worked.
-    """
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
-        return bool(libc.mallopt(-4, 0)) and bool(libc.mallopt(-1, 2**31 - 1))
-    except (OSError, AttributeError):
-        return False
+__all__ = ["alternate", "copy_rate", "product_rate", "resident_memory"]
 
 
 def synchronize(device: torch.device) -> None:
