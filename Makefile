@@ -11,7 +11,7 @@ COMPILE := uv pip compile --quiet --universal --python-version 3.10 --annotation
 	--custom-compile-command "make requirements"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo web test test-all test-isa soak lint docs gpu ablation ablation-smoke clean distclean requirements shapes-checkpoint
+.PHONY: help demo benchmark web test test-all test-isa soak lint docs gpu ablation ablation-smoke clean distclean requirements shapes-checkpoint
 
 help:  ## list the targets
 	@echo "make <target> [PYTHON=python3] [ARGS='...']"
@@ -62,8 +62,8 @@ ablation-smoke: $(READY)  ## two cells of a few steps, compared
 	rm -rf output/ablations/smoke
 	$(RUN) tools/run_ablation.py --plan ablations/smoke.yaml $(ARGS)
 
-benchmark: $(READY)  ## time the detector against the plain form (minutes): docs/performance.md
-	$(RUN) tools/benchmark.py $(ARGS)
+benchmark: $(READY)  ## time all against plain forms (ten minutes; ARGS=--quick: one): docs/performance.md
+	$(RUN) -m benchmarks $(ARGS)
 
 gpu: $(READY)  ## check and measure on a GPU, one report in output/gpu/ (8 minutes): docs/performance.md
 	$(RUN) tools/gpu_report.py $(ARGS)

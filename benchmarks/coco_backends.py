@@ -12,7 +12,9 @@ disturbs least, and of the clock. The metrics of both are compared.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
+import io
 import json
 import logging
 import statistics
@@ -25,6 +27,7 @@ from typing import Any
 import numpy as np
 from detectron2.data import MetadataCatalog
 
+from benchmarks.rows import Row, add_rows_argument, write_rows
 from detection_toolkit.evaluation import BACKENDS, CocoEvaluator
 
 HEIGHT, WIDTH = 480, 640
@@ -80,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--rounds", type=int, default=3)
+    add_rows_argument(parser)
     args = parser.parse_args(argv)
     logging.disable(logging.WARNING)
     document, predictions = make_case(args.images)
@@ -97,9 +101,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             for backend in BACKENDS:
                 evaluator = CocoEvaluator("synthetic", backend=backend)
                 evaluator._predictions = copy.deepcopy(predictions)
-                start = time.process_time(), time.perf_counter()
-                results[backend] = evaluator.evaluate()
-                end = time.process_time(), time.perf_counter()
+                # pycocotools prints.
+                with contextlib.redirect_stdout(io.StringIO()):
+                    start = time.process_time(), time.perf_counter()
+                    results[backend] = evaluator.evaluate()
+                    end = time.process_time(), time.perf_counter()
                 seconds[backend].append((end[0] - start[0], end[1] - start[1]))
     first, second = BACKENDS
     assert repr(results[first]) == repr(results[second])
@@ -111,6 +117,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(
         f"{second} takes 1/{ratios[0]:.0f} of the processor's time, 1/{ratios[1]:.0f} of the time"
     )
+    what = f"COCO metrics of {args.images} images, {second}"
+    write_rows(args.rows, [Row(f"{what}, processor time", first, ratios[0])])
 
 
 if __name__ == "__main__":

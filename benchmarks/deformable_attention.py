@@ -16,6 +16,7 @@ from functools import partial
 
 import torch
 
+from benchmarks.rows import Row, add_rows_argument, write_rows
 from deformable_detr.attention import DeformableAttention
 from deformable_detr.positions import cell_centers
 from detection_toolkit.modeling import Execution, FeatureMaps
@@ -77,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", choices=sorted(FORMS), default="cpu")
     parser.add_argument("--batch", type=int, default=1, help="images")
     parser.add_argument("--bfloat16", action="store_true", help="under autocast")
+    add_rows_argument(parser)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     found = {
@@ -85,12 +87,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     print(f"{'':14s}{'':8s}{'ms':>10s}  times as fast   memory")
     plain = next(iter(found.values()))
+    rows = []
     for name, first in plain.items():
         for form, cost in ((form, steps[name]) for form, steps in found.items()):
             print(
                 f"{name:14s}{form:8s}{1e3 * cost.seconds:10.1f}"
                 f"{first.seconds / cost.seconds:15.2f}{cost.memory / first.memory:9.2f}"
             )
+            if form != "grid":
+                what = f"an encoder layer's deformable attention, {name}, {form}"
+                ratios = first.seconds / cost.seconds, cost.memory / first.memory
+                rows.append(Row(what, "grid_sample", *ratios))
+    write_rows(args.rows, rows)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
+from benchmarks.rows import Row, add_rows_argument, write_rows
 from deformable_detr.decoder import on_levels
 from deformable_detr.heads import boxes_in_pixels
 from detection_toolkit.modeling import Execution, FeatureMaps
@@ -179,13 +180,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    add_rows_argument(parser)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     results = measure(args.rounds, args.device)
     print(f"{'ms':>10} {'plain':>8} {'ours':>8} {'ratio':>6}")
+    rows = []
     for what in ("inference", "step"):
         first, second = (1e3 * results[name][what] for name in ("plain", "ours"))
         print(f"{what:>10} {first:8.1f} {second:8.1f} {first / second:6.2f}")
+        rows.append(Row(f"a hybrid stage of HPR, {what}", "plain transcription", first / second))
+    write_rows(args.rows, rows)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
+from benchmarks.rows import Row, add_rows_argument, write_rows
 from detection_toolkit.threads import SPINS
 
 # Of GNU's runtime, where nothing is set (gomp_spin_count_var in its env.c).
@@ -127,16 +128,20 @@ def measure(
     return found
 
 
+def ratio(found: Seconds, count: str, phase: str) -> float:
+    """Median over the rounds, to GNU's own way."""
+    pairs = zip(found[GNU_SPINS][phase], found[count][phase])
+    return statistics.median(first / second for first, second in pairs)
+
+
 def table(found: Seconds) -> str:
     """Median seconds of each, and of the ratios to GNU's own way, round by round."""
     lines = [f"{'turns':>10}" + "".join(f"{phase + ', s':>12}{'times':>7}" for phase in PHASES)]
     for name, phases in found.items():
         cells = []
         for phase in PHASES:
-            ratios = [a / b for a, b in zip(found[GNU_SPINS][phase], phases[phase])]
-            cells.append(
-                f"{statistics.median(phases[phase]):12.3f}{statistics.median(ratios):7.2f}"
-            )
+            seconds = statistics.median(phases[phase])
+            cells.append(f"{seconds:12.3f}{ratio(found, name, phase):7.2f}")
         lines.append(f"{name:>10}" + "".join(cells))
     return "\n".join(lines)
 
@@ -153,6 +158,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=15, help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=3, help="in a row (default: %(default)s)")
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
+    add_rows_argument(parser)
     return parser
 
 
@@ -168,6 +174,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         found = measure(trainers, busy, rounds=args.rounds, steps=args.steps)
     print(f"training step, {args.threads} threads; loaded: {args.load} busy processes")
     print(table(found))
+    beside = {"quiet": "", "loaded": f" beside {args.load} busy processes"}
+    write_rows(
+        args.rows,
+        [
+            Row(
+                f"a small training step{beside[phase]}, {count} turns of waiting",
+                f"{GNU_SPINS} turns",
+                ratio(found, count, phase),
+            )
+            for count in spins[1:]
+            for phase in PHASES
+        ],
+    )
 
 
 if __name__ == "__main__":

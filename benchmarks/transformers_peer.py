@@ -25,6 +25,7 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
+from benchmarks.rows import Row, add_rows_argument, write_rows
 from deformable_detr.checkpoint import CATEGORY_ROWS
 from detection_toolkit.checkpoint.checkpointer import Checkpointer
 from detection_toolkit.config import apply_overrides, get_config
@@ -257,10 +258,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="store_true",
         help="seconds of the processors instead of the clock's, where others use the machine too",
     )
+    add_rows_argument(parser)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     keep_freed_memory()
     failed = False
+    rows = []
     for variant in args.variants:
         peer = make_peer(variant)
         ours = make_ours(peer, variant)
@@ -284,6 +287,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for part, own in seconds["here"].items():
             theirs = seconds["transformers"][part]
             print(f"  {part:20}{own:8.2f} s{theirs:10.2f} s{theirs / own:9.2f}", flush=True)
+        ratio = seconds["transformers"]["all"] / seconds["here"]["all"]
+        rows.append(Row(f"Deformable DETR, {variant}, inference", "transformers' class", ratio))
+    write_rows(args.rows, rows)
     return int(failed)
 
 

@@ -12,6 +12,10 @@ from hypothesis import settings
 settings.register_profile("repository", deadline=None, derandomize=True, database=None)
 settings.load_profile("repository")
 
+# One process builds many detectors, some of a gigabyte: what they free goes back to the system.
+# 128 KiB is glibc's own value; a value makes detection_toolkit.memory leave things as they are.
+os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(128 * 2**10))
+
 # Detectron2 and the built-in data set look at this variable, the former on import, so it is set
 # here, before any test is collected. Worker processes of pytest-xdist inherit it: what one of them
 # generates, the others find.

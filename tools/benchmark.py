@@ -56,6 +56,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         help="also time the compiled decoder: default, reduce-overhead, … (minutes on a CPU)",
     )
     parser.add_argument("--no-curves", action="store_true", help="leave out queries and stages")
+    parser.add_argument("--no-parts", action="store_true", help="leave out the detector's parts")
+    parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory")
     parser.add_argument("--json", type=Path, help="also write all figures to this file")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     add_trust_argument(parser)
@@ -113,10 +115,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         results = run(
             bench,
             command=" ".join(["python tools/benchmark.py", *argv]),
-            memory_command=[sys.executable, __file__, *argv, "--memory-of"],
+            memory_command=None
+            if args.no_memory
+            else [sys.executable, __file__, *argv, "--memory-of"],
             published=PUBLISHED.get(int(cfg.model.initial_queries.num_queries)),
             with_curves=not args.no_curves,
+            with_parts=not args.no_parts,
         )
+        results["config"] = args.config_file
         if args.json:
             write_text(args.json, json.dumps(results, indent=2))
     return 0

@@ -273,7 +273,7 @@ def compare_decoders(bench: Bench) -> dict[str, dict[str, float]]:
         features = bench.features(conditions.train_batch, plain=plain, requires_grad=True)
         steps[name] = bench.training_step(decoder.train(), bench.criterion(plain=plain), features)
     cells["decoder + criterion, training step"] = alternate(
-        steps, device=device, rounds=max(3, conditions.rounds // 2), warm_up=1
+        steps, device=device, rounds=(conditions.rounds + 1) // 2, warm_up=1
     )
     del forms, steps, features
 
@@ -412,22 +412,24 @@ def run(
     bench: Bench,
     *,
     command: str,
-    memory_command: Sequence[str],
+    memory_command: Sequence[str] | None,
     published: float | None = None,
     with_curves: bool = True,
+    with_parts: bool = True,
 ) -> dict[str, Any]:
     """Measure everything, printing each table when it is there.
 
     Args:
         command: that the user has typed.
-        memory_command: see :func:`memory_of_forms`.
+        memory_command: see :func:`memory_of_forms`; None: memory is not measured.
         published: decoder inference of the authors' code, times ResNet-50's; printed beside.
         with_curves: also measure how cost grows with queries and stages.
+        with_parts: also measure each part of the whole detector beside its bound.
 
     Returns:
         all figures, for JSON.
     """
-    memory = memory_of_forms(memory_command)
+    memory = memory_of_forms(memory_command) if memory_command else {}
     keeps = keep_freed_memory() if bench.device.type == "cpu" else False
     rates = {
         "products": product_rate(bench.device, bench.dtype),
@@ -448,11 +450,13 @@ def run(
         f"copies {rates['copies'] / 1e9:.1f} GB/s"
     )
     print_cells(results, published)
-    parts, results["detector"] = detector_parts(bench)
-    results["parts"] = [
-        {**asdict(part), "bound": part.bound(rates["products"], rates["copies"])} for part in parts
-    ]
-    print_parts(results)
+    if with_parts:
+        parts, results["detector"] = detector_parts(bench)
+        results["parts"] = [
+            {**asdict(part), "bound": part.bound(rates["products"], rates["copies"])}
+            for part in parts
+        ]
+        print_parts(results)
     results["curves"] = {}
     if with_curves:
         results["curves"]["queries"] = curve(bench, "queries", QUERY_CURVE)

@@ -19,7 +19,8 @@ def print_cells(results: dict[str, Any], published: float | None) -> None:
                 label = name if form == "ours" else f"{name}, {form}"
                 print(f"| {label} | {cell['plain']:.4f} | {cell[form]:.4f} | {ratio:.2f}x |")
     memory = results["memory"]
-    for kind, label in (("above_interpreter", "decoder + criterion"), ("peak", "whole process")):
+    kinds = (("above_interpreter", "decoder + criterion"), ("peak", "whole process"))
+    for kind, label in kinds if memory else ():
         plain = memory["plain"][kind]
         for form in ("ours", "checkpointed"):
             value = memory[form][kind]
