@@ -6,7 +6,11 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from detection_toolkit.checkpoint.official_format import OfficialFormat, register_official_format
+from detection_toolkit.checkpoint.official_format import (
+    COCO_CLASSES,
+    OfficialFormat,
+    register_official_format,
+)
 from stageinteractor.official_names import (
     RESIZABLE,
     check_query_boxes,
@@ -44,6 +48,7 @@ ADAMIXER = OfficialFormat(
     unused=["rpn_head.init_proposal_bboxes.weight"],
     initial_unused=_initial_unused,
     resizable=RESIZABLE,
+    classes=COCO_CLASSES,
     check_extras=check_query_boxes,
 )
 register_official_format(ADAMIXER)

@@ -14,6 +14,7 @@ from detection_toolkit.checkpoint.name_rules import Change
 from detection_toolkit.checkpoint.official_format import (
     ASK_CONFIG,
     BATCH_COUNT,
+    COCO_CLASSES,
     CheckpointMismatchError,
     ConvertedWeights,
     Mismatch,
@@ -182,6 +183,7 @@ class DeformableDETRFormat(WeightFormat):
 
     name = "Deformable DETR"
     sources = tuple(source.name for source in SOURCES)
+    classes = COCO_CLASSES
 
     def recognises(self, names: Iterable[str]) -> bool:
         keys = [_bare(name) for name in names]
@@ -397,9 +399,10 @@ def _with_all_heads(given: Mapping[str, Tensor], source: Source) -> dict[str, Te
 def _without_gaps(
     given: Mapping[str, Tensor], source: Source, wanted: Mapping[str, torch.Size]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The weights with class layers of 80 rows, where these are wanted, and the layers of 91."""
+    """The weights with class layers of 80 rows, unless 91 are wanted, and the layers of 91."""
     rows: dict[str, Tensor] = {}
-    if source.category_ids and wanted["decoder.stages.0.head.classes.bias"][0] == 80:
+    num_classes = wanted["decoder.stages.0.head.classes.bias"][0]
+    if source.category_ids and num_classes != _NUM_ROWS:
         rows = {x: given[x] for x in source.class_layers(given) if len(given[x]) == _NUM_ROWS}
     last = f"{source.head[0]}.{_proposals(given, source)}."
     taken = {name: tensor[_rows(name.startswith(last))] for name, tensor in rows.items()}

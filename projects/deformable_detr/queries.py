@@ -153,6 +153,8 @@ class ProposedQueries(EncoderProposals):
     The best are those with the highest logit of class 0, to which alone the head is trained.
     """
 
+    nameless_classes = ("head.classes",)
+
     def __init__(self, num_queries: int, channels: int, num_classes: int):
         """
         Args:

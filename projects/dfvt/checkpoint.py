@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from detection_toolkit.checkpoint.name_rules import Change, Rule
 from detection_toolkit.checkpoint.official_format import (
+    COCO_CLASSES,
     CheckpointMismatchError,
     ConvertedWeights,
     OfficialFormat,
@@ -408,6 +409,7 @@ class _DFvTFormat(WeightFormat):
     """All three kinds of files."""
 
     name = "DFvT"
+    classes = COCO_CLASSES
 
     def recognises(self, names: Iterable[str]) -> bool:
         return is_official_state_dict(names)

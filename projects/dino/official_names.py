@@ -20,6 +20,7 @@ from deformable_detr.checkpoint import CATEGORY_ROWS
 from detection_toolkit.checkpoint.name_rules import Renamer, Rule, resnet_rules, swin_rules
 from detection_toolkit.checkpoint.official_format import (
     ASK_CONFIG,
+    COCO_CLASSES,
     CheckpointMismatchError,
     ConvertedWeights,
     Mismatch,
@@ -366,6 +367,7 @@ class DINOWeights(WeightFormat):
     origins: tuple[Origin, ...] = ORIGINS
     configs = "dino/"
     """Folder of the configs that the weights are for."""
+    classes = COCO_CLASSES
 
     def recognises(self, names: Iterable[str]) -> bool:
         return self.origin_of(names) is not None
@@ -573,9 +575,11 @@ def _rows_of(
     if wanted is None or not (is_embedding or _CLASS_ROWS.fullmatch(name)):
         return None
     num_rows, num_classes = value.shape[0], wanted[0]
-    if origin.has_gaps and num_classes == len(CATEGORY_ROWS) and num_rows in (91, 92):
+    if origin.has_gaps and num_rows in (91, 92) and num_rows - num_classes not in (0, 1):
         return CATEGORY_ROWS
-    return range(num_classes) if is_embedding and num_rows == num_classes + 1 else None
+    if is_embedding and (num_rows == num_classes + 1 or origin.has_spare_label):
+        return range(num_rows - 1) if num_rows != num_classes else None
+    return None
 
 
 def _with_gaps(origin: Origin, name: str, value: Tensor, full: Tensor | None) -> Tensor:

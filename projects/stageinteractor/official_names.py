@@ -10,7 +10,11 @@ import torch
 from torch import Tensor
 
 from detection_toolkit.checkpoint.name_rules import Rule, resnet_rules, swin_rules
-from detection_toolkit.checkpoint.official_format import OfficialFormat, register_official_format
+from detection_toolkit.checkpoint.official_format import (
+    COCO_CLASSES,
+    OfficialFormat,
+    register_official_format,
+)
 
 __all__ = [
     "RESIZABLE",
@@ -145,6 +149,7 @@ STAGEINTERACTOR = OfficialFormat(
     ],
     initial_unused=_initial_unused,
     resizable=RESIZABLE,
+    classes=COCO_CLASSES,
     check_extras=check_query_boxes,
 )
 register_official_format(STAGEINTERACTOR)

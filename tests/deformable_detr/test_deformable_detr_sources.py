@@ -469,7 +469,7 @@ def test_a_folder_without_weights_and_a_hub_out_of_reach_are_named(tmp_path, mon
             r"LocalEntryNotFoundError: no network\)",
         ),
         (ValueError("bad name"), r"cannot be downloaded \(ValueError: bad name\)"),
-        (errors.EntryNotFoundError("404"), "has no config.json with model.safetensors or pytorch"),
+        (errors.EntryNotFoundError("404"), "has no model.safetensors or pytorch_model.bin: look"),
     ):
 
         def fail(*arguments, error=error, **options):

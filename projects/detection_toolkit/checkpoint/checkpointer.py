@@ -19,6 +19,7 @@ from ..durable import remove_partial_files, write_durably
 from ..errors import UserError
 from ..texts import shown
 from ..trust import PICKLE_SUFFIXES, names_pickle
+from .class_rows import ClassNames, keep_known_classes
 from .damage import RUNS_CODE, damage
 from .hub import is_downloaded, local_file
 from .official import CheckpointMismatchError, adapt_checkpoint, check_weights
@@ -79,6 +80,7 @@ class Checkpointer(DetectionCheckpointer):
         allow_pickle: bool = False,
         init_prefix: str = "",
         strict: bool = False,
+        classes: ClassNames | None = None,
         run: Mapping[str, Any] | None = None,
         **checkpointables: Any,
     ):
@@ -91,6 +93,9 @@ class Checkpointer(DetectionCheckpointer):
                 ``backbone.bottom_up.``; a run is resumed whole.
             strict: refuse what does not give the model all of its weights. For whoever reads a
                 model and does not train it.
+            classes: the model's classes: where a file to initialise it names its own, what it has
+                for a class is kept by name. Where loading is strict, that is done if it has all.
+                None: rows of classes are taken by their order.
             run: what all files tell of it under "run", in plain values, such as class names.
         """
         super().__init__(model, os.fspath(save_dir), save_to_disk=save_to_disk, **checkpointables)
@@ -98,6 +103,7 @@ class Checkpointer(DetectionCheckpointer):
         self.allow_pickle = allow_pickle
         self.init_prefix = init_prefix
         self.strict = strict
+        self.classes = classes
         self.run = run
         self.loaded_ema = False
         self._path = ""
@@ -389,6 +395,14 @@ class Checkpointer(DetectionCheckpointer):
         if self.init_prefix and not self._resuming:
             checkpoint["model"] = self._begins_with_prefix(checkpoint["model"])
         if not self._resuming:  # otherwise all of it must fit, see _log_incompatible_keys
+            if self.classes is not None:
+                checkpoint["model"] = keep_known_classes(
+                    checkpoint["model"],
+                    (checkpoint.get("run") or {}).get("classes"),
+                    self.model,
+                    self.classes,
+                    all_known=self.strict,
+                )
             check_weights(checkpoint["model"], self.model)
         return super()._load_model(checkpoint)
 

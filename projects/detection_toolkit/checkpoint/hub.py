@@ -1,13 +1,16 @@
 """Checkpoints of the Hugging Face hub, and folders as it stores them.
 
-A model there is a folder: weights as ``model.safetensors`` or ``pytorch_model.bin``, and a
-``config.json`` that tells of the network.
+A model there is a folder: weights as ``model.safetensors`` or ``pytorch_model.bin``, and a file
+that tells of the network: the ``config.yaml`` of this project, or other programs' ``config.json``.
 """
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 from pathlib import Path
+from typing import Any, NamedTuple
 from urllib.parse import unquote, urlparse
 
 from iopath.common.file_io import get_cache_dir
@@ -16,24 +19,48 @@ from ..errors import MissingPackageError
 from ..texts import shown
 from .official_files import CONFIG_FILE, CheckpointFileError
 
-__all__ = ["HUB", "is_downloaded", "local_file"]
+__all__ = [
+    "HUB",
+    "RUN_CONFIG",
+    "WEIGHTS_FILE",
+    "is_downloaded",
+    "local_file",
+    "local_model",
+    "weights_in",
+]
 
 HUB = "hf://"
+RUN_CONFIG = "config.yaml"
+"""The config of a run, in its folder and in a repository of the hub."""
+WEIGHTS_FILE = "model.safetensors"
 _CHECKPOINTS = "checkpoints/"
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_WEIGHTS = (WEIGHTS_FILE, "pytorch_model.bin")
+_FORM = "hf://OWNER/NAME, hf://OWNER/NAME@REVISION, and /FILE behind either"
+# A revision may be one of the hub's references, as refs/pr/1.
+_ADDRESS = re.compile(
+    r"(?P<model>[\w.-]+/[\w.-]+)(?:@(?P<revision>refs/[\w.-]+/[\w.-]+|[^/@\s]+))?(?:/(?P<file>.+))?"
+)
+
+
+class _Address(NamedTuple):
+    """Attributes: of what the hub calls a repository, a version of it, and a file in it."""
+
+    model: str
+    revision: str | None
+    file: str | None
 
 
 def local_file(path: str | os.PathLike[str]) -> str:
     """The file that has the weights.
 
     Args:
-        path: ``hf://OWNER/NAME``, with ``@REVISION`` behind it or not, which is downloaded, once;
-            a folder; a file of the packaged checkpoints, as ``checkpoints/NAME``; or anything
-            else, which is returned as it is.
+        path: ``hf://OWNER/NAME``, with ``@REVISION`` behind it or not, and ``/FILE`` behind that or
+            not, which is downloaded, once; a folder; a file of the packaged checkpoints, as
+            ``checkpoints/NAME``; or anything else, which is returned as it is.
 
     Raises:
-        CheckpointFileError: the hub, or the folder, has no such model, or an address leads out of
-            the folder of what is downloaded.
+        CheckpointFileError: the hub, or the folder, has no such model, the hub cannot be reached,
+            or an address leads out of the folder of what is downloaded.
         MissingPackageError: huggingface_hub is not installed.
     """
     path = os.fspath(path)
@@ -43,13 +70,40 @@ def local_file(path: str | os.PathLike[str]) -> str:
         _check_address(path)
     if not path or not os.path.isdir(path):
         return _packaged(path)
-    for name in _WEIGHTS:
-        file = os.path.join(path, name)
-        if os.path.isfile(file):
-            return file
-    raise CheckpointFileError(
-        f"the folder {path} has neither {' nor '.join(_WEIGHTS)}: name the checkpoint itself"
-    )
+    found = weights_in(path)
+    if found is None:
+        raise CheckpointFileError(
+            f"the folder {path} has neither {' nor '.join(_WEIGHTS)}: name the checkpoint itself"
+        )
+    return found
+
+
+def weights_in(folder: str | os.PathLike[str]) -> str | None:
+    """The weights of a folder as the hub has them; None if there are none."""
+    files = (os.path.join(folder, name) for name in _WEIGHTS)
+    return next((file for file in files if os.path.isfile(file)), None)
+
+
+def local_model(address: str) -> tuple[str, str]:
+    """Config and weights of a model of this project on the hub, which are downloaded, once.
+
+    Args:
+        address: ``hf://...``, see :func:`local_file`.
+
+    Raises:
+        CheckpointFileError: as :func:`local_file`, or there is no ``config.yaml``.
+        MissingPackageError: huggingface_hub is not installed.
+    """
+    weights = _download(address)
+    given = _parse(address)
+    within = (given.file or "").count("/")
+    config = Path(weights).parents[within] / RUN_CONFIG
+    if not config.is_file():
+        raise CheckpointFileError(
+            f"{address} has weights, but no {RUN_CONFIG} that says of which detector: name a "
+            f"config with --config-file, and {address} with --weights"
+        )
+    return str(config), weights
 
 
 def _packaged(path: str) -> str:
@@ -74,36 +128,86 @@ def _check_address(address: str) -> None:
         raise CheckpointFileError(f"the address {shown(address)} leads upwards ('..')")
 
 
-def _download(path: str) -> str:
+def _parse(address: str) -> _Address:
+    """
+    Raises:
+        CheckpointFileError: it has another form.
+    """
+    _check_address(address)
+    match = _ADDRESS.fullmatch(address[len(HUB) :].rstrip("/"))
+    if match is None or "\\" in address:
+        raise CheckpointFileError(f"{shown(address)} names no model of the hub: these are {_FORM}")
+    return _Address(match["model"], match["revision"], match["file"])
+
+
+@functools.cache
+def _download(address: str) -> str:
+    """The weights, beside which lies what the repository has of configs."""
+    given = _parse(address)
     try:
         import huggingface_hub
-        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+        from huggingface_hub import errors
     except ImportError as error:
         raise MissingPackageError(
-            f'{path} needs an optional package: pip install "huggingface_hub"; or download the '
+            f'{address} needs an optional package: pip install "huggingface_hub"; or download the '
             "model's folder and name that"
         ) from error
-    model, _, revision = path[len(HUB) :].partition("@")
-    for name in _WEIGHTS:
+    weights = None
+    for name in (given.file,) if given.file else _WEIGHTS:
         try:
-            file = huggingface_hub.hf_hub_download(model, name, revision=revision or None)
-            huggingface_hub.hf_hub_download(model, CONFIG_FILE, revision=revision or None)
-            return file
-        except LocalEntryNotFoundError as error:
-            raise _unreachable(path, error) from error
-        except EntryNotFoundError:
+            weights = huggingface_hub.hf_hub_download(given.model, name, revision=given.revision)
+            break
+        except errors.LocalEntryNotFoundError as error:
+            raise _refused(address, given, error, errors) from error
+        except errors.EntryNotFoundError:
             continue
         except (OSError, ValueError) as error:
-            raise _unreachable(path, error) from error
-    raise CheckpointFileError(
-        f"{path} has no {CONFIG_FILE} with {' or '.join(_WEIGHTS)}: download its weights, and "
-        "name the file"
-    )
+            raise _refused(address, given, error, errors) from error
+    if weights is None:
+        missing = given.file or " or ".join(_WEIGHTS)
+        raise CheckpointFileError(
+            f"{address} has no {shown(missing)}: look at its files, and name that of the weights "
+            "as hf://OWNER/NAME/FILE"
+        )
+    for name in (RUN_CONFIG, CONFIG_FILE):
+        try:
+            huggingface_hub.hf_hub_download(
+                given.model, name, revision=_commit(weights) or given.revision
+            )
+        except errors.EntryNotFoundError:  # also of what is not in the cache, without a network
+            continue
+        except (OSError, ValueError) as error:
+            raise _refused(address, given, error, errors) from error
+    return weights
 
 
-def _unreachable(path: str, error: Exception) -> CheckpointFileError:
-    reason = next((line for line in str(error).splitlines() if line.strip()), "")
-    return CheckpointFileError(
-        f"{path} cannot be downloaded ({type(error).__name__}: {reason.strip()}); the name is that "
-        "of a model as hf://OWNER/NAME, and without a network a local folder serves as well"
-    )
+def _commit(file: str) -> str | None:
+    """The version that a downloaded file is of, so that all files are of one."""
+    parts = Path(file).parts
+    if "snapshots" not in parts[:-1]:
+        return None
+    commit = parts[len(parts) - parts[::-1].index("snapshots")]
+    return commit if re.fullmatch("[0-9a-f]{40}", commit) else None
+
+
+def _refused(address: str, given: _Address, error: Exception, errors: Any) -> CheckpointFileError:
+    """Why there is no file, and what to do."""
+    log_in = "`hf auth login`, or the variable HF_TOKEN"
+    if isinstance(error, errors.GatedRepoError):
+        said = (
+            f"is gated: accept its terms at https://huggingface.co/{given.model}, and log in "
+            f"({log_in})"
+        )
+    elif isinstance(error, errors.RevisionNotFoundError):
+        said = f"has no revision {shown(given.revision)}: name a branch, a tag or a commit of it"
+    elif isinstance(error, errors.RepositoryNotFoundError):
+        said = (
+            f"is not on the hub, or is private: check the name, or log in ({log_in}) if it is yours"
+        )
+    else:
+        reason = next((line for line in str(error).splitlines() if line.strip()), "")
+        said = (
+            f"cannot be downloaded ({type(error).__name__}: {reason.strip()}); the name is that of "
+            "a model as hf://OWNER/NAME, and without a network a local folder serves as well"
+        )
+    return CheckpointFileError(f"{address} {said}")

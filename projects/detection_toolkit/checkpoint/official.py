@@ -39,6 +39,7 @@ __all__ = [
     "ConvertedWeights",
     "adapt_checkpoint",
     "check_weights",
+    "class_names",
     "convert_backbone_state_dict",
     "convert_official_state_dict",
     "convert_to_official",
@@ -50,6 +51,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _MOST_REPEATED = 2**26  # bytes
+_CATEGORY_IDS = 91  # of COCO, of which 80 are classes
 
 # A cascade of heads in mmdetection's layout, of whichever detector.
 _CASCADE = re.compile(r"(module\.)?roi_head\.bbox_head\.\d+\..+")
@@ -266,6 +268,25 @@ def _oddity(x: Tensor) -> str:
     return ""
 
 
+def class_names(checkpoint: Mapping[str, Any]) -> list[str] | None:
+    """Classes that a file of MMDetection names, or a ``config.json`` beside the weights.
+
+    Those of category ids with gaps, as COCO's 91, are none: their rows are taken out.
+    """
+    meta = checkpoint.get("meta")
+    meta = meta if isinstance(meta, Mapping) else {}
+    of_data = meta.get("dataset_meta")
+    for node, key in ((meta, "CLASSES"), (of_data, "classes"), (of_data, "CLASSES")):
+        found = node.get(key) if isinstance(node, Mapping) else None
+        if isinstance(found, (list, tuple)) and all(isinstance(name, str) for name in found):
+            return list(found) or None
+    labels = (checkpoint.get(DESCRIPTION) or {}).get("id2label")
+    if not isinstance(labels, Mapping) or len(labels) == _CATEGORY_IDS:
+        return None
+    found = [labels.get(str(i)) for i in range(len(labels))]
+    return found if found and all(isinstance(name, str) for name in found) else None
+
+
 def adapt_checkpoint(
     checkpoint: dict[str, Any], model: nn.Module, path: str | Path
 ) -> dict[str, Any]:
@@ -280,7 +301,8 @@ def adapt_checkpoint(
         path: of the file, for messages.
 
     Returns:
-        the weights under our names as "model", and of our own files the rest. Averaged weights,
+        the weights under our names as "model", and of our own files the rest; of official ones
+        "run", which holds the "classes" that they name, or that the format knows. Averaged weights,
         wherever they were, are in "ema"; where there are no others, they are "model" as well.
 
     Raises:
@@ -303,7 +325,8 @@ def adapt_checkpoint(
         converted = convert_official_state_dict(
             weights, model, allow_other_sizes=True, description=checkpoint.get(DESCRIPTION)
         )
-        return {"model": converted.model}
+        classes = class_names(checkpoint) or list(format_of_official(weights).classes)
+        return {"model": converted.model, **({"run": {"classes": classes}} if classes else {})}
     if is_backbone_state_dict(weights):
         return {"model": convert_backbone_state_dict(weights, model)}
     rest = {k: v for k, v in checkpoint.items() if not isinstance(v, Tensor)}

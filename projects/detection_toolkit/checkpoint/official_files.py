@@ -11,9 +11,11 @@ from __future__ import annotations
 import argparse
 import codecs
 import contextlib
+import importlib
+import json
 import pickle
 import struct
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from torch import Tensor
 from ..durable import write_durably
 from ..errors import MissingPackageError, UserError
 from ..program import command_line
-from ..texts import parse_json
+from ..texts import parse_json, shown
 from .damage import is_old_archive, refused_part
 from .official_format import some_names
 from .weights import find_weights
@@ -39,6 +41,7 @@ __all__ = [
     "split_weights",
     "write_checkpoint",
     "write_official",
+    "write_safetensors",
 ]
 
 CONFIG_FILE = "config.json"
@@ -47,6 +50,11 @@ DESCRIPTION = "description"
 """The key of what that tells of the network, in what a file holds."""
 EXTRAS = "official_extras"
 _SAFETENSORS = ".safetensors"
+# Keys of the header of a file of ours, and the version of what they hold.
+_FORMAT = "detection_toolkit_format"
+_RUN = "detection_toolkit_run"
+_CONFIG = "detection_toolkit_config"
+_VERSION = 1
 _TORCH = (".pth", ".pt")
 _HUGGING_FACE = (_SAFETENSORS, ".bin")
 
@@ -177,7 +185,11 @@ def no_weights(checkpoint: Mapping[str, Any], path: str | Path) -> CheckpointFil
 
 
 def write_checkpoint(
-    path: str | Path, weights: Mapping[str, Tensor], extras: Mapping[str, Tensor]
+    path: str | Path,
+    weights: Mapping[str, Tensor],
+    extras: Mapping[str, Tensor],
+    *,
+    classes: Sequence[str] = (),
 ) -> None:
     """Write converted weights so that Detectron2's ``DetectionCheckpointer`` reads them.
 
@@ -187,6 +199,7 @@ def write_checkpoint(
         path: ending in ``.pth``, ``.pt`` or ``.safetensors``.
         weights: under our names.
         extras: tensors that the way back needs; kept apart from the weights.
+        classes: their names, where they are known.
 
     Raises:
         CheckpointFileError: another ending.
@@ -194,15 +207,13 @@ def write_checkpoint(
     """
     path = Path(path)
     if path.suffix == _SAFETENSORS:
-        safetensors = _import_safetensors()
-        tensors = {name: value.contiguous() for name, value in weights.items()}
-        tensors.update({f"{EXTRAS}.{k}": value.contiguous() for k, value in extras.items()})
-        # Tensors that share memory cannot be written.
-        tensors = {name: value.clone() for name, value in tensors.items()}
-        write_durably(path, lambda file: file.write(safetensors.save(tensors)))
+        tensors = {**weights, **{f"{EXTRAS}.{name}": value for name, value in extras.items()}}
+        write_safetensors(path, tensors, run={"classes": list(classes)} if classes else None)
         return
     _need_torch_suffix(path)
-    checkpoint = {"model": dict(weights), EXTRAS: dict(extras)}
+    checkpoint: dict[str, Any] = {"model": dict(weights), EXTRAS: dict(extras)}
+    if classes:
+        checkpoint["run"] = {"classes": list(classes)}
     write_durably(path, lambda file: torch.save(checkpoint, file))
 
 
@@ -217,13 +228,42 @@ def write_official(path: str | Path, content: Mapping[str, Any]) -> None:
     path = Path(path)
     tensors = {name: x for name, x in content.items() if isinstance(x, Tensor)}
     if path.suffix == _SAFETENSORS and len(tensors) == len(content):
-        safetensors = _import_safetensors()
-        # Tensors that share memory cannot be written.
-        own = {name: x.contiguous().clone() for name, x in tensors.items()}
-        write_durably(path, lambda file: file.write(safetensors.save(own, {"format": "pt"})))
+        _save_safetensors(path, tensors, {})
         return
     _need_torch_suffix(path)
     write_durably(path, lambda file: torch.save(dict(content), file))
+
+
+def write_safetensors(
+    path: str | Path,
+    weights: Mapping[str, Tensor],
+    *,
+    run: Mapping[str, Any] | None = None,
+    config: str = "",
+) -> None:
+    """Write weights under our names; what is told beside them stands in the file's header.
+
+    Args:
+        path: ending in ``.safetensors``.
+        weights: under our names.
+        run: what a checkpoint tells of its run, in plain values, such as "classes".
+        config: of the model, as YAML, for whoever has the file alone; it is not read.
+
+    Raises:
+        ImportError: the package is not installed.
+        OSError: the file cannot be written.
+    """
+    told = {} if run is None else {_RUN: json.dumps(dict(run))}
+    told |= {_CONFIG: config} if config else {}
+    _save_safetensors(Path(path), weights, {_FORMAT: str(_VERSION), **told})
+
+
+def _save_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    safetensors = _import_safetensors()
+    # Tensors that share memory cannot be written.
+    own = {name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}
+    content = safetensors.save(own, {"format": "pt", **metadata})
+    write_durably(path, lambda file: file.write(content))
 
 
 def _damaged(path: Path, reason: str) -> CheckpointFileError:
@@ -252,15 +292,35 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     safetensors = _import_safetensors()
     try:
         tensors = safetensors.load_file(str(path))
+        with importlib.import_module("safetensors").safe_open(str(path), "pt") as file:
+            metadata = file.metadata() or {}
     except Exception as error:  # the package's own error derives from Exception alone
         raise _damaged(path, str(error)) from error
     prefix = f"{EXTRAS}."
     return {
+        **_told(metadata, path),
         "model": {name: value for name, value in tensors.items() if not name.startswith(prefix)},
         EXTRAS: {
             name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)
         },
     }
+
+
+def _told(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
+    """What the header of a file of ours tells of its run."""
+    version = metadata.get(_FORMAT)
+    if version is None:  # of another program
+        return {}
+    if not version.isdecimal() or int(version) > _VERSION:
+        raise CheckpointFileError(
+            f"{path} is in version {shown(version[:20])} of the format, and this program reads up "
+            f"to {_VERSION}: it needs a newer one"
+        )
+    try:
+        run = parse_json(metadata.get(_RUN, "{}"))
+    except ValueError as error:
+        raise _damaged(path, f"its header: {error}") from error
+    return {"run": run} if isinstance(run, dict) else {}
 
 
 class _Inert:

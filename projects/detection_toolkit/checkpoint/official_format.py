@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from torch import Tensor, nn
 
 from ..errors import UserError
@@ -22,6 +23,7 @@ from .name_rules import Change, Renamer, Rule, name_pattern
 __all__ = [
     "ASK_CONFIG",
     "BATCH_COUNT",
+    "COCO_CLASSES",
     "CheckpointMismatchError",
     "ConvertedWeights",
     "Mismatch",
@@ -41,6 +43,9 @@ BATCH_COUNT = ".num_batches_tracked"
 """End of the name of a batch norm's counter, which a frozen one lacks."""
 
 ASK_CONFIG = "Is this the config of the model that the checkpoint was trained with?"
+
+COCO_CLASSES = tuple(str(c["name"]) for c in COCO_CATEGORIES if c["isthing"])
+"""The 80 of COCO, in the order of their ids."""
 
 _PARTS = ("backbone.", "neck.")
 
@@ -66,10 +71,13 @@ class WeightFormat(ABC):
         name: of the method, for messages.
         sources: who publishes its weights under names of their own, where these are several; the
             first is meant where none is named.
+        classes: of the released weights once they are converted, where a file does not name its
+            own; empty where they are unknown.
     """
 
     name: str
     sources: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
 
     @abstractmethod
     def recognises(self, names: Iterable[str]) -> bool:
@@ -232,6 +240,7 @@ class OfficialFormat(WeightFormat):
         unused: Sequence[str] = (),
         initial_unused: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = lambda weights: {},
         resizable: str = "",
+        classes: Sequence[str] = (),
         check_extras: Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], None] | None = None,
     ):
         """
@@ -243,10 +252,12 @@ class OfficialFormat(WeightFormat):
             initial_unused: our weights -> the unused tensors as initialised, by official name.
             resizable: regular expression of our names of tensors whose shape depends on the number
                 of classes or of queries alone.
+            classes: see :class:`WeightFormat`.
             check_extras: given our weights and the unused tensors of a file; warns of values that
                 would have had an effect after all.
         """
         self.name = name
+        self.classes = tuple(classes)
         self.initial_unused = initial_unused
         self.to_ours = Renamer((r.official, r.ours, r.to_ours) for r in rules)
         self.to_official = Renamer((r.ours, r.official, r.to_official) for r in rules)

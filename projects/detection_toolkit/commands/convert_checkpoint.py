@@ -80,6 +80,7 @@ def convert(args: argparse.Namespace) -> str:
 
     from ..checkpoint.hub import local_file
     from ..checkpoint.official import (
+        class_names,
         convert_official_state_dict,
         is_official_state_dict,
         official_file,
@@ -91,6 +92,7 @@ def convert(args: argparse.Namespace) -> str:
         write_checkpoint,
         write_official,
     )
+    from ..checkpoint.official_format import format_of_official
     from ..config import apply_overrides, get_config
 
     cfg = get_config(args.config_file, trust_config=args.trust_config)
@@ -113,7 +115,8 @@ def convert(args: argparse.Namespace) -> str:
         require_unused=not args.allow_missing_unused,
         description=checkpoint.get(DESCRIPTION),
     )
-    write_checkpoint(args.output, converted.model, converted.extras)
+    classes = class_names(checkpoint) or format_of_official(weights).classes
+    write_checkpoint(args.output, converted.model, converted.extras, classes=classes)
     done = f"{args.output}: {len(converted.model)} tensors"
     if converted.extras:
         done += f", and {len(converted.extras)} without use kept for the way back"

@@ -1,4 +1,5 @@
-"""Export a detector as one file: an ONNX model, or a program that torch.export.load reads.
+"""Export a detector as one file: an ONNX model, or a program that torch.export.load reads; or as a
+folder for the Hugging Face hub.
 
 Before the file is written its detections are compared with those of the detector, on random images
 of sizes that were not traced. --benchmark also times both on the CPU. docs/export.md describes the
@@ -12,6 +13,7 @@ import copy
 import io
 import logging
 import math
+import re
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -54,6 +56,7 @@ PROG --config-file CONFIG --output model.onnx
 PROG --config-file output/mine/config.yaml --output model.onnx --benchmark 480 640
 PROG --config-file output/mine/config.yaml --output model.onnx --precision float16
 PROG --config-file output/mine/config.yaml --format torch_export --output model.pt2
+PROG --config-file output/mine/config.yaml --hub-folder published --hub-name me/bolts
 """
 
 
@@ -62,7 +65,20 @@ def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser = make_parser(__doc__, EXAMPLES, prog)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="path or name")
     parser.add_argument("--format", choices=("onnx", "torch_export"), default="onnx")
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="to write")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="to write")
+    parser.add_argument(
+        "--hub-folder",
+        type=Path,
+        metavar="DIR",
+        help="write weights (safetensors), config and model card there, for the Hugging Face hub; "
+        "without --output nothing else",
+    )
+    parser.add_argument(
+        "--hub-name",
+        default="",
+        metavar="OWNER/NAME",
+        help="what the folder will be called on the hub, for the commands of its card",
+    )
     parser.add_argument(
         "--input-type",
         choices=INPUT_TYPES,
@@ -74,7 +90,8 @@ def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
         choices=("float32", "float16"),
         default="float32",
         help="of products and convolutions in an ONNX file; float16 is judged by AP on the test "
-        "set of the config (default: %(default)s)",
+        "set of the config. Of the weights in --hub-folder, which are not judged "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--max-ap-loss",
@@ -113,6 +130,12 @@ def parse_args(argv: Sequence[str] | None, prog: str | None = None) -> argparse.
             parser.error(f"--{name.replace('_', '-')} {size[0]} {size[1]}: sides must be positive")
     if args.runs < 1:
         parser.error(f"--runs must be at least 1, got {args.runs}")
+    if args.output is None and args.hub_folder is None:
+        parser.error("name what to write: --output FILE, or --hub-folder DIR")
+    if args.hub_name and args.hub_folder is None:
+        parser.error("--hub-name goes with --hub-folder")
+    if args.hub_name and not re.fullmatch(r"[\w.-]+/[\w.-]+", args.hub_name):
+        parser.error(f"--hub-name {args.hub_name}: it has the form OWNER/NAME")
     if args.precision != "float32" and args.format != "onnx":
         parser.error(f"--precision {args.precision} is for --format onnx")
     return args
@@ -180,24 +203,16 @@ def export(args: argparse.Namespace) -> None:
         FileNotFoundError, KeyError: of the config and its weights.
         OSError: the file cannot be written.
     """
-    import torch
-
     from ..engine.inspection import build_inspected_detector
-    from ..export import (
-        Description,
-        exportable_detector,
-        measure_parity,
-        to_float16,
-        to_onnx,
-        to_torch_export,
-        trace,
-    )
+    from ..engine.publishing import check_folder, publish
     from ..export.runtime import require
     from ..modeling import require_query_detector
 
-    if args.output.is_dir():
+    if args.hub_folder is not None:
+        check_folder(args.hub_folder)
+    if args.output is not None and args.output.is_dir():
         raise IsADirectoryError(f"--output {args.output} is a folder: name a file in it")
-    if args.format == "onnx":  # asked before minutes of work
+    if args.output is not None and args.format == "onnx":  # asked before minutes of work
         for package in ("onnx", "onnxscript", "onnxruntime"):
             require(package, "ONNX export")
     predictor = build_inspected_detector(
@@ -207,6 +222,34 @@ def export(args: argparse.Namespace) -> None:
         decoder = require_query_detector(predictor.model, "--stages").decoder
         decoder.limit_stages_at_test(args.stages)
         predictor.cfg.model.stages_at_test = args.stages
+    if args.hub_folder is not None:
+        publish(
+            predictor,
+            args.hub_folder,
+            source=args.config_file,
+            half=args.precision == "float16",
+            hub_name=args.hub_name,
+            trust_config=args.trust_config,
+        )
+        print(f"wrote {args.hub_folder}: read its README.md, which has no license yet")
+    if args.output is not None:
+        export_file(args, predictor)
+
+
+def export_file(args: argparse.Namespace, predictor: Predictor) -> None:
+    """Write ``--output``; see :func:`export`."""
+    import torch
+
+    from ..export import (
+        Description,
+        exportable_detector,
+        measure_parity,
+        to_float16,
+        to_onnx,
+        to_torch_export,
+        trace,
+    )
+
     description = Description.from_test_augmentations(
         predictor.aug.augs,
         class_names=predictor.metadata.get("thing_classes"),

@@ -98,18 +98,27 @@ def load_config(args: Namespace) -> DictConfig:
             f"--config-file is missing, for example {shipped_config()}; --list-configs names them "
             "all"
         )
-    from ..engine.runs import find_run
+    from ..checkpoint.hub import HUB
+    from ..engine.runs import find_run, is_published, usable_device
 
-    run = find_run(args.config_file) if args.eval_only else None
+    of_hub = args.config_file.startswith(HUB)
+    run = find_run(args.config_file) if args.eval_only or of_hub else None
     cfg = copy.deepcopy(
         _load_once(run[0] if run else args.config_file, tuple(args.opts), args.trust_config)
     )
     if run:
         named = {text.split("=")[0].lstrip("+") for text in args.opts}
-        if run[1] and "train.init_checkpoint" not in named:
+        published = of_hub or is_published(run[1])
+        if published and "train.device" not in named:
+            usable_device(cfg)
+        if args.eval_only and run[1] and "train.init_checkpoint" not in named:
             cfg.train.init_checkpoint = run[1]  # what the run has trained, not what it began with
         if "train.output_dir" not in named:
-            cfg.train.output_dir = str(Path(run[0]).parent)  # the folder may have been renamed
+            folder = Path(run[0]).parent  # it may have been renamed
+            if published:  # a stranger's config does not say where files are written to
+                name = args.config_file[len(HUB) :].split("/")[1] if of_hub else folder.name
+                folder = Path("output", name.partition("@")[0] or "published")
+            cfg.train.output_dir = str(folder)
     return cfg
 
 
@@ -125,6 +134,8 @@ def evaluate(cfg: DictConfig, args: Namespace) -> None:
     """Evaluate the weights of ``train.init_checkpoint``, or with --resume the run's last ones."""
     from ..checkpoint.checkpointer import Checkpointer
     from ..engine import EvaluationFacts, RunSettings, Trainer
+    from ..engine.runs import describe_run
+    from ..engine.setup import classes_to_keep
 
     settings = RunSettings.from_config(cfg.train)
     model = Trainer.build_model(cfg)
@@ -134,6 +145,7 @@ def evaluate(cfg: DictConfig, args: Namespace) -> None:
         prefer_ema=settings.ema.enabled,
         allow_pickle=settings.allow_pickle,
         strict=not settings.allow_partial,
+        classes=classes_to_keep(cfg, describe_run(cfg)["classes"]),
     )
     checkpointer.resume_or_load(settings.init_checkpoint, resume=args.resume)
     is_resumed = args.resume and checkpointer.has_checkpoint()

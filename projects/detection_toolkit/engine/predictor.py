@@ -26,7 +26,7 @@ from ..errors import UserError
 from ..memory import keep_freed_memory
 from .runs import find_run, plain_values, usable_device
 from .settings import RunSettings
-from .setup import class_number, prepare_config
+from .setup import class_number, classes_to_keep, prepare_config
 from .shipped import is_shipped_config, shipped_checkpoint
 
 __all__ = ["Predictor", "predictor_config"]
@@ -88,6 +88,7 @@ class Predictor:
         model: the detector, in evaluation mode.
         metadata: of the first test data set (``thing_classes`` holds the class names). Where that
             is not there, class names come from the checkpoint.
+        loaded: what the checkpoint tells besides its weights, and whether they are "averaged".
 
     Example::
 
@@ -124,7 +125,7 @@ class Predictor:
             keep_freed_memory()
         self.model = instantiate(self.cfg.model).to(settings.device)
         self.model.eval()
-        self._run: Mapping[str, Any] = {}
+        self.loaded: Mapping[str, Any] = {}
         self.load_weights()
         if self.metadata.get("thing_classes") is None:
             self._take_class_names(nameless)
@@ -141,7 +142,9 @@ class Predictor:
         """Build a predictor from the folder of a run, without its data.
 
         Args:
-            run: the folder, with the best checkpoint or else the last; or a checkpoint in it.
+            run: the folder, with the best checkpoint or else the last; or a checkpoint in it. Or
+                what ``export --hub-folder`` has written, and its address on the Hugging Face hub,
+                ``hf://OWNER/NAME``.
             overrides: ``key=value``, as on the command line of training.
             trust_config: see :func:`~detection_toolkit.config.get_config`.
 
@@ -279,8 +282,14 @@ class Predictor:
             prefer_ema=settings.ema.enabled,
             allow_pickle=settings.allow_pickle,
             strict=not settings.allow_partial,
+            classes=classes_to_keep(self.cfg, self.metadata.get("thing_classes")),
         )
-        self._run = checkpointer.load(settings.init_checkpoint or "").get("run") or {}
+        loaded = checkpointer.load(settings.init_checkpoint or "")
+        self.loaded = {**loaded, "averaged": checkpointer.loaded_ema}
+
+    @property
+    def _run(self) -> Mapping[str, Any]:
+        return self.loaded.get("run") or {}
 
     def _take_class_names(self, reason: str) -> None:
         """From the checkpoint, where its model has as many classes."""

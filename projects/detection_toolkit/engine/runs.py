@@ -15,6 +15,7 @@ from detectron2.data import MetadataCatalog
 from omegaconf import DictConfig, OmegaConf
 
 from ..checkpoint.checkpointer import BEST_CHECKPOINT, last_checkpoint
+from ..checkpoint.hub import HUB, RUN_CONFIG, WEIGHTS_FILE, local_model, weights_in
 from ..data import dataset_names
 from ..errors import UserError
 from .folder_lock import check_unlocked
@@ -27,13 +28,14 @@ __all__ = [
     "describe_run",
     "find_run",
     "holds_run",
+    "is_published",
     "plain_values",
     "usable_device",
 ]
 
 logger = logging.getLogger(__name__)
 
-CONFIG_NAME = "config.yaml"
+CONFIG_NAME = RUN_CONFIG
 EVALUATION_CONFIG_NAME = "evaluation.yaml"
 # Those that a resumed run has from its checkpoint, with the optimiser's state.
 _OF_CHECKPOINT = ("optimizer.lr", "optimizer.weight_decay")
@@ -50,19 +52,23 @@ def find_run(path: str | os.PathLike[str]) -> tuple[str, str | None] | None:
 
     Args:
         path: its folder (``train.output_dir``), the ``config.yaml`` there, or a checkpoint
-            beside one.
+            beside one. The same of a folder that was written to be published, or
+            ``hf://OWNER/NAME`` of one on the Hugging Face hub.
 
     Returns:
-        the config file, and the checkpoint: the named one, or the best, or the last; None where
-        the folder has none yet. None if the path is not of a run, but a config of another kind.
+        the config file, and the checkpoint: the named one, or the best, the last, or what is
+        published; None where the folder has none yet. None if the path is not of a run, but a config of another kind.
 
     Raises:
         FileNotFoundError: a folder or checkpoint without a ``config.yaml``.
+        CheckpointFileError: the hub has no such model, or cannot be reached.
     """
+    if os.fspath(path).startswith(HUB):
+        return local_model(os.fspath(path))
     given = Path(path).expanduser()
     if given.is_dir():
         folder, weights = given, _use_of(given)
-    elif given.suffix == ".pth":
+    elif given.suffix in (".pth", ".safetensors"):
         folder, weights = given.parent, str(given)
         if not given.is_file():
             raise FileNotFoundError(f"checkpoint {given} does not exist")
@@ -86,7 +92,13 @@ def _use_of(folder: Path) -> str | None:
     last, problem = last_checkpoint(folder)
     if last is None and problem and (folder / "last_checkpoint").exists():
         logger.warning("%s: it is not used", problem)
-    return None if last is None else str(last)
+    return weights_in(folder) if last is None else str(last)
+
+
+def is_published(weights: str | None) -> bool:
+    """Whether weights that :func:`find_run` has found are those of a published folder, in which
+    no results belong."""
+    return weights is not None and Path(weights).name == WEIGHTS_FILE
 
 
 def holds_run(folder: Path) -> bool:

@@ -168,6 +168,9 @@ class RunSettings:
         output_dir: folder for all that the run writes.
         init_checkpoint: weights to begin with; "" or None: random ones.
         init_prefix: of the tensors to take from it in training, e.g. "backbone."; "": all.
+        keep_known_classes: where ``init_checkpoint`` names its classes, give each class of the data
+            what it has for the class of that name; those that are new begin as initialised. False:
+            rows of classes are taken by their order, and not at all if their number differs.
         max_iter: iterations of the whole run.
         max_epochs: passes over the training set; sets max_iter, and evaluation and checkpoint
             periods with it, when the data are known. None: max_iter holds.
@@ -203,6 +206,7 @@ class RunSettings:
     output_dir: str = "./output"
     init_checkpoint: str | None = field(default="", metadata=_OPTIONAL)
     init_prefix: str = ""
+    keep_known_classes: bool = True
     max_iter: int = 87960
     max_epochs: float | None = field(default=None, metadata={**_OPTIONAL, "kind": float})
     freeze: list[str] = field(default_factory=list)

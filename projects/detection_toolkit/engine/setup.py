@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
+from ..checkpoint.class_rows import ClassNames
 from ..data import dataset_names, dataset_num_classes
 from ..errors import UserError
 from .recipe import follow_recipe
 from .scaling import follow_epochs
+from .settings import RunSettings
 
-__all__ = ["class_number", "prepare_config"]
+__all__ = ["class_number", "classes_to_keep", "prepare_config"]
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +114,29 @@ def class_number(cfg: DictConfig) -> int | None:
     """Of the model, where its config says it."""
     key = _class_key(cfg)
     return None if key is None else OmegaConf.select(cfg, key)
+
+
+def classes_to_keep(cfg: DictConfig, names: Sequence[str] | None) -> ClassNames | None:
+    """What a checkpointer needs to keep classes by name; None where they are not to be kept.
+
+    Args:
+        cfg: after :func:`prepare_config`.
+        names: of the classes of the data; None where these are not known.
+    """
+    key = _class_key(cfg)
+    keep = RunSettings.from_config(cfg.train).keep_known_classes
+    if not keep or key is None or not names or len(names) != class_number(cfg):
+        return None
+
+    def build(num_classes: int) -> nn.Module:
+        other = copy.deepcopy(cfg)
+        OmegaConf.update(other, key, num_classes)
+        if OmegaConf.select(other, "model.backbone.bottom_up.pretrained"):
+            other.model.backbone.bottom_up.pretrained = False  # shapes need no download
+        with torch.device("meta"):
+            return instantiate(other.model)
+
+    return ClassNames(list(names), build)
 
 
 def _class_key(cfg: DictConfig) -> str | None:

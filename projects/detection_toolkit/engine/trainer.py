@@ -55,6 +55,7 @@ from .random_states import is_random_state, restore_random_state
 from .runs import changes_of_recipe, describe_run
 from .scaling import auto_scale_workers, log_effective_batch
 from .settings import RunSettings
+from .setup import classes_to_keep
 from .train_loop import DetectionTrainLoop
 
 __all__ = ["Trainer"]
@@ -131,12 +132,14 @@ class Trainer(DefaultTrainer):
             log_period=settings.log_period,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        facts = describe_run(cfg)
         self.checkpointer = Checkpointer(
             model,
             settings.output_dir,
             allow_pickle=settings.allow_pickle,
             init_prefix=settings.init_prefix,
-            run=describe_run(cfg),
+            classes=classes_to_keep(cfg, facts["classes"]),
+            run=facts,
             trainer=weakref.proxy(self),
             **({"ema": self.ema} if self.ema is not None else {}),
         )
