@@ -214,8 +214,8 @@ def test_the_proposals_class_is_row_0_and_categories_are_the_ids_of_coco():
     assert back[list(CATEGORY_ROWS)].tolist() == list(CATEGORY_ROWS)
 
 
-@pytest.mark.parametrize(("classes", "expected"), [(91, 91), (6, 91)])
-def test_rows_are_chosen_for_80_classes_alone(classes, expected):
+@pytest.mark.parametrize(("classes", "expected"), [(91, 91), (6, 80)])
+def test_rows_of_categories_are_chosen_unless_all_are_wanted(classes, expected):
     model = empty_model("plain", BIAS, f"model.num_classes={classes}")
     official = published(with_biases(random_checkpoint("plain")), "plain", "huggingface")
     converted = convert_official_state_dict(official, model, allow_other_sizes=True)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 EXAMPLES = """
 PROG --input a.jpg folder/ "more/*.png" --output out/
 PROG --video-input clip.mp4 --output out/
+PROG --config-file hf://OWNER/NAME --input folder/ --output out/
 PROG --config-file output/mine/config.yaml --input folder/ --output out/ --save-json out/found.json
 """
 WINDOW = "detections"

@@ -28,11 +28,13 @@ if TYPE_CHECKING:
 EXAMPLES = """
 PROG --config-file CONFIG --num-gpus 1 train.output_dir=output/mine
 PROG --config-file CONFIG --num-gpus 1 train.output_dir=output/mine --resume
+PROG --config-file CONFIG --weights hf://OWNER/NAME train.output_dir=output/mine
 PROG --config-file CONFIG --print-config train.max_epochs=10
 """
 EVALUATION_EXAMPLES = """
 PROG --config-file CONFIG --weights model.pth
 PROG --config-file output/mine/config.yaml train.stage_evaluation=true
+PROG --config-file hf://OWNER/NAME
 """
 
 

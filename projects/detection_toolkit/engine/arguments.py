@@ -48,7 +48,10 @@ def add_config_arguments(parser: argparse.ArgumentParser, *, has_default: bool =
 def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``--weights`` and ``--allow-partial``, which :func:`parse_arguments` makes overrides."""
     parser.add_argument(
-        "--weights", metavar="FILE", help="checkpoint; the same as train.init_checkpoint=FILE"
+        "--weights",
+        metavar="FILE",
+        help="checkpoint, folder, or hf://OWNER/NAME[@REVISION][/FILE] of the Hugging Face hub; the "
+        "same as train.init_checkpoint=FILE",
     )
     parser.add_argument(
         "--allow-partial",

@@ -193,7 +193,7 @@ def _card(
     cfg = predictor.cfg
     kind = type(predictor.model)
     package = kind.__module__.partition(".")[0]
-    library = packages_distributions().get(__name__.partition(".")[0], ["detectron2"])[0]
+    library = packages_distributions().get(__name__.partition(".")[0], [package])[0]
     head = {
         "library_name": library,
         "pipeline_tag": "object-detection",
@@ -244,7 +244,7 @@ def _card(
         "",
         "## Use",
         "",
-        f"It needs the Python package of `{package}`"
+        f"It needs the project `{library}`, whose package is `{__name__.partition('.')[0]}`"
         + (" and `huggingface_hub`." if address.startswith(HUB) else "."),
         "",
         f"```bash\n{MODULE} predict --config-file {address} --input pictures --output drawn\n```",

@@ -57,7 +57,8 @@ def find_run(path: str | os.PathLike[str]) -> tuple[str, str | None] | None:
 
     Returns:
         the config file, and the checkpoint: the named one, or the best, the last, or what is
-        published; None where the folder has none yet. None if the path is not of a run, but a config of another kind.
+        published; None where the folder has none yet. None if the path is not of a run, but a
+        config of another kind.
 
     Raises:
         FileNotFoundError: a folder or checkpoint without a ``config.yaml``.
