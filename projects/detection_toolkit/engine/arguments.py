@@ -50,8 +50,8 @@ def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights",
         metavar="FILE",
-        help="checkpoint, folder, or hf://OWNER/NAME[@REVISION][/FILE] of the Hugging Face hub; the "
-        "same as train.init_checkpoint=FILE",
+        help="checkpoint, folder, or hf://OWNER/NAME[@REVISION][/FILE] of the Hugging Face hub; "
+        "the same as train.init_checkpoint=FILE",
     )
     parser.add_argument(
         "--allow-partial",

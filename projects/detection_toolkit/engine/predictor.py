@@ -15,7 +15,7 @@ from detectron2.config import instantiate
 from detectron2.data import Metadata, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import Instances
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ..checkpoint.checkpointer import Checkpointer
 from ..config import apply_overrides, get_config, require_lazy_config
@@ -326,6 +326,9 @@ def _follow_test_set(cfg: DictConfig) -> tuple[Metadata, str]:
     Returns:
         the metadata, and why there are none.
     """
+    node = OmegaConf.select(cfg, "dataloader.test.dataset")
+    if node is not None and not any(node.get(key) for key in ("names", "json_file")):
+        return Metadata(), "the config names no data"
     try:
         prepare_config(cfg, training=False, with_files=False)
         names = dataset_names(cfg.dataloader.test.dataset, with_files=False)

@@ -216,7 +216,7 @@ def test_class_names_of_other_programs(labels, before):
     from detection_toolkit.checkpoint.official import class_names
 
     assert class_names({"description": {"id2label": json.loads(json.dumps(labels))}}) == before
-    names = list((before or ["x"]))
+    names = list(before or ["x"])
     assert class_names({"meta": {"CLASSES": tuple(names)}}) == names
     assert class_names({"meta": {"dataset_meta": {"classes": names}}}) == names
     assert class_names({"meta": "text"}) is None and class_names({"meta": {"CLASSES": [1]}}) is None
