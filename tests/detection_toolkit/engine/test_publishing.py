@@ -154,7 +154,7 @@ def test_the_commands_of_the_card_work(run, published):
         python, *words = shlex.split(command.replace("\\\n", " "))
         assert python == "python" and words[:2] == ["-m", "detection_toolkit"]
         if words[2] == "train":
-            words += ["train.max_iter=2", "train.eval_period=0"]
+            words += ["train.max_iter=2", "train.eval_period=0", "train.device=cpu"]
         words += [] if words[2] == "predict" else ["dataloader.test.num_workers=0"]
         user_commands.call(words, run.parent)
     assert (run.parent / "drawn").exists() and (run.parent / "output" / "mine").is_dir()
