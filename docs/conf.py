@@ -39,7 +39,7 @@ extensions = [
 menu = {
     "Start": [
         "/docs/getting_started",
-        "/notebooks/tutorial",
+        "Tutorial </notebooks/tutorial>",
         "Coming from another project </docs/coming_from>",
         "Questions and answers </docs/faq>",
     ],
@@ -100,6 +100,7 @@ nitpicky = True
 
 napoleon_use_ivar = True
 napoleon_use_rtype = False  # what precedes a colon is a shape as often as a type
+add_module_names = False
 autoclass_content = "both"
 autodoc_class_signature = "mixed"
 autodoc_default_options = {"members": True}
@@ -118,5 +119,7 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
 html_domain_indices = False
+html_show_copyright = False
+html_show_search_summary = False  # would read other pages, which files may not
 html_use_index = False
 copybutton_exclude = ".linenos, .gp, .go"

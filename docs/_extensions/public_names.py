@@ -27,10 +27,19 @@ _SOME_NAMES = re.compile(r"\s*\w+(, \w+)*,")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
+    app.connect("builder-inited", _import_lazy_names)
     app.connect("missing-reference", _resolve)
     # Before that of Napoleon, which reads Google's style.
     app.connect("autodoc-process-docstring", _prepare, priority=400)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def _import_lazy_names(app: Sphinx) -> None:
+    """Autodoc finds only what a package has imported."""
+    for path in sorted([*PROJECTS.glob("*/__init__.py"), *PROJECTS.glob("*/*/__init__.py")]):
+        package = import_module(".".join(path.parent.relative_to(PROJECTS).parts))
+        for name in getattr(package, "__all__", ()):
+            setattr(package, name, getattr(package, name))
 
 
 def _prepare(app: Sphinx, kind: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
@@ -38,6 +47,8 @@ def _prepare(app: Sphinx, kind: str, name: str, obj: Any, options: Any, lines: l
     if kind in ("attribute", "data", "property"):
         # It takes what precedes a colon in the first line for the type: that is a comment here.
         lines[:0] = ["..", ""]
+    # What every named tuple says of its constructor.
+    lines[:] = [line for line in lines if not line.startswith("Create new instance of ")]
     for i in range(len(lines) - 1, 0, -1):
         # It expects the names of arguments that are described together in one line.
         if _SOME_NAMES.fullmatch(lines[i - 1]):
@@ -95,7 +106,18 @@ def _find(target: str, scopes: Iterable[str]) -> tuple[str, str] | None:
             if found is not None:
                 return found
             scope = scope.rpartition(".")[0]
-    return _look_up(target) or _look_up(f"builtins.{target}")
+    return _look_up(target) or _look_up(f"builtins.{target}") or _defined_anywhere(target)
+
+
+@cache
+def _defined_anywhere(target: str) -> tuple[str, str] | None:
+    """What has this name in any of our modules: an error is often raised far from its class."""
+    for name in sorted(sys.modules):
+        if name.split(".")[0] in OWN:
+            value = getattr(sys.modules[name], target, None)
+            if getattr(value, "__module__", None) == name:
+                return name, target
+    return None
 
 
 @cache
