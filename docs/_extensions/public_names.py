@@ -47,8 +47,9 @@ def _prepare(app: Sphinx, kind: str, name: str, obj: Any, options: Any, lines: l
     if kind in ("attribute", "data", "property"):
         # It takes what precedes a colon in the first line for the type: that is a comment here.
         lines[:0] = ["..", ""]
-    # What every named tuple says of its constructor.
-    lines[:] = [line for line in lines if not line.startswith("Create new instance of ")]
+    # What Python says of every named tuple.
+    empty = ("Create new instance of ", "Alias for field number ")
+    lines[:] = [line for line in lines if not line.startswith(empty)]
     for i in range(len(lines) - 1, 0, -1):
         # It expects the names of arguments that are described together in one line.
         if _SOME_NAMES.fullmatch(lines[i - 1]):
