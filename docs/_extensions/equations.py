@@ -40,7 +40,6 @@ class NumberEquations(SphinxTransform):
             text = _TAG.sub("", node.astext())
             node.children = [nodes.Text(text)]
             node["number"] = tag[1]
-            node["ids"] = [f"eq-{tag[1]}"]
             # Where MyST keeps the anchors of headings: line, anchor, title.
             anchors = self.env.metadata[self.env.docname].setdefault("myst_slugs", {})
             anchors[f"eq-{tag[1]}"] = (node.line, f"eq-{tag[1]}", f"({tag[1]})")
@@ -58,9 +57,8 @@ def _visit_block(translator: HTML5Translator, node: nodes.math_block) -> None:
     if number is None:
         translator.body.append(f'<div class="equation">{math}</div>')
     else:
-        anchor = node["ids"][0]
         translator.body.append(
-            f'<div class="equation" id="{anchor}">{math}<span>({number})</span></div>'
+            f'<div class="equation" id="eq-{number}">{math}<span>({number})</span></div>'
         )
     raise nodes.SkipNode
 
