@@ -151,7 +151,7 @@ def test_equations_are_markup_and_none_is_left_as_text(site):
     assert text.count("<math") > len(numbers)
     for page in (site / "docs").rglob("*.html"):
         text = page.read_text(encoding="utf-8")
-        assert 'class="math' not in text and "\\tag{" not in text, page
+        assert 'class="math notranslate' not in text and "\\tag{" not in text, page
 
 
 def packages() -> list[str]:
