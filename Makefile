@@ -51,7 +51,8 @@ lint: $(READY)  ## ruff and mypy
 	$(RUN) -m mypy
 
 docs: $(READY)  ## build the documentation as a site, warnings are errors: output/site/
-	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict $(ARGS)
+	rm -rf output/site output/doctrees
+	OMP_NUM_THREADS=1 $(RUN) -m sphinx -q -W --keep-going -c docs -d output/doctrees $(ARGS) . output/site
 
 PLAN ?= ablations/shapes_hard.yaml
 

@@ -40,7 +40,8 @@ class TwiceSquashedCost:
 
 
 class QualityFocalLoss(nn.Module):
-    """Quality focal loss (Li et al., NeurIPS 2020), |y - p|^beta BCE(p, y), of graded labels y."""
+    """Quality focal loss (Li et al., NeurIPS 2020), ``|y - p|^beta BCE(p, y)``, of graded labels
+    y."""
 
     def __init__(self, beta: float = 2.0):
         super().__init__()

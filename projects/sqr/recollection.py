@@ -89,7 +89,8 @@ def recollect(
     what it finds there at inference: a filter of that stage, made of the query in question.
 
     Args:
-        decoder: the cascade; only its :meth:`run_stage` is used.
+        decoder: the cascade; only its
+            :meth:`~detection_toolkit.modeling.CascadeDecoder.run_stage` is used.
         schedule: which states each stage is given.
         maps: of B images; never copied, whatever the number of groups.
         queries: initial ones, of B images.

@@ -67,7 +67,8 @@ class QueryDetector(nn.Module):
         """
         Args:
             backbone: image batch -> {name: map (B, C, H_l, W_l)}, finest first, with the neck
-                that brings every map to C channels (:class:`SharedNormChannelMapper`).
+                that brings every map to C channels
+                (:class:`~detection_toolkit.modeling.SharedNormChannelMapper`).
             initial_queries: feature maps -> :class:`~detection_toolkit.structures.Queries`.
             decoder: a query head (see ``QUERY_HEADS``). Where it has a route, the criterion becomes
                 the route's.

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -20,13 +19,13 @@ from urllib.parse import urlsplit
 import cv2
 import numpy as np
 import pytest
+from browsers import chromium
 from PIL import Image
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 from detection_toolkit.data import SHAPES
 from detection_toolkit.data.shapes import render_image
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 TIMEOUT = 30_000  # milliseconds, for a busy machine: nothing here waits for a time to pass
 
 # Starts the page, and notes every address outside of the machine that the server looks up or
@@ -50,20 +49,14 @@ runpy.run_module("detection_toolkit.web", run_name="__main__", alter_sys=True)
 
 
 @pytest.fixture(scope="module")
-def chromium() -> str:
-    """Path of the browser."""
-    for name in BROWSERS:
-        path = shutil.which(name)
-        if path:
-            return path
-    reason = f"no browser: none of {', '.join(BROWSERS)} is in PATH"
-    if os.environ.get("CI"):
-        pytest.fail(f"{reason}, and CI is set: install chromium")
-    pytest.skip(reason)
+def browser():
+    expect.set_options(timeout=TIMEOUT)
+    with chromium() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="module")
-def server(chromium, tmp_path_factory):
+def server(browser, tmp_path_factory):
     """(address, file with the addresses that it contacted)."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -97,16 +90,6 @@ def server(chromium, tmp_path_factory):
     assert process.wait(60) == 0
     reader.join(60)
     assert "Traceback" not in "".join(output), "".join(output)
-
-
-@pytest.fixture(scope="module")
-def browser(chromium):
-    expect.set_options(timeout=TIMEOUT)
-    with sync_playwright() as playwright:
-        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-        browser = playwright.chromium.launch(executable_path=chromium, args=arguments)
-        yield browser
-        browser.close()
 
 
 class OpenPage:
