@@ -81,8 +81,8 @@ def build_train_loader(
         logger.info(
             "%d images a step are %d inputs of the model: every image enters %d times",
             total_batch_size,
-            total_batch_size * mapper.num_views,
-            mapper.num_views,
+            total_batch_size * len(mapper.view_names),
+            len(mapper.view_names),
         )
     if skip_unreadable:
         # Several entries may share a file, which counts once when it cannot be read.

@@ -249,6 +249,11 @@ class SkipUnreadable:
             self._count(error.file_name or dataset_dict["file_name"], error)
             return None
 
+    @property
+    def view_names(self) -> Sequence[str]:
+        """Those of the mapper, where it makes several inputs of an image."""
+        return getattr(self.mapper, "view_names", ())
+
     def _count(self, file_name: str, error: UnreadableImageError) -> None:
         if file_name in self.skipped:
             return

@@ -8,6 +8,7 @@ interruption changes what a step sees.
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import math
 import random
@@ -174,6 +175,22 @@ class SeededDataset(Dataset):
         self._dataset = dataset
         self._mapper = PicklableWrapper(mapper)  # for systems where processes are not forked
 
+    @property
+    def records(self) -> Sequence[dict[str, Any]]:
+        """The dataset dicts."""
+        return self._dataset
+
+    @property
+    def view_names(self) -> Sequence[str]:
+        """Of the inputs that a mapper of several makes of an image; empty for one input."""
+        return getattr(self._mapper, "view_names", ())
+
+    def over(self, records: Sequence[dict[str, Any]]) -> SeededDataset:
+        """The same, mapper and random numbers too, over as many other dataset dicts."""
+        other = copy.copy(self)
+        other._dataset = records
+        return other
+
     def __len__(self) -> int:
         return len(self._dataset)
 
@@ -251,7 +268,7 @@ class TrainLoader:
             num_workers, pin_memory: see PyTorch's ``DataLoader``.
         """
         self.stream = stream
-        self._dataset = dataset
+        self.dataset = dataset
         self._batches = _RecordedBatches(stream)
         self._state = stream.state_dict()
         # A generator of its own: the loader would draw from the global one with every iterator.
@@ -272,7 +289,7 @@ class TrainLoader:
             LoaderProcessError: a loader process has ended by itself.
         """
         self.stream.rewind(self._state)
-        self._dataset.seed = self.stream.seed
+        self.dataset.seed = self.stream.seed
         batches = iter(self._loader)
         end_workers_at_exit(batches)
         while True:

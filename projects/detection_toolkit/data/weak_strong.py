@@ -41,8 +41,8 @@ class WeakStrongMapper(DetectionMapper):
     are pasted into both inputs, each from another image.
     """
 
-    num_views = 2
-    """Model inputs of an image."""
+    view_names = ("weak", "strong")
+    """The model's inputs of an image."""
 
     def __init__(
         self,
