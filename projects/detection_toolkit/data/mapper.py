@@ -249,6 +249,12 @@ class SkipUnreadable:
             self._count(error.file_name or dataset_dict["file_name"], error)
             return None
 
+    def alone(self) -> SkipUnreadable:
+        """The same with ``mapper.alone()``; both count as one."""
+        other = copy.copy(self)
+        other.mapper = self.mapper.alone()  # type: ignore[attr-defined]
+        return other
+
     @property
     def view_names(self) -> Sequence[str]:
         """Those of the mapper, where it makes several inputs of an image."""

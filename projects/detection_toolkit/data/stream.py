@@ -160,6 +160,7 @@ class SeededDataset(Dataset):
         *,
         seed: int = 0,
         with_others: bool = False,
+        mix_until: int | None = None,
     ):
         """
         Args:
@@ -169,11 +170,16 @@ class SeededDataset(Dataset):
             seed: the stream's.
             with_others: the mapper takes the whole data set as a second argument. It does not hold
                 it: processes that are not forked would be sent a copy.
+            mix_until: from this position on, images are mapped by ``mapper.alone()``.
         """
         self.seed = seed
         self._with_others = with_others
         self._dataset = dataset
         self._mapper = PicklableWrapper(mapper)  # for systems where processes are not forked
+        self._mix_until = math.inf if mix_until is None else mix_until
+        self._mapper_alone = None
+        if mix_until is not None:
+            self._mapper_alone = PicklableWrapper(mapper.alone())  # type: ignore[attr-defined]
 
     @property
     def records(self) -> Sequence[dict[str, Any]]:
@@ -202,8 +208,10 @@ class SeededDataset(Dataset):
             while math.gcd(step, size) != 1:  # then it reaches every image
                 step = (step + 1) % size
             others = (self._dataset,) if self._with_others else ()
+            is_mixed = draw.position < self._mix_until
+            mapper = self._mapper if is_mixed else self._mapper_alone
             for _ in range(size):
-                sample = self._mapper(self._dataset[index], *others)
+                sample = mapper(self._dataset[index], *others)
                 if sample is not None:
                     return sample
                 index = (index + step) % size
