@@ -74,7 +74,9 @@ def call(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_do_what_they_say(folder, command):
     call(folder, command)
-    for name, made in {"predict": "drawn", "export": "model.onnx", "json": "found.json"}.items():
+    made_by = {"predict": "drawn", "export": "model.onnx", "json": "found.json"}
+    made_by["view data"] = "seen/index.html"
+    for name, made in made_by.items():
         if name in command:
             assert (folder / made).exists()
 

@@ -26,6 +26,7 @@ ENTRY_POINTS = sorted(
 ) + [ROOT / "train_net.py"]
 
 COMMAND = "stageinteractor"
+FIGURES = ROOT / "projects" / "detection_toolkit" / "commands" / "figures.py"
 SHARED_ARGUMENTS = ROOT / "projects" / "detection_toolkit" / "engine" / "arguments.py"
 
 
@@ -118,6 +119,8 @@ def test_commands_name_scripts_options_and_configs_that_exist(page):
         script = ROOT / words[0]
         assert script.is_file(), words
         source = source_of(script)
+        if "figures_parser(" in source:
+            source += FIGURES.read_text(encoding="utf-8")
         if re.search(r"add_(config|overrides)_arguments?\(", source):
             source += SHARED_ARGUMENTS.read_text(encoding="utf-8")
         for word in words[1:]:

@@ -45,8 +45,9 @@ COMMANDS: dict[str, Command | Group] = {
         {
             "stages": Command("commands.view_stages", "draw what every stage does with a picture"),
             "labels": Command("commands.view_labels", "draw which labels the stages learn from"),
+            "data": Command("commands.view_data", "draw the images as training sees them"),
         },
-        "draw what happens inside of a detector",
+        "draw what training sees, and what happens inside of a detector",
     ),
     "web": Command("web.__main__", "show a detector on a page in the browser"),
     "convert": Group(

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..durable import write_text
 from ..engine import user_errors
-from ..engine.arguments import add_config_arguments, parse_arguments
-from ..engine.parsers import make_parser
+from ..engine.arguments import parse_arguments
 from ..errors import UserError
-from ..texts import shown
+from .figures import draw_each, figures_parser, open_detector
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,8 +32,8 @@ PROG --config-file output/mine/config.yaml --images 139 000123.jpg --output outp
 
 def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
     """The command line."""
-    parser = make_parser(__doc__, EXAMPLES, prog)
-    add_config_arguments(parser)
+    suffixes = ".png, .pdf and .json"
+    parser = figures_parser(__doc__, EXAMPLES, prog, kind="assignment", suffixes=suffixes)
     parser.add_argument(
         "--images",
         nargs="+",
@@ -47,13 +46,6 @@ def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
         default=3,
         metavar="N",
         help="without --images: the first N that have two objects or more (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("output/assignment"),
-        metavar="FOLDER",
-        help="where NAME_assignment.png, .pdf and .json are written (default: %(default)s)",
     )
     return parser
 
@@ -173,30 +165,27 @@ def draw(predictor: Predictor, record: dict[str, Any], stem: Path) -> list[str]:
     return [*written, str(table)]
 
 
-def run(args: argparse.Namespace) -> None:
-    """Draw all images."""
-    from tqdm import tqdm
-
+def run(args: argparse.Namespace) -> int:
+    """Draw all images; returns how many could not be drawn."""
     from ..data import dataset_names, get_detection_dataset
-    from ..engine.inspection import build_inspected_detector
-    from ..visualization import figure_stems
 
-    predictor = build_inspected_detector(
-        args.config_file, args.opts, trust_config=args.trust_config
-    )
+    predictor = open_detector(args)
     node = predictor.cfg.dataloader.train.dataset
     dataset = get_detection_dataset(
         dataset_names(node), allow_outside=node.get("allow_outside", False), filter_empty=False
     )
     records = choose_records(dataset, args.images, args.num_images)
-    stems = figure_stems([r["file_name"] for r in records], args.output, "assignment")
-    for record, stem in zip(tqdm(records, unit="image", disable=len(records) == 1), stems):
-        tqdm.write(f"{shown(record['file_name'])} -> {', '.join(draw(predictor, record, stem))}")
+    return draw_each(
+        args,
+        [record["file_name"] for record in records],
+        lambda number, stem: draw(predictor, records[number], stem),
+        kind="assignment",
+        title="Which labels the stages get",
+    )
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
     """Returns the exit code."""
     args = parse_arguments(get_parser(prog), argv)
     with user_errors():
-        run(args)
-    return 0
+        return 1 if run(args) else 0

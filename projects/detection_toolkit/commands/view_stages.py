@@ -9,15 +9,13 @@ stages. Without --config-file it is the detector of the built-in shapes.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..defaults import DEFAULT_SCORE_THRESHOLD
 from ..engine import user_errors
-from ..engine.arguments import add_config_arguments, find_pictures, parse_arguments
-from ..engine.parsers import make_parser
-from ..texts import shown
+from ..engine.arguments import find_pictures, parse_arguments
+from .figures import draw_each, figures_parser, open_detector
 
 EXAMPLES = """
 PROG --input picture.jpg --output output/stages
@@ -27,21 +25,13 @@ PROG --config-file output/mine/config.yaml --input folder/ --output output/stage
 
 def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
     """The command line."""
-    parser = make_parser(__doc__, EXAMPLES, prog)
-    add_config_arguments(parser)
+    parser = figures_parser(__doc__, EXAMPLES, prog, kind="stages", suffixes=".png and .pdf")
     parser.add_argument(
         "--input",
         nargs="+",
         required=True,
         metavar="PATH",
         help="pictures, folders of them, or globs",
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("output/stages"),
-        metavar="FOLDER",
-        help="where NAME_stages.png and .pdf are written (default: %(default)s)",
     )
     parser.add_argument(
         "--confidence-threshold",
@@ -66,39 +56,23 @@ def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Draw all pictures; returns how many could not be drawn."""
-    from tqdm import tqdm
-
-    from ..data import UnreadableImageError, read_image
-    from ..engine.inspection import build_inspected_detector
+    from ..data import read_image
     from ..visualization import (
         animate_stages,
         choose_queries,
         draw_stages,
-        figure_stems,
         save_animation,
         save_figure,
         trace_stages,
     )
 
     files = find_pictures(args.input)
-    predictor = build_inspected_detector(
-        args.config_file, args.opts, trust_config=args.trust_config
-    )
-    failures = 0
-    stems = figure_stems(files, args.output, "stages")
-    for file, stem in zip(tqdm(files, unit="picture", disable=len(files) == 1), stems):
-        try:
-            image = read_image(file, "BGR")
-            traces = trace_stages(predictor.model, predictor.preprocess(image))
-            choose_queries(traces, args.queries, threshold=args.confidence_threshold)
-        except UnreadableImageError as error:
-            failures += 1
-            tqdm.write(f"error: {error}", file=sys.stderr)
-            continue
-        except ValueError as error:
-            failures += 1
-            tqdm.write(f"error: {shown(file)}: {error}", file=sys.stderr)
-            continue
+    predictor = open_detector(args)
+
+    def draw(number: int, stem: Path) -> list[str]:
+        image = read_image(files[number], "BGR")
+        traces = trace_stages(predictor.model, predictor.preprocess(image))
+        choose_queries(traces, args.queries, threshold=args.confidence_threshold)
         figure = draw_stages(
             image[:, :, ::-1],
             traces,
@@ -116,8 +90,9 @@ def run(args: argparse.Namespace) -> int:
                 threshold=args.confidence_threshold,
             )
             written.append(save_animation(frames, stem.with_name(stem.name + ".webp")))
-        tqdm.write(f"{shown(file)} -> {' and '.join(written)}")
-    return failures
+        return written
+
+    return draw_each(args, files, draw, kind="stages", title="What the stages do")
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:

@@ -13,6 +13,8 @@ from .evaluation_loader import EvaluationLoader
 from .images import UnreadableImageError, read_image
 from .loader_processes import LoaderProcessError, loader_process_errors
 from .mapper import DetectionMapper, SkipUnreadable
+from .mosaic import MixUp, Mosaic
+from .multi_image import MultiImageMapper
 from .shapes import SHAPES, ShapesSpec, ensure_shapes, generate_shapes, register_shapes
 from .strong import (
     InRandomOrder,
@@ -29,6 +31,9 @@ __all__ = [
     "EvaluationLoader",
     "InRandomOrder",
     "LoaderProcessError",
+    "MixUp",
+    "Mosaic",
+    "MultiImageMapper",
     "RandomColorOperation",
     "RandomErasing",
     "RandomGeometricOperation",

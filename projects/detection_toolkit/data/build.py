@@ -19,6 +19,7 @@ from .evaluation_loader import EvaluationLoader
 from .files import is_address, missing_files, other_spelling
 from .images import shown_size
 from .mapper import SkipUnreadable
+from .multi_image import MultiImageMapper
 from .stream import GroupedStream, SeededDataset, TrainLoader
 from .weak_strong import WeakStrongMapper
 
@@ -40,6 +41,7 @@ def build_train_loader(
     skip_unreadable: bool = False,
     aspect_ratio_grouping: bool = True,
     sampler: Sampler | None = None,
+    mix_until: int | None = None,
 ) -> TrainLoader:
     """As Detectron2's ``build_detection_train_loader``, an endless stream of batches.
 
@@ -56,6 +58,8 @@ def build_train_loader(
         skip_unreadable: count and skip images that cannot be read, instead of stopping.
         aspect_ratio_grouping: batch landscape and portrait images apart, to pad less.
         sampler: default: Detectron2's endless ``TrainingSampler``.
+        mix_until: after so many images of the stream, a :class:`MultiImageMapper` takes each image
+            by itself. None: never.
 
     Raises:
         ValueError: an empty data set, images of another size than it says, or a batch that the
@@ -76,13 +80,18 @@ def build_train_loader(
         )
     _check_files(dataset, mapper, "train", skip_missing=skip_unreadable)
     _check_sizes(dataset, mapper, "train")
-    makes_pairs = isinstance(mapper, WeakStrongMapper)
+    mixes = isinstance(mapper, MultiImageMapper)
+    if mix_until is not None and not mixes:
+        raise UserError(
+            "train.mix_until is for a mapper that puts images together (MultiImageMapper), and "
+            f"dataloader.train.mapper is {type(mapper).__name__}: set train.mix_until=1"
+        )
     if isinstance(mapper, WeakStrongMapper):
         logger.info(
             "%d images a step are %d inputs of the model: every image enters %d times",
             total_batch_size,
-            total_batch_size * mapper.num_views,
-            mapper.num_views,
+            total_batch_size * len(mapper.view_names),
+            len(mapper.view_names),
         )
     if skip_unreadable:
         # Several entries may share a file, which counts once when it cannot be read.
@@ -98,7 +107,8 @@ def build_train_loader(
             DatasetFromList(dataset, copy=False),
             mapper,
             seed=stream.seed,
-            with_others=makes_pairs,
+            with_others=mixes,
+            mix_until=mix_until,
         ),
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),

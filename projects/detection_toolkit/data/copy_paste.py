@@ -16,7 +16,7 @@ from detectron2.structures.masks import polygons_to_bitmask
 
 from ..errors import UserError
 
-__all__ = ["AnnotatedImage", "CopyPaste", "boxes_of_masks", "transform_masks"]
+__all__ = ["AnnotatedImage", "CopyPaste", "boxes_of_masks", "count_pixels", "transform_masks"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,15 +165,15 @@ class CopyPaste:
         """
         assert image.masks is not None
         masks = image.masks & ~covered
-        pixels = _count(masks)
+        pixels = count_pixels(masks)
         boxes = boxes_of_masks(masks)
-        has_lost = pixels < _count(image.masks)
+        has_lost = pixels < count_pixels(image.masks)
         has_moved = (np.abs(boxes - image.boxes) > self.max_moved).any(1)
         kept = (pixels > 0) & ~(has_lost & has_moved & (pixels <= self.min_pixels))
         return dataclasses.replace(image, boxes=boxes, masks=masks).select(kept)
 
 
-def _count(masks: np.ndarray) -> np.ndarray:
+def count_pixels(masks: np.ndarray) -> np.ndarray:
     """(N,) pixels of masks (N, H, W)."""
     return np.array([np.count_nonzero(mask) for mask in masks], dtype=np.int64)
 

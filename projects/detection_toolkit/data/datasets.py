@@ -15,7 +15,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_datas
 from detectron2.data.datasets import load_coco_json
 
 from ..errors import UnknownNameError, UserError
-from .documents import collector_paused, write_copy
+from .documents import KEPT_KEYS, collector_paused, write_copy
 from .findings import log_repairs, raise_harm
 from .judgement import judge_file
 from .registered import (
@@ -103,7 +103,7 @@ def register_coco_json(
         source=source,
         evaluator_type="coco",
     )
-    DatasetCatalog.register(name, partial(load_coco_json, str(path), str(root), name))
+    DatasetCatalog.register(name, partial(load_coco_json, str(path), str(root), name, KEPT_KEYS))
     return name
 
 

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 from ..durable import private_folder, write_text
 from ..errors import UserError
 
-__all__ = ["TextDocument", "collector_paused", "read_document", "write_copy"]
+__all__ = ["KEPT_KEYS", "TextDocument", "collector_paused", "read_document", "write_copy"]
 
-
+KEPT_KEYS = ["id"]
+"""Of annotations, besides those that Detectron2 keeps: by the id people find them in their file."""
 _STEM = 100  # letters of a name
 
 

@@ -249,6 +249,17 @@ class SkipUnreadable:
             self._count(error.file_name or dataset_dict["file_name"], error)
             return None
 
+    def alone(self) -> SkipUnreadable:
+        """The same with ``mapper.alone()``; both count as one."""
+        other = copy.copy(self)
+        other.mapper = self.mapper.alone()  # type: ignore[attr-defined]
+        return other
+
+    @property
+    def view_names(self) -> Sequence[str]:
+        """Those of the mapper, where it makes several inputs of an image."""
+        return getattr(self.mapper, "view_names", ())
+
     def _count(self, file_name: str, error: UnreadableImageError) -> None:
         if file_name in self.skipped:
             return

@@ -16,7 +16,7 @@ from detectron2.structures import BoxMode
 from ..errors import UserError
 from ..texts import shown
 from .boxes import find_box_faults
-from .documents import write_copy
+from .documents import KEPT_KEYS, write_copy
 from .files import check_path, find_escapes
 from .findings import FindingCollector, log_repairs, raise_harm
 from .judgement import class_names, judge_file
@@ -75,7 +75,7 @@ def judge_registered(name: str) -> bool:
     metadata.json_file = copy
     if is_loaded_from_it:
         metadata.original_loader = DatasetCatalog[name]
-        DatasetCatalog[name] = partial(load_coco_json, copy, root, name)
+        DatasetCatalog[name] = partial(load_coco_json, copy, root, name, KEPT_KEYS)
     return metadata.sound_boxes
 
 

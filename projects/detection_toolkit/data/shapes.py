@@ -30,6 +30,7 @@ from iopath.common.file_io import file_lock
 from tqdm import tqdm
 
 from ..errors import UnknownNameError, UserError
+from .documents import KEPT_KEYS
 
 __all__ = [
     "SHAPES",
@@ -506,7 +507,7 @@ def ensure_shapes(name: str) -> Path:
 
 def _load(name: str) -> list[dict]:
     folder = ensure_shapes(name)
-    return load_coco_json(str(folder / ANNOTATIONS), str(folder / IMAGES), name)
+    return load_coco_json(str(folder / ANNOTATIONS), str(folder / IMAGES), name, KEPT_KEYS)
 
 
 for _name, _spec in SHAPES.items():

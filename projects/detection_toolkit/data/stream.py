@@ -8,6 +8,7 @@ interruption changes what a step sees.
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import math
 import random
@@ -159,6 +160,7 @@ class SeededDataset(Dataset):
         *,
         seed: int = 0,
         with_others: bool = False,
+        mix_until: int | None = None,
     ):
         """
         Args:
@@ -168,11 +170,32 @@ class SeededDataset(Dataset):
             seed: the stream's.
             with_others: the mapper takes the whole data set as a second argument. It does not hold
                 it: processes that are not forked would be sent a copy.
+            mix_until: from this position on, images are mapped by ``mapper.alone()``.
         """
         self.seed = seed
         self._with_others = with_others
         self._dataset = dataset
         self._mapper = PicklableWrapper(mapper)  # for systems where processes are not forked
+        self._mix_until = math.inf if mix_until is None else mix_until
+        self._mapper_alone = None
+        if mix_until is not None:
+            self._mapper_alone = PicklableWrapper(mapper.alone())  # type: ignore[attr-defined]
+
+    @property
+    def records(self) -> Sequence[dict[str, Any]]:
+        """The dataset dicts."""
+        return self._dataset
+
+    @property
+    def view_names(self) -> Sequence[str]:
+        """Of the inputs that a mapper of several makes of an image; empty for one input."""
+        return getattr(self._mapper, "view_names", ())
+
+    def over(self, records: Sequence[dict[str, Any]]) -> SeededDataset:
+        """The same, mapper and random numbers too, over as many other dataset dicts."""
+        other = copy.copy(self)
+        other._dataset = records
+        return other
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -185,8 +208,10 @@ class SeededDataset(Dataset):
             while math.gcd(step, size) != 1:  # then it reaches every image
                 step = (step + 1) % size
             others = (self._dataset,) if self._with_others else ()
+            is_mixed = draw.position < self._mix_until
+            mapper = self._mapper if is_mixed else self._mapper_alone
             for _ in range(size):
-                sample = self._mapper(self._dataset[index], *others)
+                sample = mapper(self._dataset[index], *others)
                 if sample is not None:
                     return sample
                 index = (index + step) % size
@@ -251,7 +276,7 @@ class TrainLoader:
             num_workers, pin_memory: see PyTorch's ``DataLoader``.
         """
         self.stream = stream
-        self._dataset = dataset
+        self.dataset = dataset
         self._batches = _RecordedBatches(stream)
         self._state = stream.state_dict()
         # A generator of its own: the loader would draw from the global one with every iterator.
@@ -272,7 +297,7 @@ class TrainLoader:
             LoaderProcessError: a loader process has ended by itself.
         """
         self.stream.rewind(self._state)
-        self._dataset.seed = self.stream.seed
+        self.dataset.seed = self.stream.seed
         batches = iter(self._loader)
         end_workers_at_exit(batches)
         while True:

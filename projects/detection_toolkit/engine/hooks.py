@@ -29,6 +29,7 @@ from .random_states import capture_random_state, preserved_random_state
 __all__ = [
     "BestCheckpoint",
     "EMAHook",
+    "EndOfMixing",
     "EvaluationHook",
     "PeriodicCheckpointer",
     "StoppedEarly",
@@ -84,6 +85,26 @@ class EMAHook(HookBase):
     @torch.no_grad()
     def after_step(self) -> None:
         self.averaged.update_parameters(self.model)
+
+
+class EndOfMixing(HookBase):
+    """Says when images begin to come by themselves; the loader does it, by their position."""
+
+    def __init__(self, iterations: int):
+        """
+        Args:
+            iterations: before that.
+        """
+        self._iterations = iterations
+
+    def before_step(self) -> None:
+        now, start = self.trainer.iter, self.trainer.start_iter
+        if now == max(self._iterations, start):
+            logger.info(
+                "mosaic, mixup and copy-paste have ended after %d iterations (train.mix_until): "
+                "every image comes by itself",
+                self._iterations,
+            )
 
 
 class PeriodicCheckpointer(hooks.PeriodicCheckpointer):

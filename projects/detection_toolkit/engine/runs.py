@@ -43,6 +43,7 @@ _OF_CONFIG = (
     "dataloader.train.total_batch_size",
     "train.accumulation_steps",
     "train.max_iter",
+    "train.mix_until",
     "lr_multiplier",
 )
 

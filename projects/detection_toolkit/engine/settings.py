@@ -189,6 +189,8 @@ class RunSettings:
         allow_partial: evaluate, draw or export also where ``init_checkpoint`` does not give the
             model all of its weights. Training begins with what fits in any case.
         accumulation_steps: forward passes for one step of the optimiser.
+        mix_until: share of the run after which mosaic, mixup and copy-paste end, and every image
+            comes by itself. 1: never.
         ema: exponential moving average of the weights.
         reference_world_size: number of processes that batch, learning rate and schedule are meant
             for; when the run has another, they are scaled. 0: never.
@@ -221,6 +223,7 @@ class RunSettings:
     allow_pickle: bool = False
     allow_partial: bool = False
     accumulation_steps: int = 1
+    mix_until: float = 1.0
     ema: EmaSettings = field(default_factory=EmaSettings)
     reference_world_size: int = 0
     checkpointer: CheckpointSettings = field(default_factory=CheckpointSettings)
@@ -243,6 +246,7 @@ class RunSettings:
         )
         epochs = self.max_epochs
         _check(epochs is None or epochs > 0, "train.max_epochs must be > 0", epochs)
+        _check(0 <= self.mix_until <= 1, "train.mix_until must be from 0 to 1", self.mix_until)
         are_names = all(isinstance(name, str) for name in self.freeze)
         _check(are_names, "train.freeze must be a list of names", self.freeze)
         if self.early_stopping.enabled:
@@ -269,6 +273,11 @@ class RunSettings:
     def as_dict(self) -> dict[str, Any]:
         """As plain values and dicts, the form that a config has."""
         return dataclasses.asdict(self)
+
+    @property
+    def last_mixed_iteration(self) -> int:
+        """Iterations before images come by themselves; see ``mix_until``."""
+        return round(self.mix_until * self.max_iter)
 
     @property
     def on_gpu(self) -> bool:

@@ -22,12 +22,13 @@ from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
+from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from ..checkpoint.checkpointer import Checkpointer, ResumeError
 from ..config import require_lazy_config
-from ..data import dataset_names, loader_process_errors
+from ..data import build_train_loader, dataset_names, loader_process_errors
 from ..errors import NonFinitePredictionError, UserError
 from ..evaluation import check_stage_evaluation, configured_label_assigners
 from ..memory import keep_freed_memory
@@ -44,6 +45,7 @@ from .folder_lock import locked_run
 from .hooks import (
     BestCheckpoint,
     EMAHook,
+    EndOfMixing,
     EvaluationHook,
     PeriodicCheckpointer,
     StoppedEarly,
@@ -299,6 +301,8 @@ class Trainer(DefaultTrainer):
         settings = self.settings
         module = self.checkpointer.model
         ret = [hooks.IterationTimer(), hooks.LRScheduler()]
+        if settings.mix_until < 1:
+            ret.append(EndOfMixing(settings.last_mixed_iteration))
         if self.ema is not None:
             ret.append(EMAHook(self.ema, module))
         checkpoint_hook = PeriodicCheckpointer(
@@ -406,8 +410,17 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: DictConfig) -> Any:
-        """Instantiate ``cfg.dataloader.train``; warns of images with more objects than queries."""
+        """Instantiate ``cfg.dataloader.train``; warns of images with more objects than queries.
+
+        Raises:
+            UserError: ``train.mix_until``, for a loader or mapper that puts no images together.
+        """
         node = copy.deepcopy(cfg.dataloader.train)
+        settings = RunSettings.from_config(cfg.train)
+        if settings.mix_until < 1:
+            _check_is_ours(node)
+            images = node.total_batch_size * settings.accumulation_steps
+            node.mix_until = settings.last_mixed_iteration * images
         if "dataset" not in node:  # a loader that makes its own
             return instantiate(node)
         dataset = instantiate(node.dataset)
@@ -543,6 +556,19 @@ def _deterministic(settings: RunSettings) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
         torch.backends.cudnn.benchmark = benchmark
+
+
+def _check_is_ours(node: DictConfig) -> None:
+    """
+    Raises:
+        UserError: a loader that knows no positions.
+    """
+    target = node.get("_target_")
+    if (locate(target) if isinstance(target, str) else target) is not build_train_loader:
+        raise UserError(
+            "train.mix_until is for detection_toolkit.data.build_train_loader, and "
+            "dataloader.train is another loader: set train.mix_until=1"
+        )
 
 
 def _warn_of_crowded_images(dataset: list[dict[str, Any]], num_queries: int) -> None:

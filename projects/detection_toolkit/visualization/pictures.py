@@ -33,6 +33,7 @@ __all__ = [
     "distinct_names",
     "draw_detections",
     "draw_ground_truth",
+    "draw_labelled_boxes",
     "save_picture",
     "select_confident",
     "side_by_side",
@@ -84,7 +85,9 @@ def draw_detections(
     ]
     boxes = instances.pred_boxes
     order = instances.scores.argsort(descending=True).tolist()
-    return _draw(image, boxes, classes, labels, metadata, scale, order, font_size)
+    return draw_labelled_boxes(
+        image, boxes, classes, labels, metadata, order=order, scale=scale, font_size=font_size
+    )
 
 
 def draw_ground_truth(
@@ -112,8 +115,72 @@ def draw_ground_truth(
         for c, a in zip(classes, annotations)
     ]
     boxes = Boxes(np.asarray(boxes, dtype="float32").reshape(-1, 4))
-    order = boxes.area().argsort().tolist()  # where room is short, the small ones need it most
-    return _draw(image, boxes, classes, labels, metadata, scale, order)
+    return draw_labelled_boxes(image, boxes, classes, labels, metadata, scale=scale)
+
+
+def draw_labelled_boxes(
+    image: np.ndarray,
+    boxes: Boxes,
+    classes: Sequence[int],
+    labels: Sequence[str],
+    metadata: Metadata | None = None,
+    *,
+    order: Sequence[int] | None = None,
+    dashed: Sequence[int] = (),
+    scale: float | None = None,
+    font_size: float | None = None,
+) -> np.ndarray:
+    """Draw N boxes, each in the colour of its class and with a label.
+
+    Where labels would cover one another, only the most important ones are drawn.
+
+    Args:
+        image: (H, W, 3) RGB.
+        boxes: in pixels of the image.
+        classes, labels: of each box.
+        metadata, scale, font_size: see :func:`draw_detections`.
+        order: of the labels, the most important first; by default the small boxes, which need it
+            most.
+        dashed: which boxes have dashed frames.
+
+    Returns:
+        (scale H, scale W, 3) RGB.
+    """
+    if order is None:
+        order = boxes.area().argsort().tolist()
+    if scale is None:
+        scale = max(1.0, _LEGIBLE_SIDE / max(image.shape[:2]))
+    visualizer = Visualizer(image, metadata, scale=scale)
+    corners = boxes.tensor.tolist()
+    areas = boxes.area().tolist()
+    for i in sorted(range(len(corners)), key=lambda i: -areas[i]):  # small ones on top
+        # Detectron2's default is half transparent: lost on a busy background.
+        visualizer.draw_box(
+            corners[i],
+            alpha=1.0,
+            edge_color=class_color(metadata, classes[i]),
+            line_style="--" if i in dashed else "-",
+        )
+    if font_size is None:
+        font_size = max(9.0, scale * (image.shape[0] * image.shape[1]) ** 0.5 / 90)
+    background = {"facecolor": "black", "alpha": 0.8, "pad": 1.5, "edgecolor": "none"}
+    place_labels(
+        visualizer.output.ax,
+        [
+            BoxLabel(
+                corners[i],
+                labels[i],
+                {
+                    "color": [0.4 + 0.6 * x for x in class_color(metadata, classes[i])],
+                    "bbox": background,
+                    "zorder": 10,
+                },
+            )
+            for i in order
+        ],
+        size=font_size,
+    )
+    return visualizer.output.get_image()
 
 
 def side_by_side(pictures: Sequence[np.ndarray], titles: Sequence[str] | None = None) -> np.ndarray:
@@ -199,50 +266,6 @@ def save_picture(picture: np.ndarray, path: str | Path) -> str:
     image = Image.fromarray(picture)
     write_durably(path, lambda file: image.save(file, format=kind, **options))
     return str(path)
-
-
-def _draw(
-    image: np.ndarray,
-    boxes: Boxes,
-    classes: Sequence[int],
-    labels: Sequence[str],
-    metadata: Metadata | None,
-    scale: float | None,
-    order: Sequence[int],
-    font_size: float | None = None,
-) -> np.ndarray:
-    """
-    Args:
-        order: of the labels, the most important first.
-    """
-    if scale is None:
-        scale = max(1.0, _LEGIBLE_SIDE / max(image.shape[:2]))
-    visualizer = Visualizer(image, metadata, scale=scale)
-    corners = boxes.tensor.tolist()
-    areas = boxes.area().tolist()
-    for i in sorted(range(len(corners)), key=lambda i: -areas[i]):  # small ones on top
-        # Detectron2's default is half transparent: lost on a busy background.
-        visualizer.draw_box(corners[i], alpha=1.0, edge_color=class_color(metadata, classes[i]))
-    if font_size is None:
-        font_size = max(9.0, scale * (image.shape[0] * image.shape[1]) ** 0.5 / 90)
-    background = {"facecolor": "black", "alpha": 0.8, "pad": 1.5, "edgecolor": "none"}
-    place_labels(
-        visualizer.output.ax,
-        [
-            BoxLabel(
-                corners[i],
-                labels[i],
-                {
-                    "color": [0.4 + 0.6 * x for x in class_color(metadata, classes[i])],
-                    "bbox": background,
-                    "zorder": 10,
-                },
-            )
-            for i in order
-        ],
-        size=font_size,
-    )
-    return visualizer.output.get_image()
 
 
 def class_name(metadata: Metadata | None, index: int) -> str:

@@ -241,11 +241,22 @@ def chart_calibration(bins: Sequence[Mapping[str, float]]) -> str:
     return _svg(figure)
 
 
-def embed_picture(picture: np.ndarray) -> str:
-    """An (H, W, 3) RGB picture as a JPEG in an address."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "jpeg", quality=82)
-    return _embed(buffer.getvalue(), "jpeg")
+def embed_picture(picture: np.ndarray, *, most_bytes: int | None = None) -> str:
+    """An (H, W, 3) RGB picture as a JPEG in an address.
+
+    Args:
+        most_bytes: of the JPEG; a picture of more is made smaller, down to a few pixels.
+    """
+    image = Image.fromarray(picture)
+    while True:
+        buffer = io.BytesIO()
+        image.save(buffer, "jpeg", quality=82)
+        if most_bytes is None or buffer.tell() <= most_bytes or max(image.size) <= 16:
+            return _embed(buffer.getvalue(), "jpeg")
+        # Its size goes with its area, about.
+        scale = min(0.9, (most_bytes / buffer.tell()) ** 0.5)
+        size = [max(1, int(side * scale)) for side in image.size]
+        image = image.resize(size, Image.Resampling.LANCZOS)
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -267,7 +278,9 @@ def format_facts(facts: Mapping[str, str]) -> str:
     return f"<dl>{''.join(items)}</dl>"
 
 
-def render_page(title: str, sections: Sequence[tuple[str, Sequence[Part]]]) -> str:
+def render_page(
+    title: str, sections: Sequence[tuple[str, Sequence[Part]]], *, introduction: str = ""
+) -> str:
     """The page.
 
     Args:
@@ -275,6 +288,7 @@ def render_page(title: str, sections: Sequence[tuple[str, Sequence[Part]]]) -> s
         sections: (heading, parts), each part (kind, content): "html" as it is; "text", "words" and
             "heading" escaped; "image" an address as the functions above return it; "row" a list of
             lists of parts, which stand side by side where there is room.
+        introduction: a paragraph below the title; escaped.
     """
     out = [
         "<!DOCTYPE html><html lang='en'><head><meta charset='utf-8'>",
@@ -282,6 +296,8 @@ def render_page(title: str, sections: Sequence[tuple[str, Sequence[Part]]]) -> s
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>",
         f"<h1>{html.escape(title)}</h1>",
     ]
+    if introduction:
+        out.append(_render(("text", introduction), title))
     for heading, parts in sections:
         out.append(f"<h2>{html.escape(heading)}</h2>")
         out += [_render(part, heading) for part in parts]

@@ -207,7 +207,7 @@ def test_bash_completes_commands_options_configs_and_files(installed, tmp_path, 
         return done.stdout.split()
 
     assert complete("tr") == ["train"]
-    assert complete("view", "") == ["stages", "labels"]
+    assert complete("view", "") == ["stages", "labels", "data"]
     assert complete("predict", "--conf") == ["--config-file", "--confidence-threshold"]
     assert complete("train", "--config-file", "stageinteractor/shapes_tiny.") == [shipped_config()]
     assert complete("predict", "--input", "sta") == ["stage.jpg"]

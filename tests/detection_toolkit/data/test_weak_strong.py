@@ -376,8 +376,8 @@ def test_loader_processes_and_interruptions_change_nothing(dataset):
 def test_the_data_set_is_sent_to_a_process_once(dataset):
     """A process that is not forked is sent the mapper apart from the data set."""
     loader = make_loader(dataset * 200)
-    size = len(pickle.dumps(loader._dataset))
-    assert size < 1.5 * len(pickle.dumps(loader._dataset._dataset))
+    size = len(pickle.dumps(loader.dataset))
+    assert size < 1.5 * len(pickle.dumps(loader.dataset._dataset))
 
 
 def test_two_processes_share_the_pairs_of_one(dataset, monkeypatch):

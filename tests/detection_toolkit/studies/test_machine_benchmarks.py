@@ -9,7 +9,7 @@ import time
 import cv2
 import numpy as np
 import pytest
-from benchmarks import loader, shared_machine
+from benchmarks import loader, multi_image, shared_machine
 
 
 class FakeWorker:
@@ -83,3 +83,17 @@ def test_decoders_are_compared_and_the_loader_timed(tmp_path, capsys):
     assert "1.00 times as fast   equal in 4 of 4, largest difference 0" in rows["Pillow"]
     assert {"OpenCV", "torchvision", "all,"} <= rows.keys()
     assert rows["0"].endswith("images/s") and "MiB each" in rows["1"]
+
+
+def test_mosaic_and_mixup_are_timed_beside_images_by_themselves(tmp_path, capsys):
+    from coco_files import write_dataset
+
+    json_file, root = write_dataset(tmp_path, num_images=3)
+    place = "dataloader.train.dataset"
+    options = [f"{place}.json_file='{json_file}'", f"{place}.image_root='{root}'"]
+    multi_image.main(["--images", "8", "--rounds", "3", *options])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:22].strip() for line in lines] == list(multi_image.PARTS)
+    ratios = [float(line.split()[-4]) for line in lines]
+    # A mosaic reads four images for one.
+    assert ratios[0] == 1 and ratios[1] > 1.2
