@@ -81,8 +81,10 @@ _FUNCTIONS = (
     "detectron2.modeling.backbone.resnet.ResNet.make_default_stages",
     "detectron2.modeling.backbone.resnet.ResNet.make_stage",
 )
-# Within the packages: what builds what another config names, and what starts processes.
+# Within the packages: what builds what another config names, what starts processes, and what reads
+# and writes files beside data sets.
 _EXCEPT = (
+    "detection_toolkit.data.formats",
     "detectron2.data.benchmark",
     "detectron2.data.catalog",
     "detectron2.modeling.mmdet_wrapper",

@@ -9,6 +9,7 @@ import numpy as np
 from detectron2.data.transforms import CropTransform, RandomCrop
 
 from detection_toolkit.data import get_detection_dataset
+from detection_toolkit.data.formats import VAL_SHARE
 from detection_toolkit.errors import UserError
 
 __all__ = ["PolygonCropTransform", "RandomPolygonCrop", "get_instance_segmentation_dataset"]
@@ -38,6 +39,11 @@ def get_instance_segmentation_dataset(
     names: str | Sequence[str] | None = None,
     *,
     json_file: str | None = None,
+    path: str | None = None,
+    split: str | None = None,
+    format: str | None = None,
+    val_share: float = VAL_SHARE,
+    split_seed: int = 0,
     image_root: str | None = None,
     name: str | None = None,
     allow_outside: bool = False,
@@ -47,7 +53,8 @@ def get_instance_segmentation_dataset(
     """``detection_toolkit.data.get_detection_dataset``, which insists on masks.
 
     Args:
-        names, json_file, image_root, name, allow_outside, filter_empty: see there.
+        names, json_file, path, split, format, val_share, split_seed, image_root, name,
+            allow_outside, filter_empty: see there.
         require_polygons: also refuse masks in run lengths, as ``instance_mask_format="polygon"``
             of the mapper cannot take them. Crowds, which are not trained on, may have them.
 
@@ -58,12 +65,17 @@ def get_instance_segmentation_dataset(
     dicts = get_detection_dataset(
         names,
         json_file=json_file,
+        path=path,
+        split=split,
+        format=format,
+        val_share=val_share,
+        split_seed=split_seed,
         image_root=image_root,
         name=name,
         allow_outside=allow_outside,
         filter_empty=filter_empty,
     )
-    source = json_file or (names if isinstance(names, str) else ", ".join(names or ()))
+    source = json_file or path or (names if isinstance(names, str) else ", ".join(names or ()))
     _refuse(
         source,
         [(d, a) for d, a in _objects(dicts) if not a.get("segmentation")],

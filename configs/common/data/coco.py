@@ -16,7 +16,15 @@ dataloader = OmegaConf.create()
 
 dataloader.train = L(build_train_loader)(
     dataset=L(get_detection_dataset)(
-        names="coco_2017_train", json_file=None, image_root=None, name=None, filter_empty=True
+        names="coco_2017_train",
+        json_file=None,
+        path=None,
+        split=None,
+        val_share=0.2,
+        split_seed=0,
+        image_root=None,
+        name=None,
+        filter_empty=True,
     ),
     mapper=L(DetectionMapper)(
         is_train=True,
@@ -33,7 +41,15 @@ dataloader.train = L(build_train_loader)(
 
 dataloader.test = L(build_test_loader)(
     dataset=L(get_detection_dataset)(
-        names="coco_2017_val", json_file=None, image_root=None, name=None, filter_empty=False
+        names="coco_2017_val",
+        json_file=None,
+        path=None,
+        split=None,
+        val_share="${...train.dataset.val_share}",
+        split_seed="${...train.dataset.split_seed}",
+        image_root=None,
+        name=None,
+        filter_empty=False,
     ),
     mapper=L(DetectionMapper)(
         is_train=False,

@@ -1,4 +1,4 @@
-"""Look at a COCO-format data set before anything is trained on it.
+"""Look at a data set before anything is trained on it.
 
 Reads every entry and decodes every image; prints what is wrong and what training would do about
 it, the classes, and last whether it is ready to train. Pictures show images with their boxes and
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ..data.inspection import DatasetReport
 
 EXAMPLES = """
+PROG my/data.yaml --num-queries 100
 PROG my/train.json my/images --num-queries 100
 PROG my/train.json my/images --test my/val.json my/val_images
 """
@@ -35,14 +36,25 @@ PROG my/train.json my/images --test my/val.json my/val_images
 def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
     """The command line."""
     parser = make_parser(__doc__, EXAMPLES, prog)
-    parser.add_argument("json_file", metavar="JSON", help="annotations in COCO's format")
-    parser.add_argument("image_root", metavar="IMAGES", help="folder of the images")
+    parser.add_argument(
+        "json_file",
+        metavar="PATH",
+        nargs="?",
+        help="annotations in COCO's format, before IMAGES; or a data set in any known format (a "
+        "folder, data.yaml or file), whose splits are checked as training takes them",
+    )
+    parser.add_argument("image_root", metavar="IMAGES", nargs="?", help="folder of the images")
+    parser.add_argument("--data", metavar="PATH", help="the same as PATH alone")
+    parser.add_argument(
+        "--image-root", metavar="FOLDER", dest="root", help="of the images of --data, if elsewhere"
+    )
+    parser.add_argument("--format", help="of --data, where what is there does not say it")
     parser.add_argument(
         "--test",
         nargs="+",
         metavar=("JSON", "IMAGES"),
-        help="of the test set, with its own images or the same folder: checked as well, and for "
-        "what both have",
+        help="of a test set in COCO's format, with its own images or the same folder: checked as "
+        "well, and for what both have",
     )
     parser.add_argument(
         "--num-queries", type=int, help="of the detector: images with more objects are listed"
@@ -64,6 +76,28 @@ def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
         "--num-pictures", type=int, default=16, help="images a sheet (default: %(default)s)"
     )
     return parser
+
+
+def parse_args(argv: Sequence[str] | None, prog: str | None = None) -> argparse.Namespace:
+    """The arguments, which fit together."""
+    parser = get_parser(prog)
+    args = parser.parse_args(argv)
+    if args.image_root is None and args.json_file is not None:
+        if args.data is not None:
+            parser.error("PATH and --data are the same")
+        args.data, args.json_file = args.json_file, None
+    if args.data is None and args.json_file is None:
+        parser.error("a data set is missing: PATH, or JSON and IMAGES")
+    if args.data is not None and args.json_file is not None:
+        parser.error("--data takes the place of JSON and IMAGES")
+    if args.data is None and (args.root or args.format):
+        parser.error("--image-root and --format go with --data")
+    if args.test and (args.data is not None or len(args.test) > 2):
+        parser.error(
+            "--test goes with JSON and IMAGES, and takes a JSON, and a folder where the images are "
+            "not the same"
+        )
+    return args
 
 
 def print_findings(findings: Iterable[Finding]) -> None:
@@ -125,49 +159,64 @@ def write_files(report: DatasetReport, args: argparse.Namespace, prefix: str = "
             print(f"{save_picture(sheet, folder / f'{prefix}{name}.png')} shows {what}")
 
 
-def inspect(json_file: str, image_root: str, args: argparse.Namespace) -> DatasetReport:
-    """With a progress bar."""
+def inspect(args: argparse.Namespace) -> Iterator[tuple[str, DatasetReport]]:
+    """Of each split, what it is called; with a progress bar."""
     from tqdm import tqdm
 
-    from ..data.inspection import inspect_dataset
+    from ..data.formats import FORMATS, open_source
+    from ..data.inspection import inspect_data, inspect_dataset
 
-    return inspect_dataset(
-        json_file,
-        image_root,
-        num_queries=args.num_queries,
-        allow_outside=args.allow_outside,
-        max_pixels=args.max_pixels,
-        workers=args.workers,
-        progress=lambda items, total: tqdm(items, "reading images", total, unit=" images"),
-    )
+    options = {
+        "num_queries": args.num_queries,
+        "allow_outside": args.allow_outside,
+        "max_pixels": args.max_pixels,
+        "workers": args.workers,
+        "progress": lambda items, total: tqdm(items, "reading images", total, unit=" images"),
+    }
+    if args.data is None:
+        yield "train", inspect_dataset(args.json_file, args.image_root, **options)
+        if args.test:
+            root = (args.test[1:] or [args.image_root])[0]
+            yield "test", inspect_dataset(args.test[0], root, **options)
+        return
+    where = {"format": args.format, "image_root": args.root}
+    source = open_source(args.data, allow_outside=args.allow_outside, **where)
+    print(f"{shown(args.data)}: {FORMATS[source.format].title} ({shown(source.evidence)})")
+    for split in source.splits or (None,):
+        yield split or "train", inspect_data(args.data, split, **where, **options)
+
+
+_TITLES = {"train": "Training set", "val": "Validation set", "test": "Test set"}
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
     """Returns the exit code."""
-    parser = get_parser(prog)
-    args = parser.parse_args(argv)
-    if args.test and len(args.test) > 2:
-        parser.error("--test takes a JSON, and a folder where the images are not the same")
+    args = parse_args(argv, prog)
     with user_errors():
         from ..data.findings import first_harm
         from ..data.inspection import compare_splits
 
-        report = inspect(args.json_file, args.image_root, args)
-        print_report(report)
-        write_files(report, args)
-        verdicts = [report.verdict]
-        harmful = report.is_harmful
-        if args.test:
-            print(f"\nTest set {args.test[0]}:")
-            test = inspect(args.test[0], (args.test[1:] or [args.image_root])[0], args)
-            print_report(test)
-            write_files(test, args, "test_")
-            between = compare_splits(report, test)
+        verdicts: list[str] = []
+        harmful = False
+        train = None
+        for split, report in inspect(args):
+            title = _TITLES[split]
+            if train is not None or args.data:
+                print(f"\n{title}{f' {args.test[0]}' if args.test else ''}:")
+            print_report(report)
+            write_files(report, args, "" if train is None else f"{split}_")
+            verdicts.append(f"{title}: {report.verdict}")
+            harmful = harmful or report.is_harmful
+            if train is None:
+                train = report
+                continue
+            between = compare_splits(train, report)
             print()
             print_findings(between)
-            verdicts = [f"Training set: {report.verdict}", f"Test set: {test.verdict}"]
             if (harm := first_harm(between)) is not None:
-                verdicts.append(f"Both: {harm.examples[0]}.")
-            harmful = harmful or test.is_harmful or harm is not None
+                verdicts.append(f"Training set and {title.lower()}: {harm.examples[0]}.")
+                harmful = True
+        if len(verdicts) == 1:
+            verdicts = [verdicts[0].partition(": ")[2]]
         print("\n" + "\n".join(verdicts))
     return int(harmful)

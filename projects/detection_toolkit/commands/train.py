@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..engine import user_errors
-from ..engine.arguments import add_weights_arguments, parse_arguments
+from ..engine.arguments import add_data_arguments, add_weights_arguments, parse_arguments
 from ..engine.parsers import examples
 from ..engine.shipped import shipped_config
 from ..errors import UserError
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """
 PROG --config-file CONFIG --num-gpus 1 train.output_dir=output/mine
+PROG --config-file CONFIG --data my/data.yaml train.output_dir=output/mine
 PROG --config-file CONFIG --num-gpus 1 train.output_dir=output/mine --resume
 PROG --config-file CONFIG --weights hf://OWNER/NAME train.output_dir=output/mine
 PROG --config-file CONFIG --print-config train.max_epochs=10
@@ -35,6 +36,7 @@ EVALUATION_EXAMPLES = """
 PROG --config-file CONFIG --weights model.pth
 PROG --config-file output/mine/config.yaml train.stage_evaluation=true
 PROG --config-file hf://OWNER/NAME
+PROG --config-file output/mine/config.yaml --data other/data.yaml
 """
 
 
@@ -78,6 +80,7 @@ def get_parser(prog: str | None = None, *, evaluation: bool = False) -> Argument
         metavar="KEY=VALUE",
         help="changes to the config, at the end of the command",
     )
+    add_data_arguments(parser)
     add_weights_arguments(parser)
     parser.add_argument(
         "--print-config", action="store_true", help="print the config with its overrides, and end"

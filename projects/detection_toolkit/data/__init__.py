@@ -7,7 +7,6 @@ from .datasets import (
     dataset_names,
     dataset_num_classes,
     get_detection_dataset,
-    register_coco_json,
 )
 from .evaluation_loader import EvaluationLoader
 from .images import UnreadableImageError, read_image
@@ -15,6 +14,7 @@ from .loader_processes import LoaderProcessError, loader_process_errors
 from .mapper import DetectionMapper, SkipUnreadable
 from .mosaic import MixUp, Mosaic
 from .multi_image import MultiImageMapper
+from .registration import register_coco_json, register_data
 from .shapes import SHAPES, ShapesSpec, ensure_shapes, generate_shapes, register_shapes
 from .strong import (
     InRandomOrder,
@@ -52,5 +52,6 @@ __all__ = [
     "loader_process_errors",
     "read_image",
     "register_coco_json",
+    "register_data",
     "register_shapes",
 ]

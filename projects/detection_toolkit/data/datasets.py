@@ -1,23 +1,18 @@
-"""Data sets by catalogue name, or from a COCO-format JSON that no Python code has registered."""
+"""Data sets by catalogue name, or from files that no Python code has registered."""
 
 from __future__ import annotations
 
 import difflib
-import hashlib
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
-from detectron2.data.datasets import load_coco_json
 
 from ..errors import UnknownNameError, UserError
-from .documents import KEPT_KEYS, collector_paused, write_copy
-from .findings import log_repairs, raise_harm
-from .judgement import judge_file
+from .documents import collector_paused
+from .formats import VAL_SHARE
 from .registered import (
     check_paths,
     clean_dicts,
@@ -25,106 +20,46 @@ from .registered import (
     read_class_names,
     require_files,
 )
+from .registration import register_coco_json, register_data
 
 __all__ = [
     "check_same_classes",
     "dataset_names",
     "dataset_num_classes",
     "get_detection_dataset",
-    "register_coco_json",
 ]
 
 logger = logging.getLogger(__name__)
 
-
-def register_coco_json(
-    json_file: str,
-    image_root: str | None = None,
-    *,
-    name: str | None = None,
-    allow_outside: bool = False,
-) -> str:
-    """Register a COCO-format data set in Detectron2's catalogues; again is no error.
-
-    The file is judged as a whole (:func:`~detection_toolkit.data.judgement.judge`), and is never
-    changed. Where something has to be repaired, a copy in a cache folder takes its place, so that
-    training and evaluation agree on what the objects are; one log line counts what was repaired.
-
-    Args:
-        json_file: the annotations. Without an "annotations" list it is a test set.
-        image_root: folder that the JSON's ``file_name`` entries are relative to; by default the
-            folder of the JSON.
-        name: catalogue name; by default that of the JSON without its ending, with a number made
-            from both paths where another data set has that name already.
-        allow_outside: the JSON may name images outside of the folder, by ``..``, absolute paths or
-            links. By default it may not: whoever wrote it would choose the files that are read.
-
-    Returns:
-        the catalogue name.
-
-    Raises:
-        FileNotFoundError: JSON or image folder are missing, or the folder has none of the images.
-        ValueError: the file is not COCO format, or does harm in another way; the message names the
-            first entry at fault. Or the name is taken by another data set.
-    """
-    path = Path(json_file).expanduser()
-    root = path.parent if image_root is None else Path(image_root).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"annotation file {path} does not exist")
-    if not root.is_dir():
-        raise FileNotFoundError(
-            f"image folder {root} of {path} does not exist: set image_root beside json_file"
-        )
-    source = (str(path.resolve()), str(root.resolve()))
-    if name is None:
-        name = path.stem
-        if name in MetadataCatalog.list() and MetadataCatalog.get(name).get("source") != source:
-            digest = hashlib.sha1("\n".join(source).encode()).hexdigest()[:8]
-            name = f"{path.stem}_{digest}"
-    if name in DatasetCatalog.list():
-        known = MetadataCatalog.get(name).get("source")
-        if known != source:
-            raise UserError(
-                f"the data set name {name!r} is taken already"
-                + (f", by {known[0]} with the images of {known[1]}" if known else "")
-            )
-        return name
-
-    judgement = judge_file(path, str(root), allow_outside=allow_outside)
-    raise_harm(judgement.findings, str(path), tolerated=("no_annotations",))
-    log_repairs(judgement.findings, str(path))
-    if judgement.repaired is not None:
-        path = write_copy(judgement.repaired, path.stem)
-    MetadataCatalog.get(name).set(
-        thing_classes=list(judgement.classes.values()),
-        thing_dataset_id_to_contiguous_id={n: i for i, n in enumerate(judgement.classes)},
-        json_file=str(path),
-        image_root=str(root),
-        source=source,
-        evaluator_type="coco",
-    )
-    DatasetCatalog.register(name, partial(load_coco_json, str(path), str(root), name, KEPT_KEYS))
-    return name
+# Of a config node, those that say what the data set is.
+_KEYS = ("names", "json_file", "path", "split", "format", "val_share", "split_seed")
+_KEYS += ("image_root", "name", "allow_outside")
 
 
 def get_detection_dataset(
     names: str | Sequence[str] | None = None,
     *,
     json_file: str | None = None,
+    path: str | None = None,
+    split: str | None = None,
+    format: str | None = None,
+    val_share: float = VAL_SHARE,
+    split_seed: int = 0,
     image_root: str | None = None,
     name: str | None = None,
     allow_outside: bool = False,
     filter_empty: bool = True,
 ) -> list[dict[str, Any]]:
-    """Detectron2's dataset dicts of registered data sets, or of a COCO-format JSON.
+    """Detectron2's dataset dicts of registered data sets, of a COCO-format JSON, or of a path.
 
     A registered COCO data set is judged and repaired as a JSON is; of others, boxes without area,
     not finite or outside of their image are dropped and boxes that reach out of it clipped. The
     order is always the same: that of ``names``, and within a COCO data set that of the image ids.
 
     Args:
-        names: catalogue name or names. Not used when ``json_file`` is given.
-        json_file, image_root, name: see :func:`register_coco_json`.
+        names: catalogue name or names. Not used when ``json_file`` or ``path`` is given.
+        json_file, image_root, name: see :func:`.registration.register_coco_json`.
+        path, split, format, val_share, split_seed: see :func:`.registration.register_data`.
         allow_outside: images may lie outside of the image folder, which data sets in the catalogue
             have too (``image_root`` of their metadata).
         filter_empty: leave out images without objects (or with crowds only).
@@ -135,7 +70,18 @@ def get_detection_dataset(
         ValueError: the JSON is not COCO format (see :func:`register_coco_json`), the data sets
             differ in their classes, images lie outside of the image folder, or no image is left.
     """
-    names = _resolve(names, json_file, image_root, name, allow_outside)
+    names = _resolve(
+        names=names,
+        json_file=json_file,
+        path=path,
+        split=split,
+        format=format,
+        val_share=val_share,
+        split_seed=split_seed,
+        image_root=image_root,
+        name=name,
+        allow_outside=allow_outside,
+    )
     dataset_num_classes(names)
     # Boxes are checked before images are filtered: an image may lose its last one.
     dicts = []
@@ -189,9 +135,8 @@ def dataset_names(dataset: Mapping[str, Any], *, with_files: bool = True) -> lis
     Raises:
         FileNotFoundError, KeyError, ValueError: see :func:`get_detection_dataset`.
     """
-    keys = ("names", "json_file", "image_root", "name")
-    allow_outside = bool(dataset.get("allow_outside", False))
-    names = _resolve(*(dataset.get(key) for key in keys), allow_outside)
+    given = {key: dataset[key] for key in _KEYS if dataset.get(key) is not None}
+    names = _resolve(**given)
     for name in names:
         if with_files:
             require_files(name)
@@ -258,18 +203,40 @@ def check_same_classes(
 
 
 def _resolve(
-    names: str | Sequence[str] | None,
-    json_file: str | None,
-    image_root: str | None,
-    name: str | None,
-    allow_outside: bool,
+    *,
+    names: str | Sequence[str] | None = None,
+    json_file: str | None = None,
+    path: str | None = None,
+    split: str | None = None,
+    format: str | None = None,
+    val_share: float = VAL_SHARE,
+    split_seed: int = 0,
+    image_root: str | None = None,
+    name: str | None = None,
+    allow_outside: bool = False,
 ) -> list[str]:
+    allow_outside = bool(allow_outside)
+    if json_file and path:
+        raise UserError(f"json_file={json_file} and path={path} are both given: set one to null")
     if json_file:
         return [register_coco_json(json_file, image_root, name=name, allow_outside=allow_outside)]
+    if path:
+        return [
+            register_data(
+                path,
+                split=split,
+                format=format,
+                image_root=image_root,
+                val_share=val_share,
+                split_seed=split_seed,
+                name=name,
+                allow_outside=allow_outside,
+            )
+        ]
     if image_root:
-        raise UserError(f"image_root={image_root} is given without json_file")
+        raise UserError(f"image_root={image_root} is given without json_file or path")
     if not names:
-        raise UserError("a data set needs names, or json_file and image_root")
+        raise UserError("a data set needs names, or json_file and image_root, or path")
     names = [names] if isinstance(names, str) else list(names)
     registered = DatasetCatalog.list()
     for missing in (n for n in names if n not in registered):

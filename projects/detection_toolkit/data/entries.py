@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .findings import FindingCollector
+from .findings import FindingCollector, short
 
-__all__ = ["EntryJudge", "is_number", "is_whole", "short"]
+__all__ = ["EntryJudge", "is_number", "is_whole"]
 
 # Exact types: True is no number.
 _NUMBERS = frozenset((int, float))
@@ -27,12 +27,6 @@ def is_whole(value: object) -> bool:
     if type(value) is float:
         return value.is_integer() and abs(value) < _BEYOND
     return type(value) is int and abs(value) < _BEYOND
-
-
-def short(value: object) -> str:
-    """A value for a message."""
-    text = ascii(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 class EntryJudge:

@@ -163,7 +163,7 @@ def judge_file_names(
         if wrong is None:
             names[number] = name
             continue
-        text = f"image {number!r} has file_name {ascii(name)}, which {wrong}"
+        text = f"{found.image(number)} has file_name {ascii(name)}, which {wrong}"
         if check_file_name(name, allow_outside=True) is not None:
             found.add("file_name", text, number)
         else:
@@ -190,7 +190,7 @@ def judge_file_names(
 def _advice_outside(name: str) -> str:
     advice = (
         ", outside of the image folder. If you trust its author, set allow_outside=true beside "
-        "json_file"
+        "json_file or path"
     )
     if PureWindowsPath(name).drive and os.name != "nt":
         advice += (
@@ -209,7 +209,7 @@ def _slashes(found: FindingCollector, names: Mapping[Any, str], root: str) -> di
     for path in missing_files(paths):
         number = paths[path]
         changed[number] = names[number].replace("\\", "/")
-        found.add("backslashes", f"image {number!r}: {shown(names[number])}", number)
+        found.add("backslashes", f"{found.image(number)}: {shown(names[number])}", number)
     return changed
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -42,6 +42,7 @@ class Finding:
 # kind: (severity, what it is, what training does)
 _KINDS: dict[str, tuple[Severity, str, str]] = {
     "format": ("harm", "entries that are not COCO format", "refused"),
+    "entries": ("harm", "entries that their format does not have", "refused"),
     "image_id": ("harm", "image ids that repeat", "refused"),
     "category_id": ("harm", "category ids or names that repeat", "refused"),
     "annotation_id": ("harm", "annotation ids that repeat", "refused"),
@@ -74,6 +75,9 @@ _KINDS: dict[str, tuple[Severity, str, str]] = {
         "images with more objects than queries",
         "some objects are never matched",
     ),
+    "orphans": ("repaired", "labels of images that are not there", "left out"),
+    "shapes": ("repaired", "shapes that have no box", "left out"),
+    "rotated": ("repaired", "boxes that are rotated", "replaced by the upright box around them"),
     "encoding": ("repaired", "files in another encoding than plain UTF-8", "converted"),
     "backslashes": ("repaired", "file names with \\ between folders", "read with /"),
     "float_ids": ("repaired", "ids with a decimal point", "taken as whole numbers"),
@@ -112,6 +116,18 @@ class FindingCollector:
 
     def __init__(self) -> None:
         self._counted: dict[str, _Counted] = {}
+        # Where annotations and images are from, by their ids: files and lines of another format.
+        self.places: dict[Any, str] = {}
+        self.image_places: dict[Any, str] = {}
+
+    def annotation(self, annotation: Mapping[str, Any]) -> str:
+        """An annotation for a message: by where it is from, or else by its id."""
+        place = self.places.get(annotation["id"])
+        return f"annotation {short(annotation['id'])}" if place is None else place
+
+    def image(self, number: Any) -> str:
+        """An image for a message: by where it is from, or else by its id."""
+        return self.image_places.get(number, f"image {short(number)}")
 
     def add(self, kind: str, example: str, image_id: Any = None, *, count: int = 1) -> None:
         """Count one more, or ``count`` more that one example stands for."""
@@ -139,6 +155,12 @@ class FindingCollector:
             for kind, (severity, what, outcome) in _KINDS.items()
             if kind in self._counted
         ]
+
+
+def short(value: object) -> str:
+    """A value for a message."""
+    text = ascii(value)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def in_order(findings: Iterable[Finding]) -> list[Finding]:

@@ -18,6 +18,7 @@ from ..errors import UserError
 from ..texts import shown
 from .datasets import check_same_classes
 from .findings import Finding, FindingCollector, first_harm, in_order
+from .formats import open_source, read_split
 from .images import (
     EXIF_ORIENTATION,
     MAX_PIXELS,
@@ -26,7 +27,7 @@ from .images import (
     open_picture,
     read_image,
 )
-from .judgement import Judgement, judge_file
+from .judgement import Judgement, judge, judge_file
 
 __all__ = ["DatasetReport", "compare_splits", "inspect_dataset"]
 
@@ -109,6 +110,51 @@ def inspect_dataset(
     if not root.is_dir():
         raise FileNotFoundError(f"image folder {root} does not exist")
     judgement = judge_file(path, str(root), allow_outside=allow_outside, num_queries=num_queries)
+    return _inspect(judgement, root, max_pixels, workers, progress)
+
+
+def inspect_data(
+    path: str | Path,
+    split: str | None = None,
+    *,
+    format: str | None = None,
+    image_root: str | Path | None = None,
+    num_queries: int | None = None,
+    allow_outside: bool = False,
+    max_pixels: int = MAX_PIXELS,
+    workers: int | None = None,
+    progress: Callable[[Iterable[Any], int], Iterable[Any]] | None = None,
+) -> DatasetReport:
+    """:func:`inspect_dataset`, of a split of a data set in any known format.
+
+    Args:
+        path, split, format, image_root: see :func:`.registration.register_data`.
+        num_queries, allow_outside, max_pixels, workers, progress: as there.
+
+    Raises:
+        FileNotFoundError, UserError: see :func:`.registration.register_data`; not for what is wrong
+            with single entries.
+    """
+    source = open_source(path, format=format, image_root=image_root, allow_outside=allow_outside)
+    part = read_split(source, split)
+    judgement = judge(
+        part.document,
+        str(part.image_root),
+        encoding=part.encoding,
+        allow_outside=allow_outside,
+        num_queries=num_queries,
+        found=part.found,
+    )
+    return _inspect(judgement, part.image_root, max_pixels, workers, progress)
+
+
+def _inspect(
+    judgement: Judgement,
+    root: Path,
+    max_pixels: int,
+    workers: int | None,
+    progress: Callable[[Iterable[Any], int], Iterable[Any]] | None,
+) -> DatasetReport:
     report = _report_of(judgement, root)
     found = FindingCollector()
     if report.finding("folder") is None:

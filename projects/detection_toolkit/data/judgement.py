@@ -17,9 +17,9 @@ import numpy as np
 from ..texts import shown
 from .boxes import find_box_faults, guess_layout, numbers
 from .documents import collector_paused, read_document
-from .entries import EntryJudge, short
+from .entries import EntryJudge
 from .files import judge_file_names
-from .findings import GIANT_SHARE, TINY_SIDE, Finding, FindingCollector, raise_harm
+from .findings import GIANT_SHARE, TINY_SIDE, Finding, FindingCollector, raise_harm, short
 from .repairs import repair_annotations, repair_ids, whole_ids
 
 __all__ = ["Judgement", "class_names", "judge", "judge_file"]
@@ -93,6 +93,7 @@ def judge(
     allow_outside: bool = False,
     num_queries: int | None = None,
     clip: bool = True,
+    found: FindingCollector | None = None,
 ) -> Judgement:
     """Judge a parsed document; it is not changed.
 
@@ -104,8 +105,9 @@ def judge(
         allow_outside: names may lead out of the folder.
         num_queries: of the detector, for images with more objects; None: no limit.
         clip: the repaired document has boxes that reach out of their image end at its border.
+        found: what the reader of another format has found, and where its entries are from.
     """
-    found = FindingCollector()
+    found = FindingCollector() if found is None else found
     if not isinstance(document, dict):
         found.add("format", "not in COCO format: its top level is not an object")
         return Judgement(found.findings())
@@ -200,7 +202,7 @@ def _judge_boxes(
     boxes, sizes = numbers(flat, (-1, 4)), numbers(flat_sizes, (-1, 2))
     layout = guess_layout(boxes, sizes)
     if layout is not None:
-        text = f"{_LAYOUTS[layout]}. For example, {_shown(annotations[0])}"
+        text = f"{_LAYOUTS[layout]}. For example, {_shown(found, annotations[0])}"
         found.add(layout, text, count=len(annotations))
     faults = find_box_faults(np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1), sizes)
     for kind in ("not_finite", "degenerate", "outside", "clipped"):
@@ -239,14 +241,14 @@ def _note(
     found: FindingCollector, kind: str, annotations: Sequence[Mapping[str, Any]], mask: np.ndarray
 ) -> None:
     for index in np.flatnonzero(mask):
-        found.add(kind, _shown(annotations[index]), annotations[index]["image_id"])
+        found.add(kind, _shown(found, annotations[index]), annotations[index]["image_id"])
 
 
-def _shown(annotation: Mapping[str, Any]) -> str:
-    return (
-        f"annotation {short(annotation['id'])} of image {short(annotation['image_id'])}: "
-        f"{short(annotation['bbox'])}"
-    )
+def _shown(found: FindingCollector, annotation: Mapping[str, Any]) -> str:
+    what = found.annotation(annotation)
+    if annotation["id"] not in found.places:
+        what += f" of image {short(annotation['image_id'])}"
+    return f"{what}: {short(annotation['bbox'])}"
 
 
 def _judge_contents(

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from .boxes import BoxFaults, numbers
-from .entries import is_number, short
-from .findings import FindingCollector
+from .entries import is_number
+from .findings import FindingCollector, short
 
 __all__ = ["repair_annotations", "repair_ids", "whole_ids"]
 
@@ -105,7 +105,7 @@ def _repaired(
     # Boxes are what counts. Detectron2 would drop an object with its mask, which the evaluation
     # would miss, and break off at other nonsense.
     repaired = {k: v for k, v in annotation.items() if k not in unusable}
-    what = f"annotation {short(annotation['id'])}"
+    what = found.annotation(annotation)
     if any(part != "ignore" for part in unusable):
         found.add("masks", f"{what}: {', '.join(unusable)}", annotation["image_id"])
     if inside is not None:

@@ -14,6 +14,7 @@ from .shipped import shipped_config
 
 __all__ = [
     "add_config_arguments",
+    "add_data_arguments",
     "add_overrides_argument",
     "add_trust_argument",
     "add_weights_arguments",
@@ -62,6 +63,20 @@ def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
     add_trust_argument(parser)
 
 
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--data`` and what goes with it, which :func:`parse_arguments` makes overrides."""
+    parser.add_argument(
+        "--data",
+        metavar="PATH",
+        help="data set in any known format: a folder, data.yaml or file; its training and "
+        "validation images (docs/own_data.md)",
+    )
+    parser.add_argument(
+        "--image-root", metavar="FOLDER", help="of the images, where --data has them elsewhere"
+    )
+    parser.add_argument("--format", help="of --data, where what is there does not say it")
+
+
 def add_trust_argument(parser: argparse.ArgumentParser) -> None:
     """Add ``--trust-config``, for ``get_config``."""
     parser.add_argument(
@@ -95,8 +110,8 @@ def parse_arguments(
         argv: ``sys.argv[1:]`` by default.
 
     Returns:
-        what the parser returns; ``opts`` holds the overrides, among them those that ``--weights``
-        and ``--allow-partial`` stand for.
+        what the parser returns; ``opts`` holds the overrides, among them those that ``--data``,
+        ``--weights`` and ``--allow-partial`` stand for.
     """
     others: list[str] = []
     overrides: list[str] = []
@@ -114,12 +129,35 @@ def parse_arguments(
             others.append(text)
     args = parser.parse_args(others)
     args.opts = [*(args.opts or ()), *overrides]
+    if hasattr(args, "image_root") and hasattr(args, "data"):
+        if (args.image_root or args.format) and not args.data:
+            parser.error("--image-root and --format go with --data")
+        if args.data:  # first: what is named in full wins
+            args.opts = [*_data_overrides(args), *args.opts]
     if hasattr(args, "allow_partial"):
         if args.weights:
             args.opts.append(f"train.init_checkpoint={_quoted(args.weights)}")
         if args.allow_partial:  # the configs of older runs lack it
             args.opts.append("+train.allow_partial=true")
     return args
+
+
+def _data_overrides(args: argparse.Namespace) -> list[str]:
+    """With full paths, so that the run's config.yaml can be used from any folder."""
+    overrides = []
+    for part, split in (("train", "train"), ("test", "val")):
+        node = f"dataloader.{part}.dataset"
+        overrides += [f"{node}.json_file=null", f"{node}.path={_full_path(args.data)}"]
+        overrides.append(f"{node}.split={split}")
+        if args.image_root:
+            overrides.append(f"{node}.image_root={_full_path(args.image_root)}")
+        if args.format:
+            overrides.append(f"{node}.format={_quoted(args.format)}")
+    return overrides
+
+
+def _full_path(path: str) -> str:
+    return _quoted(os.path.abspath(os.path.expanduser(path)))
 
 
 def _quoted(text: str) -> str:

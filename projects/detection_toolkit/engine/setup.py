@@ -15,6 +15,7 @@ from torch import nn
 
 from ..checkpoint.class_rows import ClassNames
 from ..data import dataset_names, dataset_num_classes
+from ..data.formats import VAL_SHARE
 from ..errors import UserError
 from .recipe import follow_recipe
 from .scaling import follow_epochs
@@ -54,6 +55,7 @@ def prepare_config(
         FileNotFoundError, KeyError: a data set is missing.
     """
     _tell_apart(cfg)
+    _check_held_out(cfg)
     names = dataset_names(cfg.dataloader.test.dataset, with_files=with_files)
     if training:
         names = [*dataset_names(cfg.dataloader.train.dataset, with_files=with_files), *names]
@@ -90,7 +92,7 @@ def _follow_recipe_of_training(cfg: DictConfig, overrides: Sequence[str]) -> Non
     if cfg.get("recipe") is None:
         return
     dataset = cfg.dataloader.train.dataset
-    if not dataset.get("json_file") and not dataset.get("names"):
+    if not any(dataset.get(key) for key in ("json_file", "path", "names")):
         return
     try:
         dataset_names(dataset)
@@ -108,6 +110,26 @@ def _tell_apart(cfg: DictConfig) -> None:
     if train != test and train.stem == test.stem and train.parent.name != test.parent.name:
         for node, path in zip(nodes, (train, test)):
             node.name = f"{path.parent.name}_{path.stem}"
+
+
+def _check_held_out(cfg: DictConfig) -> None:
+    """Images that are held out of a data set must be the same for training and test.
+
+    Raises:
+        UserError: they are not.
+    """
+    train, test = (
+        OmegaConf.select(cfg, f"dataloader.{part}.dataset") for part in ("train", "test")
+    )
+    if train is None or test is None or not train.get("path") or train.path != test.get("path"):
+        return
+    for key, default in (("val_share", VAL_SHARE), ("split_seed", 0)):
+        ours, theirs = (node.get(key, default) for node in (train, test))
+        if ours != theirs:
+            raise UserError(
+                f"dataloader.train.dataset.{key}={ours}, and dataloader.test.dataset.{key}="
+                f"{theirs}: set both, or images may be trained on that are then tested"
+            )
 
 
 def class_number(cfg: DictConfig) -> int | None:

@@ -438,7 +438,8 @@ class Trainer(DefaultTrainer):
         cfg = copy.deepcopy(cfg)
         dataset = cfg.dataloader.test.dataset
         dataset.names = dataset_name
-        dataset.update({k: None for k in ("json_file", "image_root", "name") if k in dataset})
+        keys = ("json_file", "path", "image_root", "name")
+        dataset.update({k: None for k in keys if k in dataset})
         return instantiate(cfg.dataloader.test)
 
     @classmethod

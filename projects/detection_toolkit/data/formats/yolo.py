@@ -1,0 +1,366 @@
+"""YOLO folders: a text file of labels for each image, and a YAML that names classes and splits.
+
+A line is a class, counted from 0, and centre x, centre y, width and height as shares of the image;
+or a class and a polygon. Folders of Ultralytics, Roboflow, Label Studio and CVAT are read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ...errors import UserError
+from ...texts import shown
+from ..files import check_file_name
+from ..findings import FindingCollector
+from .image_files import (
+    is_below,
+    picture_files,
+    picture_sizes,
+    relative_name,
+)
+from .records import Box, Picture, RecordSource
+from .splits import SPLITS, split_folders, split_name
+from .text_files import read_lines
+
+__all__ = ["TITLE", "YoloSource", "find", "label_line"]
+
+TITLE = "YOLO"
+_COLUMNS = (
+    "YOLO has 5 (class, centre x, centre y, width, height), or a class and a polygon of three "
+    "points or more"
+)
+_NAME_FILES = ("classes.txt", "obj.names")
+_BEYOND = 2.0  # no share of an image, however sloppy, but pixels
+
+
+def find(path: Path) -> str | None:
+    """What speaks for the format; None for nothing."""
+    if path.suffix.lower() in (".yaml", ".yml"):
+        return f"{path.name} names classes" if _names_classes(path) else None
+    if not path.is_dir():
+        return None
+    table = _find_yaml(path)
+    if table is not None:
+        return f"{table.name} names classes"
+    names = next((n for n in _NAME_FILES if (path / n).is_file()), None)
+    if names is not None:
+        return f"{names} names classes"
+    example = next(_label_files(path), None)
+    return None if example is None else f"{example.relative_to(path).as_posix()} is there"
+
+
+def _label_files(folder: Path) -> Iterator[Path]:
+    """Of folders that are called as those of labels are."""
+    for place in (folder / "labels", *split_folders(folder / "labels").values()):
+        yield from sorted(place.glob("*.txt"))
+    for place in split_folders(folder).values():
+        yield from sorted((place / "labels").glob("*.txt"))
+
+
+def _names_classes(path: Path) -> bool:
+    try:
+        content = _read_yaml(path)
+    except UserError:
+        return path.stem in ("data", "dataset")
+    return bool({"names", "nc"} & set(content)) and bool({"train", "val", "test"} & set(content))
+
+
+def _find_yaml(folder: Path) -> Path | None:
+    tables = sorted(p for p in folder.iterdir() if p.suffix.lower() in (".yaml", ".yml"))
+    tables.sort(key=lambda p: p.stem not in ("data", "dataset"))
+    return next((p for p in tables if _names_classes(p)), None)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """The content, in which all values are texts: "no" is the name of a class, and no False."""
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8-sig"), yaml.BaseLoader)  # noqa: S506
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} cannot be read as YAML: {reason}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no keys, such as names, train and val")
+    return content
+
+
+class YoloSource(RecordSource):
+    """A folder, or the YAML of one.
+
+    Args:
+        path: of folder or YAML.
+        image_root: the folder in the place of the YAML's own, and of its ``path``.
+        allow_outside: the YAML may lead out of its folder.
+
+    Raises:
+        UserError: there are no classes, or the YAML may not or cannot be followed.
+    """
+
+    def __init__(self, path: Path, image_root: Path | None = None, *, allow_outside: bool = False):
+        self.path = path
+        self.allow_outside = allow_outside
+        table = _find_yaml(path) if path.is_dir() else path
+        self.evidence = find(path) or ""
+        self._has_keypoints = False
+        self._places: dict[str | None, list[Path]]
+        if table is None:
+            self.image_root = image_root or path
+            self._names = self._names_of_folder()
+            self._places = self._places_of_folder()
+        else:
+            content = _read_yaml(table)
+            self._names = _class_names(table, content)
+            self._has_keypoints = "kpt_shape" in content
+            self.image_root = image_root or self._root_of(table, content)
+            self._places = {
+                split: self._entries(table, key, content[key])
+                for split, key in _split_keys(content).items()
+            }
+        self.splits = tuple(split for split in SPLITS if split in self._places)
+
+    def class_names(self) -> Sequence[str]:
+        return self._names
+
+    def pictures(self, split: str | None, found: FindingCollector) -> Iterator[Picture]:
+        for name in self._places if split is None else (split,):
+            yield from self._pictures_of(name, found)
+
+    # -- folders ---------------------------------------------------------------------------------
+
+    def _names_of_folder(self) -> list[str]:
+        for name in _NAME_FILES:
+            if (self.path / name).is_file():
+                lines = [line.strip() for line in read_lines(self.path / name)]
+                return [line for line in lines if line]
+        raise UserError(
+            f"{self.path} has labels as YOLO has them ({self.evidence}), and nothing that names "
+            "the classes: write a data.yaml with names, train and val"
+        )
+
+    def _places_of_folder(self) -> dict[str | None, list[Path]]:
+        folder = self.image_root
+        # CVAT's: obj_train_data, obj_Validation_data.
+        exported = {
+            split_name(p.name[4:-5]): [p] for p in sorted(folder.glob("obj_*_data")) if p.is_dir()
+        }
+        divided = {
+            **{s: [f] for s, f in split_folders(folder / "images").items()},
+            **{s: [f] for s, f in split_folders(folder).items()},
+        }
+        found = divided or exported or {None: [folder]}
+        return {None: [folder]} if list(found) == ["train"] else found
+
+    def _root_of(self, table: Path, content: dict[str, Any]) -> Path:
+        """The folder that entries of the YAML are relative to."""
+        own = table.parent
+        given = content.get("path")
+        if not isinstance(given, str) or not given.strip():
+            return own
+        root = own / Path(given.strip()).expanduser()
+        if not root.is_dir():
+            return own  # that of another computer, or of Ultralytics' settings
+        if self.allow_outside or is_below(root, own):
+            return root
+        keys = _split_keys(content).values()
+        texts = [t for key in keys for t in _as_list(table, key, content[key])]
+        if texts and all((own / text).exists() for text in texts):
+            return own
+        raise UserError(
+            f"{table}: its path {shown(given)} leads out of the folder of the file. If it is "
+            f"right, name it yourself: image_root={shown(root)} beside path, or --image-root "
+            f"{shown(root)} beside --data"
+        )
+
+    def _entries(self, table: Path, key: str, value: Any) -> list[Path]:
+        """Folders, lists and images of a split."""
+        entries = []
+        for text in _as_list(table, key, value):
+            place = self.image_root / text
+            inner = text
+            while not place.exists() and inner.startswith("../"):  # of Roboflow's exports
+                inner = inner[3:]
+                place = self.image_root / inner
+            if not place.exists():
+                raise UserError(
+                    f"{table}: {key} is {shown(text)}, and there is no "
+                    f"{shown(self.image_root / text)}"
+                )
+            if not (self.allow_outside or is_below(place, self.image_root)):
+                raise UserError(
+                    f"{table}: {key} is {shown(text)}, which leads out of the folder "
+                    f"{shown(self.image_root)}. If you trust its author, set allow_outside=true "
+                    "beside path"
+                )
+            entries.append(place)
+        return entries
+
+    # -- images and labels -----------------------------------------------------------------------
+
+    def _pictures_of(self, split: str | None, found: FindingCollector) -> Iterator[Picture]:
+        root = self.image_root
+        places = dict(self._image_files(split))
+        files = sorted(places, key=lambda p: p.as_posix())
+        sizes = picture_sizes(files, root, found, allow_outside=self.allow_outside)
+        labels = {path: self._label_file(path) for path in files}
+        self._find_orphans(set(labels.values()), found)
+        for path, (width, height) in sizes.items():
+            label, name = labels[path], relative_name(path, root)
+            boxes: tuple[Box, ...] = ()
+            # Of images that are elsewhere, whoever judges the document says so.
+            if label.is_file() and (self.allow_outside or check_file_name(name) is None):
+                boxes = tuple(self._boxes(label, width, height, found))
+            yield Picture(name, width, height, boxes, places[path], split)
+        if files and split != "test" and not any(p.is_file() for p in labels.values()):
+            path, label = next(iter(labels.items()))
+            of_split = f" of {split}" if split else ""
+            example, expected = (shown(relative_name(p, root)) for p in (path, label))
+            text = f"none of the {len(files)} images{of_split} has labels: those of {example} would"
+            found.add("entries", f"{text} be in {expected}")
+
+    def _image_files(self, split: str | None) -> Iterator[tuple[Path, str]]:
+        """Images, and where they are named."""
+        for place in self._places[split]:
+            if place.is_dir():
+                for path in picture_files(place):
+                    yield path, shown(relative_name(path, self.image_root))
+            elif place.suffix.lower() == ".txt":
+                for number, line in enumerate(read_lines(place), start=1):
+                    if line.strip():
+                        name = shown(relative_name(place, self.image_root))
+                        yield self._listed(place, line.strip()), f"{name}, line {number}"
+            else:
+                yield place, self.evidence
+
+    def _listed(self, table: Path, text: str) -> Path:
+        """An image of a list, which is relative to the list, or else to the folder."""
+        name = text.replace("\\", "/")
+        path = table.parent / name
+        if not path.is_file() and (self.image_root / name).is_file():
+            path = self.image_root / name
+        if path.is_absolute() and is_below(path, self.image_root):
+            return self.image_root / relative_name(path, self.image_root)
+        return path
+
+    def _label_file(self, image: Path) -> Path:
+        """The last folder of the name "images" becomes "labels"; else it lies beside the image."""
+        parts = list(image.parts)
+        for index in range(len(parts) - 2, -1, -1):
+            if parts[index] == "images":
+                parts[index] = "labels"
+                break
+        return Path(*parts).with_suffix(".txt")
+
+    def _find_orphans(self, labels: set[Path], found: FindingCollector) -> None:
+        """Labels whose image is not there; nobody knows the size that they are shares of."""
+        for folder in sorted({p.parent for p in labels}):
+            if folder.name != "labels" and "labels" not in folder.parts:
+                continue  # texts beside images may be anything
+            for path in sorted(folder.glob("*.txt")):
+                if path not in labels and path.name not in _NAME_FILES:
+                    text = f"{shown(relative_name(path, self.image_root))} has no image"
+                    found.add("orphans", text)
+
+    def _boxes(self, path: Path, width: int, height: int, found: FindingCollector) -> Iterator[Box]:
+        name = shown(relative_name(path, self.image_root))
+        if not (self.allow_outside or is_below(path, self.image_root)):
+            found.add("entries", f"{name} is a link out of the folder")
+            return
+        try:
+            lines = read_lines(path)
+        except UserError as error:
+            found.add("entries", str(error))
+            return
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            place = f"{name}, line {number}"
+            try:
+                yield self._box(line.split(), place, width, height)
+            except UserError as error:
+                found.add("entries", f"{place} {error}")
+
+    def _box(self, columns: list[str], place: str, width: int, height: int) -> Box:
+        """
+        Raises:
+            UserError: what is wrong with the line.
+        """
+        count = len(columns)
+        if self._has_keypoints and count > 5:
+            columns = columns[:5]
+        elif count < 5 or (count > 5 and (count < 7 or count % 2 == 0)):
+            raise UserError(f"has {count} columns; {_COLUMNS}")
+        try:
+            values = [float(text) for text in columns]
+        except ValueError:
+            raise UserError(f"has {shown(' '.join(columns))[:80]!r}, which is no numbers") from None
+        if not all(map(math.isfinite, values)):
+            raise UserError("has numbers that are not finite")
+        if values[0] != int(values[0]) or not 0 <= values[0] < len(self._names):
+            raise UserError(
+                f"has class {shown(columns[0])}; there are the classes 0 to {len(self._names) - 1}"
+            )
+        label = self._names[int(values[0])]
+        shares = values[1:]
+        if max(map(abs, shares)) > _BEYOND:
+            raise UserError(
+                f"has {max(shares, key=abs):g}; YOLO's numbers are shares of the image, 0 to 1"
+            )
+        if len(shares) == 4:
+            x, y, w, h = (v * side for v, side in zip(shares, (width, height) * 2))
+            return Box(label, (x - w / 2, y - h / 2, x + w / 2, y + h / 2), place)
+        xs, ys = [v * width for v in shares[::2]], [v * height for v in shares[1::2]]
+        polygon = tuple(v for point in zip(xs, ys) for v in point)
+        return Box(label, (min(xs), min(ys), max(xs), max(ys)), place, (polygon,))
+
+
+def _split_keys(content: dict[str, Any]) -> dict[str, str]:
+    """Keys of a YAML that name images, by the split."""
+    keys: dict[str, str] = {}
+    for key, value in content.items():
+        split = split_name(key)
+        if split is not None and value not in ("", "null", "~", None, []):
+            keys.setdefault(split, key)
+    return keys
+
+
+def _as_list(table: Path, key: str, value: Any) -> list[str]:
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
+        raise UserError(f"{table}: {key} is neither a path nor a list of paths")
+    return texts
+
+
+def _class_names(table: Path, content: dict[str, Any]) -> list[str]:
+    names, count = content.get("names"), content.get("nc")
+    if names is None:
+        if not isinstance(count, str) or not count.isdigit() or not 0 < int(count) < 100_000:
+            raise UserError(f"{table} has no names of classes")
+        return [f"class_{i}" for i in range(int(count))]
+    if isinstance(names, dict):
+        numbers = [str(i) for i in range(len(names))]
+        if sorted(names, key=str) != sorted(numbers):
+            listed = shown(", ".join(map(str, list(names)[:8])))
+            raise UserError(f"{table}: names has the keys {listed}, and not 0 to {len(names) - 1}")
+        names = [names[number] for number in numbers]
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+        raise UserError(f"{table}: names is no list of names")
+    if isinstance(count, str) and count.isdigit() and int(count) != len(names):
+        raise UserError(f"{table}: nc is {count}, and there are {len(names)} names")
+    return names
+
+
+def label_line(number: int, box: Sequence[float], width: int, height: int) -> str:
+    """A line of a label file.
+
+    Args:
+        number: of the class, from 0 on.
+        box: x, y, width, height in pixels.
+        width, height: of the image.
+    """
+    x, y, w, h = box
+    shares = ((x + w / 2) / width, (y + h / 2) / height, w / width, h / height)
+    return " ".join([str(number), *(f"{share:.8f}".rstrip("0").rstrip(".") for share in shares)])
