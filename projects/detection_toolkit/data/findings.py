@@ -41,8 +41,8 @@ class Finding:
 
 # kind: (severity, what it is, what training does)
 _KINDS: dict[str, tuple[Severity, str, str]] = {
-    "format": ("harm", "entries that are not COCO format", "refused"),
     "entries": ("harm", "entries that their format does not have", "refused"),
+    "format": ("harm", "entries that are not COCO format", "refused"),
     "image_id": ("harm", "image ids that repeat", "refused"),
     "category_id": ("harm", "category ids or names that repeat", "refused"),
     "annotation_id": ("harm", "annotation ids that repeat", "refused"),
@@ -78,6 +78,7 @@ _KINDS: dict[str, tuple[Severity, str, str]] = {
     "orphans": ("repaired", "labels of images that are not there", "left out"),
     "shapes": ("repaired", "shapes that have no box", "left out"),
     "rotated": ("repaired", "boxes that are rotated", "replaced by the upright box around them"),
+    "annotators": ("repaired", "images that several people annotated", "the first one is taken"),
     "encoding": ("repaired", "files in another encoding than plain UTF-8", "converted"),
     "backslashes": ("repaired", "file names with \\ between folders", "read with /"),
     "float_ids": ("repaired", "ids with a decimal point", "taken as whole numbers"),
@@ -95,6 +96,11 @@ _KINDS: dict[str, tuple[Severity, str, str]] = {
     "shared_images": ("note", "images that another split has, too", "its score is too good"),
     "same_file": ("note", "files that several images name", "seen more often than others"),
     "exif": ("note", "images that EXIF rotates", "rotated, as the JSON expects"),
+    "from_zero": (
+        "note",
+        "signs that pixels are counted from 0, and VOC counts from 1",
+        "so taken",
+    ),
     "tiny": ("note", f"boxes with a side below {TINY_SIDE:g} pixels", "used"),
     "giant": ("note", f"boxes of more than {GIANT_SHARE:.0%} of their image", "used"),
     "repeated": ("note", "boxes that repeat, class and all", "each matched to a query of its own"),

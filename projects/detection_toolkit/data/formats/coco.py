@@ -21,7 +21,7 @@ from .text_files import read_head
 __all__ = ["TITLE", "CocoSource", "find"]
 
 TITLE = "COCO JSON"
-_KEYS = ('"images"', '"annotations"', '"categories"', '"info"', '"licenses"')
+_KEYS = ('"images"', '"annotations"')
 # COCO's own files beside those with boxes of all classes.
 _OTHER = ("captions", "person_keypoints", "panoptic", "stuff", "image_info")
 _LOOKED_AT = 20  # images of a file, to find their folder

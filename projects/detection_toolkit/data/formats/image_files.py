@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from ...texts import shown
-from ..files import find_escapes
+from ..files import check_file_name, find_escapes
 from ..findings import FindingCollector
 from ..images import PICTURE_SUFFIXES, shown_size
 
-__all__ = ["is_below", "picture_files", "picture_sizes", "relative_name"]
+__all__ = [
+    "is_below",
+    "is_picture",
+    "locate",
+    "picture_files",
+    "picture_sizes",
+    "relative_name",
+    "size_of",
+]
 
 _THREADS = 8  # headers are waited for, on a network disk, more than they are computed on
 
@@ -67,3 +75,45 @@ def picture_sizes(
             else:
                 found.add("missing", f"image {shown(path)} does not exist")
     return sizes
+
+
+def locate(name: str, root: Path, folders: Sequence[Path]) -> str:
+    """The image file that a name in an annotation file means.
+
+    Paths of another computer are cut at the left until what is left is there.
+
+    Args:
+        name: as it is written, of a file of any system.
+        root: of the data set: only files below it are found.
+        folders: below the root, that the name may be relative to.
+
+    Returns:
+        its path from the root; where it is not there, the name as a document has it that is to be
+        judged.
+    """
+    text = name.replace("\\", "/")
+    plain = PurePosixPath(text)
+    for folder in folders:
+        path = Path(os.path.normpath(folder / plain))
+        if path.is_relative_to(os.path.normpath(root)) and path.is_file():
+            return relative_name(path, root)
+    parts = [p for p in plain.parts if p not in ("/", "..") and not p.endswith(":")]
+    for start in range(len(parts)):
+        for folder in folders:
+            if (path := folder.joinpath(*parts[start:])).is_file():
+                return relative_name(path, root)
+    is_usable = check_file_name(text) is None
+    return relative_name(folders[0] / plain, root) if is_usable else name
+
+
+def size_of(name: str, root: Path, place: str, found: FindingCollector) -> tuple[int, int] | None:
+    """(width, height) of an image whose annotations do not say it; None where it is a finding."""
+    if check_file_name(name) is not None:
+        return 1, 1  # whoever judges the document refuses it
+    path = root / name
+    size = None if find_escapes(root, [str(path)]) else shown_size(path)
+    if size is not None:
+        return size[::-1]
+    kind, what = ("unreadable", "cannot be read") if path.is_file() else ("missing", "is not there")
+    found.add(kind, f"{place}: the image {shown(name)} {what}, and nothing says its size")
+    return None

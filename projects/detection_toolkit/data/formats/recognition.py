@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from ...errors import UnknownNameError, UserError
 from ...texts import shown
-from . import coco, yolo
+from . import coco, csv_tables, cvat, label_studio, labelme, voc, yolo
 from .records import DataSource
 
 __all__ = ["FORMATS", "Format", "open_source"]
@@ -29,6 +29,11 @@ class Format(NamedTuple):
 FORMATS: dict[str, Format] = {
     "coco": Format(coco.TITLE, coco.find, coco.CocoSource),
     "yolo": Format(yolo.TITLE, yolo.find, yolo.YoloSource),
+    "voc": Format(voc.TITLE, voc.find, voc.VocSource),
+    "cvat": Format(cvat.TITLE, cvat.find, cvat.CvatSource),
+    "label_studio": Format(label_studio.TITLE, label_studio.find, label_studio.LabelStudioSource),
+    "labelme": Format(labelme.TITLE, labelme.find, labelme.LabelmeSource),
+    "csv": Format(csv_tables.TITLE, csv_tables.find, csv_tables.CsvSource),
 }
 """By the names that ``format=`` takes."""
 

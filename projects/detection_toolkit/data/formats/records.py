@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ...errors import UserError
 from ...texts import shown
-from ..findings import FindingCollector
+from ..findings import FindingCollector, raise_harm
 
 __all__ = ["Box", "DataSource", "Part", "Picture", "RecordSource", "subset"]
 
@@ -107,7 +107,8 @@ class RecordSource(DataSource):
             names = sorted({box.label for picture in pictures for box in picture.boxes})
         if split is not None:
             pictures = [p for p in pictures if p.split == split]
-        if not pictures and "entries" not in found:
+        if not pictures:
+            raise_harm(found.findings(), str(self.path))
             of_split = "" if split is None else f" of its split {split}"
             raise UserError(f"{self.path}: there are no images{of_split}")
         return Part(make_document(pictures, names, found), self.image_root, found)

@@ -7,6 +7,7 @@ or a class and a polygon. Folders of Ultralytics, Roboflow, Label Studio and CVA
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from .image_files import (
 )
 from .records import Box, Picture, RecordSource
 from .splits import SPLITS, split_folders, split_name
-from .text_files import read_lines
+from .text_files import read_head, read_lines
 
 __all__ = ["TITLE", "YoloSource", "find", "label_line"]
 
@@ -35,6 +36,8 @@ _COLUMNS = (
     "points or more"
 )
 _NAME_FILES = ("classes.txt", "obj.names")
+_LABEL = re.compile(r"\d+( -?[\d.]+(e-?\d+)?){4,}\s")
+_FIRST = 20  # files that are looked into, to know the format
 _BEYOND = 2.0  # no share of an image, however sloppy, but pixels
 
 
@@ -48,9 +51,9 @@ def find(path: Path) -> str | None:
     if table is not None:
         return f"{table.name} names classes"
     names = next((n for n in _NAME_FILES if (path / n).is_file()), None)
-    if names is not None:
-        return f"{names} names classes"
     example = next(_label_files(path), None)
+    if names is not None and (example is not None or _is_flat(path)):
+        return f"{names} names classes"
     return None if example is None else f"{example.relative_to(path).as_posix()} is there"
 
 
@@ -60,6 +63,17 @@ def _label_files(folder: Path) -> Iterator[Path]:
         yield from sorted(place.glob("*.txt"))
     for place in split_folders(folder).values():
         yield from sorted((place / "labels").glob("*.txt"))
+    for place in sorted(folder.glob("obj_*_data")):
+        yield from sorted(place.glob("*.txt"))
+
+
+def _is_flat(folder: Path) -> bool:
+    """Whether labels lie beside the images."""
+    return any(
+        _LABEL.match(read_head(path))
+        for path in sorted(folder.glob("*.txt"))[:_FIRST]
+        if path.name not in _NAME_FILES
+    )
 
 
 def _names_classes(path: Path) -> bool:
