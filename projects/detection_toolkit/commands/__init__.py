@@ -39,7 +39,7 @@ COMMANDS: dict[str, Command | Group] = {
     "eval": Command("commands.evaluate", "evaluate weights on the test set of a config"),
     "predict": Command("commands.predict", "detect in pictures, folders, a video, the webcam"),
     "export": Command("commands.export", "write a detector as ONNX or torch.export"),
-    "check": Command("commands.check", "find problems in a COCO-format data set"),
+    "check": Command("commands.check", "find problems in a data set"),
     "report": Command("commands.report", "write an HTML page about a run"),
     "view": Group(
         {
@@ -52,11 +52,12 @@ COMMANDS: dict[str, Command | Group] = {
     "web": Command("web.__main__", "show a detector on a page in the browser"),
     "convert": Group(
         {
+            "data": Command("commands.convert_data", "a data set into another format, or divided"),
             "checkpoint": Command(
                 "commands.convert_checkpoint", "official weights into ours, and back"
             ),
         },
-        "convert weights of other projects",
+        "convert data sets, and weights of other projects",
     ),
     "configs": Command("commands.configs", "list the configs that come with the project"),
     "completion": Command("commands.completion", "print a script by which a shell completes"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -125,6 +126,10 @@ class FindingCollector:
         # Where annotations and images are from, by their ids: files and lines of another format.
         self.places: dict[Any, str] = {}
         self.image_places: dict[Any, str] = {}
+
+    def copy(self) -> FindingCollector:
+        """One that goes on by itself."""
+        return copy.deepcopy(self)
 
     def annotation(self, annotation: Mapping[str, Any]) -> str:
         """An annotation for a message: by where it is from, or else by its id."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +18,9 @@ from .image_files import relative_name
 from .records import DataSource, Part
 from .splits import SPLITS, split_folders, split_name
 from .text_files import read_head
+from .written import Written
 
-__all__ = ["TITLE", "CocoSource", "find"]
+__all__ = ["TITLE", "CocoSource", "find", "image_place", "write"]
 
 TITLE = "COCO JSON"
 _KEYS = ('"images"', '"annotations"')
@@ -214,3 +216,26 @@ def _group(document: Any) -> Any:
     others = {c.get("supercategory") for c in categories if c not in groups}
     is_group = len(groups) == 1 and others == {groups[0]["name"]}
     return groups[0]["id"] if is_group else None
+
+
+def write(
+    folder: Path,
+    parts: Mapping[str | None, Sequence[Written]],
+    categories: Sequence[Mapping[str, Any]],
+) -> None:
+    """annotations/instances_SPLIT.json, with all that the documents had."""
+    (folder / "annotations").mkdir()
+    for split, pictures in parts.items():
+        document = {
+            "info": {},
+            "images": [{**w.image, "file_name": w.picture.file_name} for w in pictures],
+            "annotations": [a for w in pictures for a in w.annotations],
+            "categories": categories,
+        }
+        name = f"instances_{split}.json" if split else "instances.json"
+        (folder / "annotations" / name).write_text(json.dumps(document), encoding="utf-8")
+
+
+def image_place(split: str | None) -> str:
+    """Folder of the images of a split."""
+    return f"images/{split}" if split else "images"

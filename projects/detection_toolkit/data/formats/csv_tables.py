@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ...errors import UserError
 from ...texts import shown
@@ -18,11 +19,12 @@ from .image_files import locate, relative_name, size_of
 from .records import Box, Picture, RecordSource
 from .splits import SPLITS, split_folders, split_name
 from .text_files import read_head, read_lines
+from .written import Written, check_names, plain_number
 
-__all__ = ["HEADER", "TITLE", "CsvSource", "find"]
+__all__ = ["TITLE", "CsvSource", "find", "image_place", "write"]
 
 TITLE = "CSV"
-HEADER = ("filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax")
+_HEADER = ("filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax")
 _RETINANET = ("filename", "xmin", "ymin", "xmax", "ymax", "class")
 # What else the columns are called.
 _OTHERS = {
@@ -97,9 +99,12 @@ def _are_numbers(cells: Sequence[str]) -> bool:
         return False
 
 
-def _cells(line: str) -> list[str]:
-    delimiter = max(",;\t", key=line.count)
-    return next(csv.reader([line], delimiter=delimiter), [])
+def _delimiter(line: str) -> str:
+    return max(",;\t", key=line.count)
+
+
+def _cells(line: str, delimiter: str | None = None) -> list[str]:
+    return next(csv.reader([line], delimiter=delimiter or _delimiter(line)), [])
 
 
 class CsvSource(RecordSource):
@@ -128,7 +133,7 @@ class CsvSource(RecordSource):
             for name in _CLASS_TABLES:
                 if not (folder / name).is_file():
                     continue
-                rows = [_cells(line) for line in read_lines(folder / name) if line.strip()]
+                rows = [_cells(line, ",") for line in read_lines(folder / name) if line.strip()]
                 numbered = [(int(r[1]), r[0]) for r in rows if len(r) == 2 and r[1].isdigit()]
                 if len(numbered) == len(rows):
                     return [label for _, label in sorted(numbered)]
@@ -149,11 +154,12 @@ class CsvSource(RecordSource):
         sizes: dict[str, tuple[int, int]] = {}
         places: dict[str, str] = {}
         lines = read_lines(file)
+        delimiter = _delimiter(lines[0])
         for number, line in enumerate(lines, start=1):
             if not line.strip() or (number == 1 and _has_header(file)):
                 continue
             place = f"{name}, line {number}"
-            cells = [cell.strip() for cell in _cells(line)]
+            cells = [cell.strip() for cell in _cells(line, delimiter)]
             try:
                 if len(cells) != len(columns):
                     raise UserError(f"has {len(cells)} columns, and the first line {len(columns)}")
@@ -193,3 +199,38 @@ def _box(row: Mapping[str, str], place: str) -> Box:
     if not row["class"]:
         raise UserError("has no class")
     return Box(row["class"], (x0, y0, x1, y1), place)
+
+
+def write(
+    folder: Path,
+    parts: Mapping[str | None, Sequence[Written]],
+    categories: Sequence[Mapping[str, Any]],
+) -> None:
+    """SPLIT.csv and classes.csv; see :func:`.conversion.convert`. Crowds are left out.
+
+    Raises:
+        UserError: the name of a class or image cannot be written.
+    """
+    names = [c["name"] for c in categories]
+    check_names(names, TITLE)
+    with (folder / _CLASS_TABLES[0]).open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows((name, number) for number, name in enumerate(names))
+    for split, pictures in parts.items():
+        check_names([written.picture.file_name for written in pictures], TITLE)
+        with (folder / f"{split or 'boxes'}.csv").open("w", encoding="utf-8", newline="") as file:
+            table = csv.writer(file)
+            table.writerow(_HEADER)
+            for written in pictures:
+                picture = written.picture
+                name = written.path_in(image_place(split))
+                first = (name, picture.width, picture.height)
+                boxes = [box for box in picture.boxes if not box.is_crowd]
+                for box in boxes:
+                    table.writerow((*first, box.label, *map(plain_number, box.corners)))
+                if not boxes:
+                    table.writerow((*first, "", "", "", "", ""))
+
+
+def image_place(split: str | None) -> str:
+    """Folder of the images of a split."""
+    return f"images/{split}" if split else "images"

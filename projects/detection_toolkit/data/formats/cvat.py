@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import escape, quoteattr
 
 from ...errors import UserError
 from ...texts import shown
@@ -13,9 +15,10 @@ from .image_files import locate, size_of
 from .records import Box, Picture, RecordSource
 from .splits import SPLITS, split_name
 from .text_files import read_head
+from .written import Written, check_names, plain_number
 from .xml_tree import Element, read_xml
 
-__all__ = ["TITLE", "CvatSource", "find"]
+__all__ = ["TITLE", "CvatSource", "find", "image_place", "write"]
 
 TITLE = "CVAT for images"
 _NAME = "annotations.xml"
@@ -152,3 +155,51 @@ def _box(shape: Element, place: str, found: FindingCollector) -> Box | None:
         found.add("rotated", f"{place}: {shown(label)}, by {degrees:g} degrees")
     x0, y0, x1, y1 = corners
     return Box(label, (x0, y0, x1, y1), place, polygons)
+
+
+_SUBSETS = {"train": "Train", "val": "Validation", "test": "Test"}
+
+
+def write(
+    folder: Path,
+    parts: Mapping[str | None, Sequence[Written]],
+    categories: Sequence[Mapping[str, Any]],
+) -> None:
+    """annotations.xml; see :func:`.conversion.convert`. Crowds are left out.
+
+    Raises:
+        UserError: the name of a class or image cannot be written.
+    """
+    names = [c["name"] for c in categories]
+    check_names(names, TITLE)
+    lines = ['<?xml version="1.0" encoding="utf-8"?>', "<annotations>", "  <version>1.1</version>"]
+    lines += ["  <meta><task><labels>"]
+    lines += [f"    <label><name>{escape(name)}</name></label>" for name in names]
+    lines += ["  </labels></task></meta>"]
+    number = 0
+    for split, pictures in parts.items():
+        check_names([written.picture.file_name for written in pictures], TITLE)
+        subset = f' subset="{_SUBSETS[split]}"' if split else ""
+        for written in pictures:
+            picture = written.picture
+            lines.append(
+                f'  <image id="{number}" name={quoteattr(picture.file_name)}{subset} '
+                f'width="{picture.width}" height="{picture.height}">'
+            )
+            lines += [f"    {_shape(box)}" for box in picture.boxes if not box.is_crowd]
+            lines.append("  </image>")
+            number += 1
+    text = "\n".join([*lines, "</annotations>", ""])
+    (folder / _NAME).write_text(text, encoding="utf-8")
+
+
+def image_place(split: str | None) -> str:
+    """Folder of the images of a split."""
+    return f"images/{_SUBSETS[split]}" if split else "images"
+
+
+def _shape(box: Box) -> str:
+    label = f'label={quoteattr(box.label)} source="manual" occluded="0" z_order="0"'
+    names = ("xtl", "ytl", "xbr", "ybr")
+    corners = " ".join(f'{n}="{plain_number(v)}"' for n, v in zip(names, box.corners))
+    return f"<box {label} {corners}></box>"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from .json_files import keys_of, list_of, read_json, text_of
 from .records import Box, Picture, RecordSource
 from .splits import SPLITS, split_folders
 from .text_files import read_head, read_lines
+from .written import Written, check_names
 
-__all__ = ["TITLE", "LabelmeSource", "find"]
+__all__ = ["TITLE", "LabelmeSource", "find", "image_place", "write"]
 
 TITLE = "labelme"
 _FIRST = 20  # files that are looked into, to know the format
@@ -158,3 +160,50 @@ def _box(shape: Any, place: str, found: FindingCollector) -> Box | None:
             found.add("rotated", f"{place}: {shown(label)}")
     x0, y0, x1, y1 = corners
     return Box(label, (x0, y0, x1, y1), place, polygons)
+
+
+def write(
+    folder: Path,
+    parts: Mapping[str | None, Sequence[Written]],
+    categories: Sequence[Mapping[str, Any]],
+) -> None:
+    """A JSON beside each image, and labels.txt. Crowds are left out.
+
+    Raises:
+        UserError: the name of a class cannot be written.
+    """
+    names = [c["name"] for c in categories]
+    check_names(names, TITLE)
+    lines = [*_NOT_CLASSES, *names]
+    (folder / "labels.txt").write_text("".join(f"{n}\n" for n in lines), encoding="utf-8")
+    for split, pictures in parts.items():
+        for written in pictures:
+            picture = written.picture
+            path = folder / image_place(split) / picture.file_name
+            shapes = [
+                {
+                    "label": box.label,
+                    "points": [list(box.corners[:2]), list(box.corners[2:])],
+                    "group_id": None,
+                    "shape_type": "rectangle",
+                    "flags": {},
+                }
+                for box in picture.boxes
+                if not box.is_crowd
+            ]
+            content = {
+                "version": "5.5.0",
+                "flags": {},
+                "shapes": shapes,
+                "imagePath": path.name,
+                "imageData": None,
+                "imageHeight": picture.height,
+                "imageWidth": picture.width,
+            }
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.with_suffix(".json").write_text(json.dumps(content, indent=2), encoding="utf-8")
+
+
+def image_place(split: str | None) -> str:
+    """Folder of the images of a split."""
+    return split or "."

@@ -187,4 +187,5 @@ def subset(part: Part, image_ids: set[Any]) -> Part:
             a for a in document.get("annotations", []) if a.get("image_id") in image_ids
         ],
     }
-    return part._replace(document={**document, **lists}, json_file=None)
+    document = {**document, **lists}
+    return part._replace(document=document, found=part.found.copy(), json_file=None)

@@ -6,9 +6,10 @@ coordinate below 1, and are read as they count.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from xml.sax.saxutils import escape
 
 from ...errors import UserError
 from ...texts import shown
@@ -19,9 +20,10 @@ from .image_files import is_below, locate, relative_name, size_of
 from .records import Box, Picture, RecordSource
 from .splits import SPLITS, split_folders, split_name
 from .text_files import read_head, read_lines
+from .written import Written, check_names, whole_corners
 from .xml_tree import Element, read_xml
 
-__all__ = ["TITLE", "VocSource", "find"]
+__all__ = ["TITLE", "VocSource", "find", "image_place", "write"]
 
 TITLE = "Pascal VOC"
 _FIRST = 20  # files that are looked into, to know the format
@@ -104,7 +106,10 @@ class VocSource(RecordSource):
         for name in _CLASSES:
             if (self.path / name).is_file():
                 lines = [line.strip() for line in read_lines(self.path / name)]
-                names = [line.split(":")[0] for line in lines if line and not line.startswith("#")]
+                lines = [line for line in lines if line]
+                if name == "labels.txt":
+                    return lines
+                names = [line.split(":")[0] for line in lines if not line.startswith("#")]
                 return [name for name in names if name != "background"]
         return None
 
@@ -206,3 +211,59 @@ def _object(element: Element, place: str) -> _Object:
     x0, y0, x1, y1 = (to_number(box.text_of(k), k) for k in ("xmin", "ymin", "xmax", "ymax"))
     is_difficult = element.text_of("difficult") in ("1", "true", "True")
     return _Object(label, (x0, y0, x1, y1), place, is_difficult)
+
+
+def write(
+    folder: Path,
+    parts: Mapping[str | None, Sequence[Written]],
+    categories: Sequence[Mapping[str, Any]],
+) -> None:
+    """Annotations/, ImageSets/Main/ and labels.txt; see :func:`.conversion.convert`.
+
+    Raises:
+        UserError: the name of a class or image cannot be written.
+    """
+    names = [c["name"] for c in categories]
+    check_names(names, TITLE)
+    sets = folder / "ImageSets" / "Main"
+    for place in (folder / "Annotations", sets):
+        place.mkdir(parents=True)
+    (folder / "labels.txt").write_text("".join(f"{n}\n" for n in names), encoding="utf-8")
+    for split, pictures in parts.items():
+        stems = []
+        for written in pictures:
+            stem = Path(written.picture.file_name).stem
+            stems.append(stem)
+            path = folder / "Annotations" / f"{stem}.xml"
+            path.write_text(_xml(written.picture), encoding="utf-8")
+        text = "".join(f"{stem}\n" for stem in stems)
+        (sets / f"{split or 'trainval'}.txt").write_text(text, encoding="utf-8")
+
+
+def image_place(split: str | None) -> str:
+    """Folder of the images of a split."""
+    return _IMAGES
+
+
+def _xml(picture: Picture) -> str:
+    lines = [
+        "<annotation>",
+        f"  <folder>{_IMAGES}</folder>",
+        f"  <filename>{escape(picture.file_name)}</filename>",
+        f"  <size><width>{picture.width}</width><height>{picture.height}</height>"
+        "<depth>3</depth></size>",
+        "  <segmented>0</segmented>",
+    ]
+    for box in picture.boxes:
+        x0, y0, x1, y1 = whole_corners(box, picture)
+        lines += [
+            "  <object>",
+            f"    <name>{escape(box.label)}</name>",
+            "    <pose>Unspecified</pose>",
+            "    <truncated>0</truncated>",
+            f"    <difficult>{int(box.is_crowd)}</difficult>",
+            f"    <bndbox><xmin>{x0 + 1}</xmin><ymin>{y0 + 1}</ymin>"
+            f"<xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox>",
+            "  </object>",
+        ]
+    return "\n".join([*lines, "</annotation>", ""])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,9 @@ from .image_files import (
 from .records import Box, Picture, RecordSource
 from .splits import SPLITS, split_folders, split_name
 from .text_files import read_head, read_lines
+from .written import Written
 
-__all__ = ["TITLE", "YoloSource", "find", "label_line"]
+__all__ = ["TITLE", "YoloSource", "find", "image_place", "write"]
 
 TITLE = "YOLO"
 _COLUMNS = (
@@ -367,14 +368,41 @@ def _class_names(table: Path, content: dict[str, Any]) -> list[str]:
     return names
 
 
-def label_line(number: int, box: Sequence[float], width: int, height: int) -> str:
-    """A line of a label file.
+def write(
+    folder: Path,
+    parts: Mapping[str | None, Sequence[Written]],
+    categories: Sequence[Mapping[str, Any]],
+) -> None:
+    """labels/ and data.yaml; see :func:`.conversion.convert`. Crowds are left out."""
+    names = [c["name"] for c in categories]
+    content: dict[str, Any] = {}
+    numbers = {name: number for number, name in enumerate(names)}
+    for split, pictures in parts.items():
+        content[split or "train"] = image_place(split)
+        for written in pictures:
+            picture = written.picture
+            path = folder / "labels" / (split or "train") / picture.file_name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lines = [
+                _line(numbers[box.label], box, picture) for box in picture.boxes if not box.is_crowd
+            ]
+            path.with_suffix(".txt").write_text("".join(f"{line}\n" for line in lines))
+    content["names"] = dict(enumerate(names))
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    (folder / "data.yaml").write_text(text, encoding="utf-8")
 
-    Args:
-        number: of the class, from 0 on.
-        box: x, y, width, height in pixels.
-        width, height: of the image.
-    """
-    x, y, w, h = box
-    shares = ((x + w / 2) / width, (y + h / 2) / height, w / width, h / height)
+
+def image_place(split: str | None) -> str:
+    """Folder of the images of a split."""
+    return f"images/{split or 'train'}"
+
+
+def _line(number: int, box: Box, picture: Picture) -> str:
+    x0, y0, x1, y1 = box.corners
+    shares = (
+        (x0 + x1) / 2 / picture.width,
+        (y0 + y1) / 2 / picture.height,
+        (x1 - x0) / picture.width,
+        (y1 - y0) / picture.height,
+    )
     return " ".join([str(number), *(f"{share:.8f}".rstrip("0").rstrip(".") for share in shares)])
