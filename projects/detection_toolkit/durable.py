@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ __all__ = [
     "remove_partial_files",
     "renamed_when_complete",
     "write_durably",
+    "write_new",
     "write_text",
 ]
 
@@ -107,6 +109,24 @@ def write_text(path: str | Path, text: str) -> None:
     """
     content = text.encode("utf-8", "backslashreplace")
     write_durably(path, lambda file: file.write(content))
+
+
+def write_new(path: Path, content: str | IO[bytes]) -> None:
+    """Write one of many files of a new folder, which only becomes what it is by a renaming.
+
+    Args:
+        path: of the file.
+        content: a text, or an open file to copy.
+
+    Raises:
+        FileExistsError: something has its name.
+        OSError: it cannot be written.
+    """
+    with path.open("xb") as file:  # fails where anything has that name, a link too
+        if isinstance(content, str):
+            file.write(content.encode("utf-8", "backslashreplace"))
+        else:
+            shutil.copyfileobj(content, file)
 
 
 def open_log(path: str | Path) -> IO[bytes]:

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 import user_commands
 from coco_files import write_dataset
+from format_files import make_splits, write_roboflow_coco, write_yolo
 
 import detection_toolkit.engine
 import detection_toolkit.visualization
 from detection_toolkit.config import apply_overrides, config_names, get_config
+from detection_toolkit.data.formats import convert, open_source
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "coming_from.md").read_text(encoding="utf-8")
@@ -53,6 +55,12 @@ def folder(tmp_path_factory):
     """With the data of the page, and a run."""
     folder = tmp_path_factory.mktemp("coming_from")
     json_file, _ = write_dataset(folder / "my", num_images=5)
+    splits = make_splits(train=5, val=2)
+    write_yolo(folder / "pets", splits)
+    table = "path: pets\ntrain: images/train\nval: images/val\nnames: [cat, dog, bird]\n"
+    (folder / "my.yaml").write_text(table)
+    write_roboflow_coco(folder / "roboflow", splits)
+    convert(open_source(folder / "pets"), folder / "voc", to="voc")
     for name in ("train", "val"):
         shutil.copyfile(json_file, folder / "my" / f"{name}.json")
     call(folder, TRAINS[0])

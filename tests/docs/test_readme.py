@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
 from pathlib import Path
 
 import pytest
@@ -29,9 +28,7 @@ def checkout(tmp_path):
     for name in ("tools", "demo", "checkpoints"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "train_net.py").symlink_to(ROOT / "train_net.py")
-    json_file, images = write_dataset(tmp_path / "my", num_images=9)
-    for name in ("train", "val"):
-        shutil.copyfile(json_file, tmp_path / "my" / f"{name}.json")
+    _, images = write_dataset(tmp_path / "my", num_images=9)
     assert Path(images) == tmp_path / "my" / "images"
     return tmp_path
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email
+import json
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 import trove_classifiers
 from coco_files import write_dataset
+from format_files import make_splits, write_coco, write_yolo
 from small_runs import SMALL_MODEL, data_overrides
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -208,15 +210,39 @@ def clean(source, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.slow
-def test_the_command_of_a_clean_environment_works_from_any_folder(clean, tmp_path):
-    json_file, images = write_dataset(tmp_path / "my", num_images=5)
-    programs = clean / "venv" / "bin"
+@pytest.fixture
+def call(clean, tmp_path):
+    """Runs a program of the environment in a folder of the test."""
 
-    def call(command: str, *arguments: str) -> str:
+    def run_program(command: str, *arguments: str) -> str:
         quiet = {"PYTHONPATH": "", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        return run(str(programs / command), *arguments, cwd=tmp_path, **quiet)
+        return run(str(clean / "venv" / "bin" / command), *arguments, cwd=tmp_path, **quiet)
 
+    return run_program
+
+
+@pytest.mark.slow
+def test_a_yolo_folder_and_coco_files_of_the_same_images_have_the_same_losses(call, tmp_path):
+    splits = make_splits()
+    write_yolo(tmp_path / "yolo", splits)
+    write_coco(tmp_path / "coco", splits)
+    settings = [*SMALL_MODEL, "train.device=cpu", "train.max_iter=2", "train.eval_period=0"]
+    settings += ["train.seed=1", "train.log_period=1", "dataloader.train.total_batch_size=2"]
+    losses = {}
+    for name in ("yolo", "coco"):
+        assert "Ready to train" in call("stageinteractor", "check", "--data", name)
+        words = ("--config-file", CONFIG, "--data", name, f"train.output_dir={name}_run")
+        call("stageinteractor", "train", *words, *settings)
+        lines = (tmp_path / f"{name}_run" / "metrics.json").read_text().splitlines()
+        steps = [step for step in map(json.loads, lines) if "total_loss" in step]
+        losses[name] = [{k: v for k, v in s.items() if "loss" in k} for s in steps]
+    assert len(losses["coco"]) == 2 and len(losses["coco"][0]) > 5
+    assert losses["yolo"] == losses["coco"]  # to the last digit
+
+
+@pytest.mark.slow
+def test_the_command_of_a_clean_environment_works_from_any_folder(call, clean, tmp_path):
+    json_file, images = write_dataset(tmp_path / "my", num_images=5)
     where = "import detection_toolkit; print(detection_toolkit.__file__)"
     assert call("python", "-c", where).startswith(str(clean / "venv"))
     assert CONFIG in call("stageinteractor", "configs").splitlines()

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ...durable import write_new
 from ...errors import UserError
 from ...texts import shown
 from ..documents import read_document
@@ -233,7 +234,7 @@ def write(
             "categories": categories,
         }
         name = f"instances_{split}.json" if split else "instances.json"
-        (folder / "annotations" / name).write_text(json.dumps(document), encoding="utf-8")
+        write_new(folder / "annotations" / name, json.dumps(document))
 
 
 def image_place(split: str | None) -> str:

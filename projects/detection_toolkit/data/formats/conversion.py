@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ...durable import write_new
 from ...errors import UserError
 from ...texts import shown
 from ..findings import log_repairs, raise_harm
@@ -238,7 +239,8 @@ def _write_images(
             raise UserError(f"image {shown(source)} does not exist")
         target.parent.mkdir(parents=True, exist_ok=True)
         if images == "copy":
-            shutil.copyfile(source, target)
+            with source.open("rb") as file:
+                write_new(target, file)
             continue
         try:
             os.link(os.path.realpath(source), target)

@@ -7,10 +7,12 @@ or without, as RetinaNet has them: "path,x1,y1,x2,y2,class".
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...durable import write_new
 from ...errors import UserError
 from ...texts import shown
 from ..findings import FindingCollector
@@ -213,22 +215,25 @@ def write(
     """
     names = [c["name"] for c in categories]
     check_names(names, TITLE)
-    with (folder / _CLASS_TABLES[0]).open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows((name, number) for number, name in enumerate(names))
+    write_new(folder / _CLASS_TABLES[0], _table((n, i) for i, n in enumerate(names)))
     for split, pictures in parts.items():
         check_names([written.picture.file_name for written in pictures], TITLE)
-        with (folder / f"{split or 'boxes'}.csv").open("w", encoding="utf-8", newline="") as file:
-            table = csv.writer(file)
-            table.writerow(_HEADER)
-            for written in pictures:
-                picture = written.picture
-                name = written.path_in(image_place(split))
-                first = (name, picture.width, picture.height)
-                boxes = [box for box in picture.boxes if not box.is_crowd]
-                for box in boxes:
-                    table.writerow((*first, box.label, *map(plain_number, box.corners)))
-                if not boxes:
-                    table.writerow((*first, "", "", "", "", ""))
+        rows: list[Sequence[object]] = [_HEADER]
+        for written in pictures:
+            picture = written.picture
+            name = written.path_in(image_place(split))
+            first = (name, picture.width, picture.height)
+            boxes = [box for box in picture.boxes if not box.is_crowd]
+            rows += [(*first, box.label, *map(plain_number, box.corners)) for box in boxes]
+            if not boxes:
+                rows.append((*first, "", "", "", "", ""))
+        write_new(folder / f"{split or 'boxes'}.csv", _table(rows))
+
+
+def _table(rows: Iterable[Sequence[object]]) -> str:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    return text.getvalue()
 
 
 def image_place(split: str | None) -> str:

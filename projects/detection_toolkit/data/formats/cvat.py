@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
+from ...durable import write_new
 from ...errors import UserError
 from ...texts import shown
 from ..findings import FindingCollector
@@ -190,7 +191,7 @@ def write(
             lines.append("  </image>")
             number += 1
     text = "\n".join([*lines, "</annotations>", ""])
-    (folder / _NAME).write_text(text, encoding="utf-8")
+    write_new(folder / _NAME, text)
 
 
 def image_place(split: str | None) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...durable import write_new
 from ...errors import UserError
 from ...texts import shown
 from ..findings import FindingCollector
@@ -175,7 +176,7 @@ def write(
     names = [c["name"] for c in categories]
     check_names(names, TITLE)
     lines = [*_NOT_CLASSES, *names]
-    (folder / "labels.txt").write_text("".join(f"{n}\n" for n in lines), encoding="utf-8")
+    write_new(folder / "labels.txt", "".join(f"{n}\n" for n in lines))
     for split, pictures in parts.items():
         for written in pictures:
             picture = written.picture
@@ -201,7 +202,7 @@ def write(
                 "imageWidth": picture.width,
             }
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.with_suffix(".json").write_text(json.dumps(content, indent=2), encoding="utf-8")
+            write_new(path.with_suffix(".json"), json.dumps(content, indent=2))
 
 
 def image_place(split: str | None) -> str:

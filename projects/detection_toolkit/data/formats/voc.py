@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from xml.sax.saxutils import escape
 
+from ...durable import write_new
 from ...errors import UserError
 from ...texts import shown
 from ..findings import FindingCollector
@@ -228,16 +229,16 @@ def write(
     sets = folder / "ImageSets" / "Main"
     for place in (folder / "Annotations", sets):
         place.mkdir(parents=True)
-    (folder / "labels.txt").write_text("".join(f"{n}\n" for n in names), encoding="utf-8")
+    write_new(folder / "labels.txt", "".join(f"{n}\n" for n in names))
     for split, pictures in parts.items():
         stems = []
         for written in pictures:
             stem = Path(written.picture.file_name).stem
             stems.append(stem)
             path = folder / "Annotations" / f"{stem}.xml"
-            path.write_text(_xml(written.picture), encoding="utf-8")
+            write_new(path, _xml(written.picture))
         text = "".join(f"{stem}\n" for stem in stems)
-        (sets / f"{split or 'trainval'}.txt").write_text(text, encoding="utf-8")
+        write_new(sets / f"{split or 'trainval'}.txt", text)
 
 
 def image_place(split: str | None) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from ...durable import write_new
 from ...errors import UserError
 from ...texts import shown
 from ..files import check_file_name
@@ -386,10 +387,10 @@ def write(
             lines = [
                 _line(numbers[box.label], box, picture) for box in picture.boxes if not box.is_crowd
             ]
-            path.with_suffix(".txt").write_text("".join(f"{line}\n" for line in lines))
+            write_new(path.with_suffix(".txt"), "".join(f"{line}\n" for line in lines))
     content["names"] = dict(enumerate(names))
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-    (folder / "data.yaml").write_text(text, encoding="utf-8")
+    write_new(folder / "data.yaml", text)
 
 
 def image_place(split: str | None) -> str:
