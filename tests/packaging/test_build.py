@@ -236,7 +236,7 @@ def test_a_yolo_folder_and_coco_files_of_the_same_images_have_the_same_losses(ca
         lines = (tmp_path / f"{name}_run" / "metrics.json").read_text().splitlines()
         steps = [step for step in map(json.loads, lines) if "total_loss" in step]
         losses[name] = [{k: v for k, v in s.items() if "loss" in k} for s in steps]
-    assert len(losses["coco"]) == 2 and len(losses["coco"][0]) > 5
+    assert len(losses["coco"]) == 2 and len(losses["coco"][0]) > 3
     assert losses["yolo"] == losses["coco"]  # to the last digit
 
 
