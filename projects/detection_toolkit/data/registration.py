@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +17,8 @@ from .judgement import Judgement, judge, judge_file
 
 __all__ = ["register_coco_json", "register_data"]
 
-logger = logging.getLogger(__name__)
+# Endings of files that people name in the place of a COCO JSON.
+_OTHER_FORMATS = (".yaml", ".yml", ".xml", ".csv")
 
 
 def register_coco_json(
@@ -53,6 +53,10 @@ def register_coco_json(
     """
     path = Path(json_file).expanduser()
     root = path.parent if image_root is None else Path(image_root).expanduser()
+    if path.is_dir() or (
+        path.is_file() and path.suffix.lower() in (".yaml", ".yml", ".xml", ".csv")
+    ):
+        raise UserError(f"json_file={path} is no COCO JSON: name it as path=, or by --data")
     if not path.is_file():
         raise FileNotFoundError(f"annotation file {path} does not exist")
     if not root.is_dir():

@@ -27,6 +27,7 @@ TITLE = "COCO JSON"
 _KEYS = ('"images"', '"annotations"')
 # COCO's own files beside those with boxes of all classes.
 _OTHER = ("captions", "person_keypoints", "panoptic", "stuff", "image_info")
+_FIRST = 100  # files that are looked into, to know the format
 _LOOKED_AT = 20  # images of a file, to find their folder
 
 
@@ -59,7 +60,7 @@ def _files(folder: Path) -> dict[str | None, list[Path]]:
         return divided
     files: dict[str | None, list[Path]] = {}
     for place in (folder / "annotations", folder):
-        for path in sorted(place.glob("*.json")):
+        for path in sorted(place.glob("*.json"))[:_FIRST]:
             if not path.name.startswith(_OTHER) and _is_coco(path):
                 files.setdefault(_split_of_name(path.stem), []).append(path)
         if files:

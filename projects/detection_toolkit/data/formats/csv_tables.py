@@ -41,6 +41,7 @@ _OTHERS = {
 }
 _COLUMNS = {other: name for name, others in _OTHERS.items() for other in (name, *others)}
 _NEEDED = ("filename", "class", "xmin", "ymin", "xmax", "ymax")
+_FIRST = 100  # files that are looked into, to know the format
 _CLASS_TABLES = ("classes.csv", "_classes.csv", "class_list.csv")
 
 
@@ -59,7 +60,7 @@ def _files(path: Path) -> dict[str | None, Path]:
         return {None: path} if path.suffix.lower() in (".csv", ".tsv") else {}
 
     def tables(folder: Path) -> list[Path]:
-        files = sorted(folder.glob("*.csv"))
+        files = sorted(folder.glob("*.csv"))[:_FIRST]
         return [f for f in files if f.name not in _CLASS_TABLES and _columns(f) is not None]
 
     divided = {s: found[0] for s, f in split_folders(path).items() if (found := tables(f))}

@@ -21,6 +21,7 @@ __all__ = ["TITLE", "LabelStudioSource", "find"]
 
 TITLE = "Label Studio JSON"
 _MARKS = ('"result"', '"rectanglelabels"', '"polygonlabels"', '"annotations"')
+_FIRST = 100  # files that are looked into, to know the format
 _PREFIX = re.compile(r"^[0-9a-f]{8}-")  # of files that were uploaded
 # "labels" are those of all shapes, where shapes and labels are two tags of the interface.
 _LABELS = ("rectanglelabels", "polygonlabels", "ellipselabels", "labels")
@@ -35,7 +36,7 @@ def find(path: Path) -> str | None:
 
 
 def _file(path: Path) -> Path | None:
-    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    files = sorted(path.glob("*.json"))[:_FIRST] if path.is_dir() else [path]
     return next((f for f in files if _is_export(f)), None)
 
 

@@ -122,7 +122,8 @@ class YoloSource(RecordSource):
         table = _find_yaml(path) if path.is_dir() else path
         self.evidence = find(path) or ""
         self._has_keypoints = False
-        self._places: dict[str | None, list[Path]]
+        self._places: dict[str | None, list[Path]] = {}
+        self._named: dict[str, tuple[str, list[str]]] = {}
         if table is None:
             self.image_root = image_root or path
             self._names = self._names_of_folder()
@@ -132,17 +133,23 @@ class YoloSource(RecordSource):
             self._names = _class_names(table, content)
             self._has_keypoints = "kpt_shape" in content
             self.image_root = image_root or self._root_of(table, content)
-            self._places = {
-                split: self._entries(table, key, content[key])
+            self._table = table
+            self._named = {
+                split: (key, _as_list(table, key, content[key]))
                 for split, key in _split_keys(content).items()
             }
-        self.splits = tuple(split for split in SPLITS if split in self._places)
+            # Tools name a folder of test images whether there are any or not.
+            if not any(self._place(text).exists() for text in self._named.get("test", ("", []))[1]):
+                self._named.pop("test", None)
+        self.splits = tuple(s for s in SPLITS if s in self._named or s in self._places)
 
     def class_names(self) -> Sequence[str]:
         return self._names
 
     def pictures(self, split: str | None, found: FindingCollector) -> Iterator[Picture]:
-        for name in self._places if split is None else (split,):
+        for name in (*self._places, *self._named) if split is None else (split,):
+            if name in self._named:
+                self._places[name] = self._entries(*self._named.pop(name))
             yield from self._pictures_of(name, found)
 
     # -- folders ---------------------------------------------------------------------------------
@@ -191,23 +198,31 @@ class YoloSource(RecordSource):
             f"{shown(root)} beside --data"
         )
 
-    def _entries(self, table: Path, key: str, value: Any) -> list[Path]:
-        """Folders, lists and images of a split."""
-        entries = []
-        for text in _as_list(table, key, value):
+    def _place(self, text: str) -> Path:
+        """Of an entry of the YAML."""
+        place = self.image_root / text
+        while not place.exists() and text.startswith("../"):  # of Roboflow's exports
+            text = text[3:]
             place = self.image_root / text
-            inner = text
-            while not place.exists() and inner.startswith("../"):  # of Roboflow's exports
-                inner = inner[3:]
-                place = self.image_root / inner
+        return place
+
+    def _entries(self, key: str, texts: Sequence[str]) -> list[Path]:
+        """Folders, lists and images of a split.
+
+        Raises:
+            UserError: one is not there, or may not be followed.
+        """
+        entries = []
+        for text in texts:
+            place = self._place(text)
             if not place.exists():
                 raise UserError(
-                    f"{table}: {key} is {shown(text)}, and there is no "
+                    f"{self._table}: {key} is {shown(text)}, and there is no "
                     f"{shown(self.image_root / text)}"
                 )
             if not (self.allow_outside or is_below(place, self.image_root)):
                 raise UserError(
-                    f"{table}: {key} is {shown(text)}, which leads out of the folder "
+                    f"{self._table}: {key} is {shown(text)}, which leads out of the folder "
                     f"{shown(self.image_root)}. If you trust its author, set allow_outside=true "
                     "beside path"
                 )
@@ -264,7 +279,9 @@ class YoloSource(RecordSource):
     def _label_file(self, image: Path) -> Path:
         """The last folder of the name "images" becomes "labels"; else it lies beside the image."""
         parts = list(image.parts)
-        for index in range(len(parts) - 2, -1, -1):
+        root = self.image_root
+        first = len(root.parts) if image.is_relative_to(root) else 0
+        for index in range(len(parts) - 2, first - 1, -1):
             if parts[index] == "images":
                 parts[index] = "labels"
                 break

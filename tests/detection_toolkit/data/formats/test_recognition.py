@@ -90,3 +90,10 @@ def test_damaged_files_are_users_errors_whatever_reads_them(tmp_path, name):
     with pytest.raises((UserError, FileNotFoundError)) as raised:
         get_detection_dataset(path=str(tmp_path), format=name)
     assert str(raised.value).isprintable()
+
+
+@pytest.mark.parametrize("name", [".", "data.yaml"])
+def test_other_formats_are_no_json_file(tmp_path, name):
+    write_yolo(tmp_path, make_splits())
+    with pytest.raises(UserError, match=r"json_file=.* is no COCO JSON: name it as path=, or by"):
+        get_detection_dataset(json_file=str(tmp_path / name))

@@ -94,6 +94,31 @@ def test_roboflow_leads_upwards_from_a_folder_that_is_not_there(tmp_path, splits
         assert boxes(dicts) == expected(splits[split])
 
 
+def test_test_images_are_named_whether_there_are_any_or_not(folder):
+    from detection_toolkit.data.formats import open_source
+
+    with (folder / "data.yaml").open("a") as file:
+        file.write("test: ../test/images\n")
+    assert open_source(folder).splits == ("train", "val")
+    assert len(get_detection_dataset(path=str(folder))) == 6
+
+
+def test_one_split_needs_no_other(folder):
+    shutil.rmtree(folder / "images/train")
+    assert len(get_detection_dataset(path=str(folder), split="val")) == 2
+    refuses(folder, "train is images/train, and there is no ")
+
+
+def test_a_folder_of_images_that_is_the_root_has_labels_beside(tmp_path):
+    document = make_document()
+    made = write_yolo(tmp_path / "made", {"train": document})
+    folder = tmp_path / "images"
+    shutil.copytree(made / "images/train", folder)
+    shutil.copytree(made / "labels/train", folder, dirs_exist_ok=True)
+    (folder / "classes.txt").write_text("cat\ndog\nbird\n")
+    assert boxes(get_detection_dataset(path=str(folder))) == expected(document)
+
+
 def test_lists_of_images(folder, splits):
     root = folder / "images"
     lines = [
