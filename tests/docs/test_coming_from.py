@@ -82,11 +82,18 @@ def call(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_do_what_they_say(folder, command):
     call(folder, command)
-    made_by = {"predict": "drawn", "export": "model.onnx", "json": "found.json"}
-    made_by["view data"] = "seen/index.html"
-    for name, made in made_by.items():
-        if name in command:
-            assert (folder / made).exists()
+    makes = {
+        "predict": "drawn",
+        "export": "model.onnx",
+        "--save-json": "found.json",
+        "as_yolo": "as_yolo/data.yaml",
+        "divided": "divided/annotations/instances_val.json",
+        "small": "small/images/train",
+    }
+    made = [makes[word] for word in set(makes) & set(command.split())]
+    made += ["seen/index.html"] if " view data " in command else []
+    for name in made:
+        assert (folder / name).exists()
 
 
 @pytest.mark.slow
