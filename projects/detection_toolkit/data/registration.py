@@ -15,7 +15,7 @@ from .findings import log_repairs, raise_harm
 from .formats import VAL_SHARE, open_source, read_split
 from .judgement import Judgement, judge, judge_file
 
-__all__ = ["register_coco_json", "register_data"]
+__all__ = ["name_of_path", "register_coco_json", "register_data"]
 
 # Endings of files that people name in the place of a COCO JSON.
 _OTHER_FORMATS = (".yaml", ".yml", ".xml", ".csv")
@@ -113,9 +113,7 @@ def register_data(
     resolved = given.resolve()
     options = (image_root and str(Path(image_root).expanduser().resolve()), split, format)
     source = (str(resolved), *map(str, options), str(val_share), str(split_seed))
-    is_table = given.is_file() and given.stem in _TABLES
-    stem = resolved.parent.name if is_table else resolved.stem
-    name, is_known = _find_name(f"{stem}_{split}" if split else stem, name, source)
+    name, is_known = _find_name(name_of_path(path, split), name, source)
     if is_known:
         return name
     with collector_paused():
@@ -141,6 +139,13 @@ def register_data(
 
 # Files that are called the same in every data set.
 _TABLES = ("data", "dataset", "annotations", "_annotations", "result")
+
+
+def name_of_path(path: str, split: str | None) -> str:
+    """What a data set is called in logs and reports: its folder, or its file, and the split."""
+    place = Path(path).expanduser().resolve()
+    stem = place.parent.name if place.suffix and place.stem in _TABLES else place.stem
+    return f"{stem}_{split}" if split else stem
 
 
 def _find_name(stem: str, name: str | None, source: tuple[str, ...]) -> tuple[str, bool]:

@@ -327,7 +327,7 @@ def _follow_test_set(cfg: DictConfig) -> tuple[Metadata, str]:
         the metadata, and why there are none.
     """
     node = OmegaConf.select(cfg, "dataloader.test.dataset")
-    if node is not None and not any(node.get(key) for key in ("names", "json_file")):
+    if node is not None and not any(node.get(key) for key in ("names", "json_file", "path")):
         return Metadata(), "the config names no data"
     try:
         prepare_config(cfg, training=False, with_files=False)

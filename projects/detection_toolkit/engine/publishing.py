@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from ..checkpoint.hub import HUB, RUN_CONFIG, WEIGHTS_FILE
 from ..checkpoint.official_files import write_safetensors
 from ..config import config_text, get_config
+from ..data.registration import name_of_path
 from ..durable import write_text
 from ..errors import UserError
 from ..evaluation.results import METRICS, read_facts, read_json
@@ -112,12 +113,18 @@ def _published_config(cfg: DictConfig, name: str) -> DictConfig:
     cfg = copy.deepcopy(cfg)
     for part in ("train", "test"):
         node = OmegaConf.select(cfg, f"dataloader.{part}.dataset")
-        if node is not None and node.get("json_file"):
-            node.update({key: None for key in ("json_file", "image_root", "name") if key in node})
+        if _has_files(node):
+            keys = ("json_file", "path", "split", "format", "image_root", "name")
+            node.update({key: None for key in keys if key in node})
     cfg.train.init_checkpoint = ""
     cfg.train.output_dir = f"./output/{name}"
     cfg.train.device = "cuda"  # where there is no GPU, whoever uses it takes the CPU
     return cfg
+
+
+def _has_files(node: Any) -> bool:
+    """Whether a config's data set is named by a path."""
+    return node is not None and bool(node.get("json_file") or node.get("path"))
 
 
 def _config_name(run: Path | None, source: str | os.PathLike[str]) -> str:
@@ -164,6 +171,7 @@ def _data_name(node: Any) -> str:
     if node is None:
         return ""
     names = node.get("name") or (node.get("json_file") and Path(str(node.json_file)).stem)
+    names = names or (node.get("path") and name_of_path(str(node.path), node.get("split")))
     names = names or plain_values(node.get("names")) or ""
     return ", ".join(names) if isinstance(names, list) else str(names)
 
@@ -173,7 +181,7 @@ def _data_arguments(cfg: DictConfig, *, always: bool, parts: tuple[str, ...]) ->
     given = []
     for part in parts:
         node = OmegaConf.select(cfg, f"dataloader.{part}.dataset")
-        if always or (node is not None and node.get("json_file")):
+        if always or _has_files(node):
             begin = f"dataloader.{part}.dataset"
             line = f"{begin}.json_file={_DATA[part]} {begin}.image_root=my/images"
             given.append(f" \\\n    {line}")

@@ -24,9 +24,12 @@ from detection_toolkit.checkpoint.official_files import (
 )
 from detection_toolkit.commands.export import main as export
 from detection_toolkit.commands.export import parse_args
+from detection_toolkit.commands.train import get_parser
 from detection_toolkit.commands.train import main as train
+from detection_toolkit.config import apply_overrides, config_text, get_config
 from detection_toolkit.data.shapes import ShapesSpec, generate_shapes
-from detection_toolkit.engine import Predictor
+from detection_toolkit.engine import Predictor, publishing
+from detection_toolkit.engine.arguments import parse_arguments
 from detection_toolkit.engine.runs import find_run
 from detection_toolkit.engine.shipped import shipped_checkpoint
 from detection_toolkit.errors import UserError
@@ -101,6 +104,14 @@ def test_what_stands_in_the_header_and_nothing_of_this_machine(run, published):
     for name in ("config.yaml", "README.md"):
         text = (published / name).read_text()
         assert str(run.parent) not in text and "my/val.json" not in text.split("## What was")[0]
+
+
+def test_paths_of_other_formats_are_not_published_either():
+    args = parse_arguments(get_parser(), ["--data", "/home/me/pets/data.yaml"])
+    cfg = apply_overrides(get_config("stageinteractor/stageinteractor_tiny_custom.py"), args.opts)
+    assert publishing._data_name(cfg.dataloader.test.dataset) == "pets_val"
+    text = config_text(publishing._published_config(cfg, "pets"))
+    assert "/home/me" not in text and "split: null" in text and "split: val" not in text
 
 
 def test_the_card_tells_what_the_run_has_measured(run, published):
