@@ -62,7 +62,7 @@ def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
     add_trust_argument(parser)
 
 
-def add_trust_argument(parser: argparse.ArgumentParser) -> None:
+def add_trust_argument(parser: argparse._ActionsContainer) -> None:
     """Add ``--trust-config``, for ``get_config``."""
     parser.add_argument(
         "--trust-config",
