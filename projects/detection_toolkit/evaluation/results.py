@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import math
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -211,7 +212,10 @@ def register_dataset(output_dir: Path, name: str, *, trust_config: bool = False)
 
 
 def dataset_of(output_dir: Path, name: str, *, trust_config: bool = False) -> str:
-    """The catalogue name of a run's test set, where another run's may have the same name.
+    """The catalogue name of a run's test set, which may be another than when it was evaluated.
+
+    A number follows the name of a file where another data set had that name before: a training
+    set in the process that evaluated, or another run's test set in this one.
 
     Args:
         output_dir: of the run.
@@ -220,18 +224,24 @@ def dataset_of(output_dir: Path, name: str, *, trust_config: bool = False) -> st
     Raises:
         ValueError, FileNotFoundError: nothing describes the data set, or its files are gone.
     """
+    if name in DatasetCatalog.list() and MetadataCatalog.get(name).get("source") is None:
+        return name  # of no file that a config names: it is the same for all
     for file in ("evaluation.yaml", "config.yaml"):
         if (output_dir / file).is_file():
             cfg = get_config(str(output_dir / file), trust_config=trust_config)
             known = dataset_names(cfg.dataloader.test.dataset)
             if name in known:
                 return name
-            # Where the name was taken, a number follows it.
-            renamed = [n for n in known if n.startswith(f"{name}_")]
-            if len(known) == len(renamed) == 1:
-                return known[0]
+            alike = [n for n in known if _without_number(n) == _without_number(name)]
+            if len(alike) == 1:
+                return alike[0]
     register_dataset(output_dir, name, trust_config=trust_config)
     return name
+
+
+def _without_number(name: str) -> str:
+    """See :func:`~detection_toolkit.data.register_coco_json`."""
+    return re.sub(r"_[0-9a-f]{8}$", "", name)
 
 
 @contextlib.contextmanager
