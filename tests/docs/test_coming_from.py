@@ -74,7 +74,7 @@ def call(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_do_what_they_say(folder, command):
     call(folder, command)
-    made_by = {"predict": "drawn", "export": "model.onnx", "json": "found.json"}
+    made_by = {"predict": "drawn", "export": "model.onnx", "save-json": "found.json"}
     made_by["view data"] = "seen/index.html"
     for name, made in made_by.items():
         if name in command:
