@@ -20,6 +20,7 @@ _SCRIPTS = {
     "export": "tools/export.py",
     "check": "tools/check_dataset.py",
     "report": "tools/report.py",
+    "compare": "tools/compare.py",
     "convert checkpoint": "tools/convert_checkpoint.py",
 }
 

@@ -36,6 +36,8 @@ PICKLE_SUFFIXES = (".pkl", ".pyth")
 _PARTS = (
     "detection_toolkit.data",
     "detection_toolkit.engine.recipe",
+    # Trackers have no settings that name an address.
+    "detection_toolkit.engine.trackers",
     # The evaluator of the packaged configs, with the arguments of Detectron2's. Not its package.
     "detection_toolkit.evaluation.coco.CocoEvaluator",
     "detection_toolkit.modeling",

@@ -20,7 +20,6 @@ from detectron2.config import get_cfg
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 from small_runs import run_overrides
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from detection_toolkit.config import get_config
 from detection_toolkit.data import SHAPES, generate_shapes
@@ -85,22 +84,6 @@ def test_writer(run):
     # metrics.json has medians of what was written before; the first one is of one value.
     assert losses[0] == pytest.approx(logged(output, "total_loss")[0])
     assert len(set(losses)) == 4 and min(losses) > 0
-
-
-def test_weights_and_biases_gets_what_tensorboard_gets(run, monkeypatch):
-    calls = {}
-
-    def init(**arguments):
-        # What wandb patches from here on must not have been used yet.
-        calls.update(arguments, events=list(Path(arguments["dir"]).glob("events.*")))
-
-    fake = types.SimpleNamespace(init=init, finish=lambda: calls.update(finished=True))
-    monkeypatch.setitem(sys.modules, "wandb", fake)
-    output = run("weights_and_biases.py")
-    assert calls["sync_tensorboard"] and calls["finished"] and calls["events"] == []
-    assert calls["dir"] == str(output) and calls["config"]["train"]["max_iter"] == 4
-    events = EventAccumulator(str(output)).Reload()
-    assert {"total_loss", "lr", "bbox/AP"} <= set(events.Tags()["scalars"])
 
 
 def test_detectron2s_loop(run):

@@ -41,6 +41,7 @@ COMMANDS: dict[str, Command | Group] = {
     "export": Command("commands.export", "write a detector as ONNX or torch.export"),
     "check": Command("commands.check", "find problems in a data set"),
     "report": Command("commands.report", "write an HTML page about a run"),
+    "compare": Command("commands.compare", "tell whether one run is better than another"),
     "view": Group(
         {
             "stages": Command("commands.view_stages", "draw what every stage does with a picture"),

@@ -4,13 +4,18 @@ Reads every entry and decodes every image; prints what is wrong and what trainin
 it, the classes, and last whether it is ready to train. Pictures show images with their boxes and
 class names, and the worst cases. Nothing is changed.
 
-Exit code 1: training would stop, or be less than it should be. 0: it would not.
+With --model, a trained detector is asked as well: annotations that it contradicts are listed, the
+surest first, and drawn.
+
+Exit code 1: training would stop, or be less than it should be. 0: it would not. What a model
+contradicts does not count.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,17 +24,22 @@ from typing import TYPE_CHECKING
 from ..defaults import MAX_PIXELS
 from ..durable import write_text
 from ..engine import user_errors
+from ..engine.arguments import add_trust_argument
 from ..engine.parsers import make_parser
+from ..errors import UserError
 from ..texts import printable, shown
 
 if TYPE_CHECKING:
     from ..data.findings import Finding
     from ..data.inspection import DatasetReport
+    from ..engine import Predictor
 
 EXAMPLES = """
 PROG my/data.yaml --num-queries 100
 PROG my/train.json my/images --num-queries 100
 PROG my/train.json my/images --test my/val.json my/val_images
+PROG my/train.json my/images --model output/mine
+PROG my/train.json my/images --model model.pth --config-file CONFIG --num-suspects 60
 """
 
 
@@ -75,6 +85,30 @@ def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--num-pictures", type=int, default=16, help="images a sheet (default: %(default)s)"
     )
+    model = parser.add_argument_group("label errors")
+    model.add_argument(
+        "--model",
+        metavar="PATH",
+        help="folder of a run, or a checkpoint: annotations that its detector contradicts",
+    )
+    model.add_argument(
+        "--config-file",
+        metavar="FILE",
+        help="config of the checkpoint, where none lies beside it: a path, or a packaged name",
+    )
+    model.add_argument(
+        "--min-score",
+        type=float,
+        default=0.5,
+        help="least score of a detection that contradicts (default: %(default)s)",
+    )
+    model.add_argument(
+        "--num-suspects",
+        type=int,
+        default=30,
+        help="so many are printed and drawn; the JSON has all (default: %(default)s)",
+    )
+    add_trust_argument(model)
     return parser
 
 
@@ -97,6 +131,8 @@ def parse_args(argv: Sequence[str] | None, prog: str | None = None) -> argparse.
             "--test goes with JSON and IMAGES, and takes a JSON, and a folder where the images are "
             "not the same"
         )
+    if args.config_file and not args.model:
+        parser.error("--config-file goes with --model")
     return args
 
 
@@ -189,6 +225,69 @@ def inspect(args: argparse.Namespace) -> Iterator[tuple[str, DatasetReport]]:
 _TITLES = {"train": "Training set", "val": "Validation set", "test": "Test set"}
 
 
+def build_predictor(args: argparse.Namespace) -> Predictor:
+    """The detector of ``--model``."""
+    from ..engine import Predictor
+
+    if args.config_file is None:
+        return Predictor.from_run(args.model, trust_config=args.trust_config)
+    return Predictor.from_config(args.config_file, args.model, trust_config=args.trust_config)
+
+
+def suspect_labels(
+    predictor: Predictor, report: DatasetReport, args: argparse.Namespace, prefix: str = ""
+) -> None:
+    """Print, draw and write down what a detector contradicts."""
+    from tabulate import tabulate
+    from tqdm import tqdm
+
+    from ..engine.label_errors import find_label_errors
+    from ..evaluation.label_errors import KINDS
+    from ..visualization.label_errors import render_suspects
+
+    found = find_label_errors(
+        predictor,
+        report,
+        threshold=args.min_score,
+        max_pixels=args.max_pixels,
+        progress=lambda items: tqdm(items, "asking the model", unit=" images"),
+    )
+    findings = [e.as_dict(report.images[e.image_id]["file_name"]) for e in found]
+    rows = [
+        [
+            f"{f['score']:.2f}",
+            shown(f["file_name"]),
+            "-" if f["annotation_id"] is None else shown(f["annotation_id"]),
+            KINDS[f["kind"]],
+            shown(e.says),
+        ]
+        for e, f in zip(found[: args.num_suspects], findings)
+    ]
+    print()
+    if rows:
+        header = ["score", "file", "annotation", "suspect", "annotated"]
+        print(tabulate(rows, headers=header, disable_numparse=True))
+    counts = Counter(f["kind"] for f in findings)
+    parts = "; ".join(f"{text}: {counts[kind]}" for kind, text in KINDS.items())
+    print(f"\n{len(findings)} suspects ({parts})")
+    page = render_suspects(
+        findings,
+        report,
+        title="Suspect annotations",
+        about={
+            "model": str(args.model),
+            "data": f"{report.num_images} images, {report.num_boxes} boxes",
+        },
+        words=KINDS,
+        count=args.num_suspects,
+        max_pixels=args.max_pixels,
+    )
+    folder = Path(args.output)
+    write_text(folder / f"{prefix}label_errors.html", page)
+    write_text(folder / f"{prefix}label_errors.json", json.dumps(findings, indent=1))
+    print(f"{folder}/{prefix}label_errors.html shows the first; the .json beside it lists all")
+
+
 def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
     """Returns the exit code."""
     args = parse_args(argv, prog)
@@ -196,15 +295,21 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
         from ..data.findings import first_harm
         from ..data.inspection import compare_splits
 
+        if not 0 < args.min_score < 1:
+            raise UserError(f"--min-score must lie between 0 and 1, got {args.min_score}")
+        predictor = build_predictor(args) if args.model else None
         verdicts: list[str] = []
         harmful = False
         train = None
         for split, report in inspect(args):
             title = _TITLES[split]
+            prefix = "" if train is None else f"{split}_"
             if train is not None or args.data:
                 print(f"\n{title}{f' {args.test[0]}' if args.test else ''}:")
             print_report(report)
-            write_files(report, args, "" if train is None else f"{split}_")
+            write_files(report, args, prefix)
+            if predictor is not None:
+                suspect_labels(predictor, report, args, prefix)
             verdicts.append(f"{title}: {report.verdict}")
             harmful = harmful or report.is_harmful
             if train is None:

@@ -65,6 +65,10 @@ class DatasetReport:
         """Whether training would stop, or be less than it should be."""
         return first_harm(self.findings) is not None
 
+    def sound_annotations(self, image_id: Any) -> list[dict[str, Any]]:
+        """Those of an image whose box has four finite numbers and an area."""
+        return [a for a in self.images[image_id]["annotations"] if _is_sound(a.get("bbox"))]
+
     def finding(self, kind: str) -> Finding | None:
         """The finding of a kind."""
         return next((f for f in self.findings if f.kind == kind), None)
@@ -78,6 +82,14 @@ class DatasetReport:
         if any(f.severity == "repaired" for f in self.findings):
             return "Ready to train, with what is repaired in a copy."
         return "Ready to train."
+
+
+def _is_sound(box: Any) -> bool:
+    if not isinstance(box, (list, tuple)) or len(box) != 4:
+        return False
+    if not all(isinstance(x, (int, float)) and abs(x) <= 1e5 for x in box):  # NaN is not
+        return False
+    return box[2] > 0 and box[3] > 0
 
 
 def inspect_dataset(

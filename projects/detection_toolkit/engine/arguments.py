@@ -77,7 +77,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", help="of --data, where what is there does not say it")
 
 
-def add_trust_argument(parser: argparse.ArgumentParser) -> None:
+def add_trust_argument(parser: argparse._ActionsContainer) -> None:
     """Add ``--trust-config``, for ``get_config``."""
     parser.add_argument(
         "--trust-config",

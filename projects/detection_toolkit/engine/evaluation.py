@@ -32,6 +32,7 @@ from ..evaluation import (
     evaluate_stages,
     run_evaluator,
 )
+from ..evaluation.stage_predictions import STAGE_PREDICTIONS
 from ..texts import parse_json
 from .evaluators import check_evaluator, coco_backend, max_dets_per_image
 from .interruption import Interruption
@@ -54,6 +55,7 @@ logger = logging.getLogger(__name__)
 _RESULTS = (
     "metrics.json",
     "stage_metrics.json",
+    STAGE_PREDICTIONS,
     "coco_instances_results.json",
     "instances_predictions.pth",
 )
@@ -248,7 +250,8 @@ def _evaluate_stages(
 def _forget_stages(folder: Path) -> None:
     """Metrics by stage of an earlier evaluation do not go with the detections of this one."""
     if comm.is_main_process():
-        (folder / "stage_metrics.json").unlink(missing_ok=True)
+        for file_name in ("stage_metrics.json", STAGE_PREDICTIONS):
+            (folder / file_name).unlink(missing_ok=True)
 
 
 def _report(name: str, results: dict[str, Any], *, folder: Path, about: Mapping[str, Any]) -> None:

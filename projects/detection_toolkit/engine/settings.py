@@ -203,6 +203,8 @@ class RunSettings:
         stage_evaluation: also evaluate every stage (AP, fading and growing scores, duplicates,
             changing labels), after the last iteration and with --eval-only.
         log_period: iterations from one line of the log to the next.
+        trackers: where scalars go besides the console and metrics.json: "tensorboard", "wandb",
+            "mlflow", or nodes of :mod:`.trackers`.
     """
 
     output_dir: str = "./output"
@@ -233,6 +235,7 @@ class RunSettings:
     validation_loss: bool = True
     stage_evaluation: bool = False
     log_period: int = 20
+    trackers: list[Any] = field(default_factory=lambda: ["tensorboard"])
 
     def __post_init__(self) -> None:
         for name in ("max_iter", "accumulation_steps", "log_period"):

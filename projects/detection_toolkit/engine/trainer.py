@@ -9,17 +9,18 @@ import logging
 import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
 from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
-from detectron2.engine.defaults import default_writers
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
+from detectron2.utils.events import CommonMetricPrinter, JSONWriter
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 from detectron2.utils.registry import locate
@@ -54,10 +55,11 @@ from .hooks import (
 from .interruption import Interruption
 from .logs import FILE_ONLY, log_end, log_start, log_training_set, refuse_linked_logs
 from .random_states import is_random_state, restore_random_state
-from .runs import changes_of_recipe, describe_run
+from .runs import changes_of_recipe, describe_run, plain_values
 from .scaling import auto_scale_workers, log_effective_batch
 from .settings import RunSettings
 from .setup import classes_to_keep
+from .trackers import RunFacts, build_trackers
 from .train_loop import DetectionTrainLoop
 
 __all__ = ["Trainer"]
@@ -377,8 +379,20 @@ class Trainer(DefaultTrainer):
             return self.test(self.cfg, model) or {}
 
     def build_writers(self) -> list[Any]:
-        """Console with the time left, JSON, TensorBoard."""
-        return default_writers(self.settings.output_dir, self.max_iter)
+        """Console with the time left, JSON, and what ``train.trackers`` lists."""
+        output_dir = self.settings.output_dir
+        trainer = weakref.proxy(self)  # a hook holds the writers
+        facts = RunFacts(
+            output_dir=Path(output_dir),
+            config=lambda: plain_values(trainer.cfg),
+            max_iter=self.max_iter,
+            start_iter=lambda: trainer.start_iter,
+        )
+        return [
+            CommonMetricPrinter(self.max_iter),
+            JSONWriter(os.path.join(output_dir, "metrics.json")),
+            *build_trackers(self.settings.trackers, facts),
+        ]
 
     @classmethod
     def build_model(cls, cfg: DictConfig) -> nn.Module:

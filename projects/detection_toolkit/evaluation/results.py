@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import math
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,6 +35,8 @@ __all__ = [
     "best_threshold",
     "coco_metrics",
     "coco_modules",
+    "dataset_of",
+    "evaluated_sets",
     "find_predictions",
     "ground_truth",
     "read_facts",
@@ -69,7 +72,7 @@ def find_predictions(output_dir: Path, dataset: str | None) -> Path:
     """
     if not output_dir.is_dir():
         raise FileNotFoundError(f"no folder {output_dir}: name the train.output_dir of a run")
-    found = sorted(p.parent for p in output_dir.glob(f"inference/*/{PREDICTIONS}"))
+    found = evaluated_sets(output_dir)
     names = ", ".join(p.name for p in found)
     if dataset is not None:
         chosen = [p for p in found if p.name == dataset]
@@ -86,6 +89,11 @@ def find_predictions(output_dir: Path, dataset: str | None) -> Path:
     if len(found) > 1:
         raise UserError(f"{output_dir} has results of {names}: choose one with --dataset")
     return found[0]
+
+
+def evaluated_sets(output_dir: Path) -> list[Path]:
+    """Folders with the results of a run, one for each test set."""
+    return sorted(p.parent for p in output_dir.glob(f"inference/*/{PREDICTIONS}"))
 
 
 def read_json(path: Path) -> Any:
@@ -201,6 +209,39 @@ def register_dataset(output_dir: Path, name: str, *, trust_config: bool = False)
             dataset_names(cfg.dataloader.test.dataset)
     if name not in DatasetCatalog.list():
         raise UserError(f"data set {name} is not registered, and {config} does not describe it")
+
+
+def dataset_of(output_dir: Path, name: str, *, trust_config: bool = False) -> str:
+    """The catalogue name of a run's test set, which may be another than when it was evaluated.
+
+    A number follows the name of a file where another data set had that name before: a training
+    set in the process that evaluated, or another run's test set in this one.
+
+    Args:
+        output_dir: of the run.
+        name: of the folder of the results.
+
+    Raises:
+        ValueError, FileNotFoundError: nothing describes the data set, or its files are gone.
+    """
+    if name in DatasetCatalog.list() and MetadataCatalog.get(name).get("source") is None:
+        return name  # of no file that a config names: it is the same for all
+    for file in ("evaluation.yaml", "config.yaml"):
+        if (output_dir / file).is_file():
+            cfg = get_config(str(output_dir / file), trust_config=trust_config)
+            known = dataset_names(cfg.dataloader.test.dataset)
+            if name in known:
+                return name
+            alike = [n for n in known if _without_number(n) == _without_number(name)]
+            if len(alike) == 1:
+                return alike[0]
+    register_dataset(output_dir, name, trust_config=trust_config)
+    return name
+
+
+def _without_number(name: str) -> str:
+    """See :func:`~detection_toolkit.data.register_coco_json`."""
+    return re.sub(r"_[0-9a-f]{8}$", "", name)
 
 
 @contextlib.contextmanager

@@ -37,6 +37,7 @@ from .diagnosis import (
     match_detections,
 )
 from .inference import run_evaluator
+from .stage_predictions import STAGE_PREDICTIONS, StagePredictions
 from .truth import (
     annotated_records,
     collate_objects,
@@ -152,7 +153,8 @@ class StageEvaluator(DatasetEvaluator):
                 threshold of the NMS that AP is computed with once more.
             score_threshold: detections that score less are not looked at for duplicates.
             max_dets_per_image, backend: see :class:`CocoEvaluator`.
-            output_file: JSON to write; None: none.
+            output_file: JSON to write, and beside it the detections of every stage,
+                ``stage_predictions.npz``; None: neither.
             facts: further entries at the top of the JSON.
 
         Raises:
@@ -191,6 +193,7 @@ class StageEvaluator(DatasetEvaluator):
             evaluator.reset()
         self._images = 0
         self._counts: dict[tuple, Tensor] = {}
+        self._found = StagePredictions(self.num_stages)
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """
@@ -209,9 +212,16 @@ class StageEvaluator(DatasetEvaluator):
         truth = [objects_as_seen(self._truth[x["image_id"]], x) for x in inputs]
         for (logits, boxes, last), objects, x in zip(predictions, truth, inputs):
             self._count_score_changes(logits.sigmoid(), boxes, last, objects, x["image"].shape[-2:])
+        found = []
         for x, after_nms in zip(outputs, kept):
             all_stages = [*x["stages"], after_nms["instances"]]
-            self._count_duplicates([instances.to("cpu") for instances in all_stages])
+            all_stages = [instances.to("cpu") for instances in all_stages]
+            self._count_duplicates(all_stages)
+            found.append(all_stages)
+        if self.output_file is not None:
+            for x, stages in zip(inputs, found):
+                for stage in range(self.num_stages):
+                    self._found.add(stage, x["image_id"], stages[stage])
         self._count_label_changes(
             torch.stack([logits for logits, _, _ in predictions], 1),
             torch.stack([boxes for _, boxes, _ in predictions], 1),
@@ -228,21 +238,32 @@ class StageEvaluator(DatasetEvaluator):
         for evaluator in self._progress([*self._coco, *self._auxiliary.values()], titles):
             with _quiet():
                 results.append(evaluator.evaluate())
-        gathered = comm.gather((self._images, self._counts))
+        gathered = comm.gather((self._images, self._counts, self._found))
         if not comm.is_main_process():
             return None
         counts: dict[tuple, Tensor] = {}
-        for _, part in gathered:
+        for _, part, _ in gathered:
             for key, value in part.items():
                 counts[key] = counts.get(key, 0) + value
         of_stages, of_auxiliary = results[: len(self._coco)], results[len(self._coco) :]
-        metrics = self._summarise(of_stages, sum(images for images, _ in gathered), counts)
+        metrics = self._summarise(of_stages, sum(images for images, *_ in gathered), counts)
         if self._auxiliary:
             metrics["auxiliary"] = self._summarise_auxiliary(of_auxiliary)
         logger.info("%s by stage:\n%s", self.dataset_name, _table(metrics))
         if self.output_file is not None:
             write_text(self.output_file, json.dumps(metrics, indent=2) + "\n")
+            self._write_predictions([found for *_, found in gathered])
         return metrics
+
+    def _write_predictions(self, gathered: Sequence[StagePredictions]) -> None:
+        """Of all processes; their images in no order, as it does not matter."""
+        found = StagePredictions(self.num_stages)
+        for part in gathered:
+            found.extend(part)
+        ids = MetadataCatalog.get(self.dataset_name).get("thing_dataset_id_to_contiguous_id")
+        category_ids = None if ids is None else {index: key for key, index in ids.items()}
+        assert self.output_file is not None
+        found.write(self.output_file.with_name(STAGE_PREDICTIONS), category_ids)
 
     def _suppress(self, instances: Instances) -> Instances:
         boxes, classes = instances.pred_boxes.tensor, instances.pred_classes

@@ -22,6 +22,7 @@ from ..evaluation.results import (
     Comparison,
     coco_metrics,
     coco_modules,
+    dataset_of,
     find_predictions,
     ground_truth,
     read_facts,
@@ -29,7 +30,6 @@ from ..evaluation.results import (
     read_results,
     read_stages,
     read_validation_loss,
-    register_dataset,
     run_coco,
 )
 from ..evaluation.thresholds import (
@@ -340,9 +340,9 @@ def write_report(
     results = read_results(folder / PREDICTIONS)
     stages = read_stages(folder / "stage_metrics.json")
     name = folder.name
-    register_dataset(output_dir, name, trust_config=trust_config)
+    known = dataset_of(output_dir, name, trust_config=trust_config)
     max_dets = read_max_dets(folder)
-    with ground_truth(name) as truth_file:
+    with ground_truth(known) as truth_file:
         comparison = Comparison(truth_file, results)
         num_objects = sum(map(len, comparison.truth.values()))
         if not num_objects:
@@ -354,7 +354,7 @@ def write_report(
         judge_images(matches, comparison.image_ids, threshold=score_threshold), num_images
     )
     examples = {
-        key: draw_examples(comparison, name, chosen, score_threshold)
+        key: draw_examples(comparison, known, chosen, score_threshold)
         for key, chosen in images.items()
     }
     analysis, missing = None, None

@@ -25,9 +25,11 @@ __all__ = [
     "chart_calibration",
     "chart_classes",
     "chart_confusion",
+    "chart_differences",
     "chart_error_gains",
     "chart_label_changes",
     "chart_precision_recall",
+    "chart_resamples",
     "chart_score_changes",
     "chart_stages",
     "chart_thresholds",
@@ -57,6 +59,7 @@ dt{color:#555}dd{margin:0;overflow-wrap:anywhere}
 .row{display:flex;flex-wrap:wrap;gap:0 2em;align-items:flex-start}
 .row>div{flex:1 1 26em;min-width:0}
 .row img{width:100%}
+@media(max-width:600px){td,th{padding:.25em .2em;font-size:.9em}}
 """
 
 
@@ -238,6 +241,40 @@ def chart_calibration(bins: Sequence[Mapping[str, float]]) -> str:
     axis.scatter(scores, shares, s=sizes, color="tab:blue", label="detections (size: number)")
     axis.set(xlabel="score", ylabel="share of true positives", xlim=(0, 1), ylim=(0, 1.02))
     axis.legend(frameon=False, fontsize=9, loc="upper left")
+    return _svg(figure)
+
+
+def chart_resamples(differences: Sequence[float], interval: Sequence[float]) -> str:
+    """How often each difference of AP came out among the resamples."""
+    figure, axis = _figure(5.6, 3.4)
+    axis.hist(differences, bins=40, color="tab:blue", alpha=0.75)
+    axis.axvline(0, color="0.2", lw=1.2)
+    for end in interval:
+        axis.axvline(end, color="tab:red", lw=1.2, ls="--")
+    axis.set(xlabel="AP of B - AP of A, in points", ylabel="resamples")
+    return _svg(figure)
+
+
+def chart_differences(
+    rows: Sequence[tuple[str, float, Sequence[float] | None]], limit: int = 40
+) -> str:
+    """Differences with their intervals, in the order given; of many the first and last ones.
+
+    Args:
+        rows: (name, B - A, interval).
+        limit: of rows.
+    """
+    if len(rows) > limit:
+        rows = [*rows[: limit // 2], *rows[-limit // 2 :]]
+    figure, axis = _figure(5.6, max(1.6, 0.9 + 0.26 * len(rows)))
+    axis.axvline(0, color="0.2", lw=1.2)
+    for y, (_, value, interval) in enumerate(rows):
+        color = "tab:blue" if interval is None or interval[0] <= 0 <= interval[1] else "tab:red"
+        if interval is not None:
+            axis.plot(interval, (y, y), color=color, lw=2, alpha=0.6, solid_capstyle="butt")
+        axis.plot([value], [y], "o", ms=5, color=color)
+    axis.set_yticks(range(len(rows)), [drawable(name) for name, _, _ in rows])
+    axis.set(xlabel="AP of B - AP of A, in points", ylim=(len(rows) - 0.4, -0.6))
     return _svg(figure)
 
 

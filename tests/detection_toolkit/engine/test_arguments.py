@@ -83,8 +83,8 @@ def test_partial_weights_are_allowed_in_configs_that_do_not_know_of_them(parser)
 @pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
 def test_every_command_reads_overrides_and_thresholds_alike(path):
     source = path.read_text(encoding="utf-8")
-    configs = ('"--config-file"', "add_config_arguments(", "default_argument_parser(")
-    if any(text in source for text in configs):
+    overrides = ("add_overrides_argument(", "add_config_arguments(", "default_argument_parser(")
+    if any(text in source for text in overrides) and "def main(" in source:
         assert "parse_arguments(" in source
     # The training command has the positional argument of Detectron2's parser.
     assert ("REMAINDER" in source) == (path.stem == "train")

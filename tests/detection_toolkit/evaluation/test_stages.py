@@ -336,5 +336,6 @@ def test_the_metrics_of_averaged_and_plain_weights_are_kept_apart(tmp_path):
     Trainer.test(cfg, model)
     apply_overrides(cfg, ["train.ema.enabled=true"])
     Trainer.test(cfg, model)
-    files = {p.name for p in (tmp_path / "output").glob("inference/*/*.json")}
+    files = {p.name for p in (tmp_path / "output").glob("inference/*/*")}
     assert {"stage_metrics.json", "stage_metrics_plain.json", "metrics_plain.json"} <= files
+    assert {"stage_predictions.npz", "stage_predictions_plain.npz"} <= files
