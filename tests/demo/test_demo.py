@@ -13,8 +13,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from detectron2.data import MetadataCatalog
 from small_disks import small_disk
+from tolerances import tolerance
 
 from detection_toolkit.data.videos import check_video
 from detection_toolkit.engine.arguments import find_pictures
@@ -91,6 +93,43 @@ def test_detections_as_json(run, tmp_path, picture, monkeypatch):
     assert 0 <= x and x + width <= 120.01 and 0 <= y and y + height <= 90.01
 
 
+def test_a_batch_gives_what_one_by_one_gives(run, tmp_path, picture, capfd):
+    """Pictures of two sizes, one too thin to be resized and one broken among them."""
+    folder = tmp_path / "in"
+    for name, content in {
+        "a": picture,
+        "b": picture[:, ::-1],
+        "c": picture[:60],
+        "d": picture[::-1],
+    }.items():
+        write(folder / f"{name}.png", content)
+    (folder / "bad.png").write_bytes(b"no picture")
+    write(folder / "thin.png", np.zeros((1, 3000, 3), np.uint8))
+    resizing = (
+        "dataloader.test.mapper.augmentations=[{_target_: detectron2.data.transforms."
+        "ResizeShortestEdge, short_edge_length: 90, max_size: 200}]"
+    )
+    found = {}
+    for size in (1, 4):
+        file = tmp_path / f"{size}.json"
+        options = ["--save-json", file, "--confidence-threshold", 0.1, "--batch-size", size]
+        output = tmp_path / str(size)
+        assert run("--input", folder, "--output", output, *options, resizing) == 1
+        shown = capfd.readouterr().err
+        assert "bad.png: cannot be decoded" in shown and "skipped" in shown
+        assert shown.count("skipped") == 2
+        assert sorted(p.name for p in output.iterdir()) == ["a.png", "b.png", "c.png", "d.png"]
+        found[size] = json.loads(file.read_text())
+    assert len(found[1]) == len(found[4]) > 20
+    limits = tolerance(torch.float32, 1.0, 1000)
+    for name in "abcd":
+        scores = [
+            torch.tensor([r["score"] for r in found[n] if r["image_id"].endswith(f"{name}.png")])
+            for n in (1, 4)
+        ]
+        torch.testing.assert_close(*scores, **limits)
+
+
 def test_inputs_of_one_name_do_not_overwrite_each_other(demo, tmp_path, picture):
     files = [tmp_path / folder / "x.png" for folder in "abc"] + [tmp_path / "d" / "x_2.PNG"]
     for file in files:
@@ -140,6 +179,16 @@ def test_an_input_is_never_overwritten(run, tmp_path, picture, capfd):
         (["--video-input", "nowhere.mp4", "--output", "out"], "no such video: nowhere.mp4"),
         (["--input", "nowhere.png"], "--output"),
         (["--config-file", "no/such.py", "--input", "a.png", "--output", "out"], "no/such.py"),
+        (["--input", "a.png", "--output", "out", "--batch-size", "0"], "--batch-size must be"),
+        (["--input", "a.png", "--output", "out", "--tile", "big"], "--tile big: give pixels"),
+        (["--input", "a.png", "--output", "out", "--tile", "640x8"], "a side must be 32"),
+        (["--input", "a.png", "--output", "out", "--tile-overlap", "0.3"], "need --tile"),
+        (["--input", "a.png", "--output", "out", "--tiles-only"], "need --tile"),
+        (
+            ["--input", "a.png", "--output", "out", "--tile", "64", "--tile-overlap", "1"],
+            "1.0 is not between 0 and 0.9",
+        ),
+        (["--input", "a.png", "--output", "out", "--track"], "--track is for --video-input"),
     ],
 )
 def test_mistakes_are_named(run, monkeypatch, tmp_path, capfd, arguments, message):
@@ -171,6 +220,105 @@ def test_a_video_becomes_an_mp4_of_the_same_length(run, tmp_path, picture):
         assert frame.shape == (90, 120, 3)
         frames += 1
     assert frames == 6
+
+
+def test_detections_of_a_video_as_json(run, tmp_path, picture):
+    source = make_video(tmp_path / "clip.mp4", picture, frames=5)
+    found = {}
+    for size in (1, 3):
+        file = tmp_path / f"{size}.json"
+        options = ["--save-json", file, "--confidence-threshold", 0.1, "--batch-size", size]
+        assert run("--video-input", source, "--output", tmp_path / f"{size}.mp4", *options) == 0
+        found[size] = json.loads(file.read_text())
+    assert {r["image_id"] for r in found[1]} == set(range(5))
+    assert all(r["time"] == pytest.approx(r["image_id"] / 12, abs=1e-6) for r in found[1])
+    assert len(found[1]) == len(found[3]) and "track_id" not in found[1][0]
+    scores = [torch.tensor([r["score"] for r in found[n]]) for n in (1, 3)]
+    torch.testing.assert_close(*scores, **tolerance(torch.float32, 1.0, 1000))
+
+
+def test_a_tracked_video_has_numbers(run, tmp_path, picture):
+    pytest.importorskip("trackers")
+    source = make_video(tmp_path / "clip.mp4", picture, frames=4)
+    plain, tracked = tmp_path / "plain.mp4", tmp_path / "tracked.mp4"
+    options = ["--save-json", tmp_path / "r.json", "--confidence-threshold", 0.1]
+    assert run("--video-input", source, "--output", plain, *options) == 0
+    assert run("--video-input", source, "--output", tracked, *options, "--track") == 0
+    results = json.loads((tmp_path / "r.json").read_text())
+    assert {r["track_id"] for r in results if r["image_id"] == 0} == {None}
+    numbers = [r["track_id"] for r in results if r["image_id"] == 3]
+    seen = [n for n in numbers if n is not None]
+    assert seen and len(set(seen)) == len(seen)
+    assert not np.array_equal(*(last_frame(path) for path in (plain, tracked)))
+
+
+def test_moving_shapes_keep_their_numbers(demo, tmp_path):
+    """Three shapes on lines that pass each other, found by the shipped detector."""
+    pytest.importorskip("trackers")
+    colours = {"circle": (40, 40, 220), "square": (220, 60, 40), "triangle": (40, 200, 60)}
+    lines = {"circle": (15, 30, 6), "square": (145, 66, -6), "triangle": (40, 105, 4)}
+    size = (160, 128)
+    writer = cv2.VideoWriter(str(tmp_path / "a.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 12.0, size)
+    for t in range(18):
+        frame = np.full((*size[::-1], 3), 120, np.uint8)
+        for name, (x, y, speed) in lines.items():
+            place = (x + speed * t, y)
+            if name == "circle":
+                cv2.circle(frame, place, 14, colours[name], -1, cv2.LINE_AA)
+                continue
+            corners = {"square": [(-13, -13), (13, -13), (13, 13), (-13, 13)]}
+            triangle = [(0, -15), (14, 11), (-14, 11)]
+            points = np.array(corners.get(name, triangle)) + place
+            cv2.fillPoly(frame, [points], colours[name], cv2.LINE_AA)
+        writer.write(frame)
+    writer.release()
+    file = tmp_path / "r.json"
+    options = ["--track", "--batch-size", "6", "--confidence-threshold", "0.5"]
+    options += ["--save-json", str(file), "train.device=cpu"]
+    source = ["--video-input", str(tmp_path / "a.mp4"), "--output", str(tmp_path / "b.mp4")]
+    written = []
+    for _ in range(2):
+        assert demo.main([*source, *options]) == 0
+        written.append(file.read_bytes())
+    assert written[0] == written[1]
+    numbers = {name: set() for name in lines}
+    for result in json.loads(written[0]):
+        if result["track_id"] is not None and result["category_name"] in numbers:
+            x, y, width, height = result["bbox"]
+            (at_x, at_y, speed) = lines[result["category_name"]]
+            assert abs(x + width / 2 - at_x - speed * result["image_id"]) < 12
+            assert abs(y + height / 2 - at_y) < 12
+            numbers[result["category_name"]].add(result["track_id"])
+    assert all(len(of_shape) == 1 for of_shape in numbers.values())
+    assert len(set.union(*numbers.values())) == 3
+
+
+def last_frame(path):
+    capture = cv2.VideoCapture(str(path))
+    frames = []
+    while (read := capture.read())[0]:
+        frames.append(read[1])
+    return frames[-1]
+
+
+def test_packages_that_tracking_lacks_are_named_before_the_work(run, tmp_path, monkeypatch, capfd):
+    monkeypatch.setitem(sys.modules, "trackers", None)
+    assert run("--video-input", "clip.mp4", "--output", tmp_path / "out", "--track") == 1
+    assert "pip install --no-deps trackers" in one_line_of(capfd.readouterr().err)
+
+
+def test_tiles_of_a_picture(run, tmp_path, picture):
+    """Tiles that share nothing give four times what one picture gives, all of it within."""
+    file = write(tmp_path / "a.png", np.tile(picture, (2, 2, 1)))
+    counts = []
+    for tiles in ([], ["--tile", "120x90", "--tile-overlap", 0, "--tiles-only"], ["--tile", 300]):
+        options = ["--save-json", tmp_path / "r.json", "--confidence-threshold", 0.1]
+        assert run("--input", file, "--output", tmp_path / "b.png", *options, *tiles) == 0
+        results = json.loads((tmp_path / "r.json").read_text())
+        counts.append(len(results))
+        for x, y, width, height in (r["bbox"] for r in results):
+            assert 0 <= x and x + width <= 240.01 and 0 <= y and y + height <= 180.01
+    assert 0 < counts[0] == counts[2] and counts[1] == 4 * counts[0]
 
 
 def test_a_video_does_not_overwrite_itself(run, tmp_path, picture, capfd):

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import cv2
 import pytest
 import user_commands
 from coco_files import write_dataset
@@ -45,6 +46,8 @@ def test_keys_are_those_of_the_config():
 
 def test_names_of_python_and_configs_are_there():
     assert hasattr(detection_toolkit.engine.Predictor, "from_run")
+    for name in ("TiledPredictor", "Tiling", "to_supervision"):
+        assert name in TEXT and hasattr(detection_toolkit.engine, name)
     assert hasattr(detection_toolkit.visualization, "select_confident")
     named = re.findall(r"--config-file (\w+/\w+\.py)", TEXT)
     assert named and set(named) <= set(config_names())
@@ -63,6 +66,12 @@ def folder(tmp_path_factory):
     convert(open_source(folder / "pets"), folder / "voc", to="voc")
     for name in ("train", "val"):
         shutil.copyfile(json_file, folder / "my" / f"{name}.json")
+    clip = cv2.VideoWriter(
+        str(folder / "my" / "clip.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 12.0, (96, 64)
+    )
+    for image in sorted((folder / "my" / "images").iterdir()):
+        clip.write(cv2.imread(str(image)))
+    clip.release()
     call(folder, TRAINS[0])
     return folder
 
@@ -81,6 +90,8 @@ def call(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_do_what_they_say(folder, command):
+    if "--track" in command:
+        pytest.importorskip("trackers")
     call(folder, command)
     makes = {
         "predict": "drawn",

@@ -223,6 +223,8 @@ def test_without_anything_the_pinned_versions_are_installed(venv):
     assert "torch==2.11.0" in installed and "torchvision==0.26.0" in installed
     assert "scipy==" in installed and "pytest==" in installed
     assert "--require-hashes" in installed and "detectron2.txt" in installed
+    (alone,) = [a for a in machine.pip_arguments if any("trackers==" in word for word in a)]
+    assert "--no-deps" in alone  # it requires another OpenCV
     assert machine.commands[-2][-2:] == ["--editable", str(ROOT)], "the project comes last"
     assert (venv / "lib" / "detectron2").is_dir()
     assert not (venv / "lib" / "tools").exists()

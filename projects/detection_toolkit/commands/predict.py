@@ -6,17 +6,18 @@ Without --config-file and weights it uses the checkpoint of the built-in shapes 
 from __future__ import annotations
 
 import argparse
-import contextlib
+import itertools
 import json
 import os
+import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..defaults import DEFAULT_SCORE_THRESHOLD
-from ..durable import renamed_when_complete, write_text
+from ..defaults import DEFAULT_SCORE_THRESHOLD, TILE_OVERLAP
+from ..durable import write_text
 from ..engine import user_errors
 from ..engine.arguments import add_config_arguments, find_pictures, parse_arguments
 from ..engine.parsers import make_parser
@@ -25,11 +26,11 @@ from ..errors import UserError
 from ..texts import shown
 
 if TYPE_CHECKING:
-    import cv2
     import numpy as np
     from detectron2.structures import Instances
 
     from ..engine import Predictor
+    from ..engine.tiling import PicturePredictor
     from ..export import OnnxPredictor
 
 EXAMPLES = """
@@ -37,6 +38,9 @@ PROG --input a.jpg folder/ "more/*.png" --output out/
 PROG --video-input clip.mp4 --output out/
 PROG --config-file hf://OWNER/NAME --input folder/ --output out/
 PROG --config-file output/mine/config.yaml --input folder/ --output out/ --save-json out/found.json
+PROG --input folder/ --output out/ --batch-size 8
+PROG --input large.jpg --output out/ --tile 640 --tile-overlap 0.3
+PROG --video-input clip.mp4 --output out/ --track --save-json out/tracks.json
 """
 WINDOW = "detections"
 WRITTEN_AS_IS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -81,9 +85,73 @@ def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
         "the labels are legible",
     )
     parser.add_argument(
-        "--save-json", metavar="FILE", help="also write the detections in COCO's result format"
+        "--save-json",
+        metavar="FILE",
+        help="also write the detections in COCO's result format; those of a video have the "
+        "frame, from 0 on, as image_id, and its time in seconds",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=1,
+        metavar="N",
+        help="pictures, frames or tiles that go through the network together, where they have one "
+        "size (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--tile",
+        metavar="WIDTH[xHEIGHT]",
+        help="detect in tiles of so many pixels, in which small objects of large pictures keep "
+        "their size, and in the whole picture",
+    )
+    parser.add_argument(
+        "--tile-overlap",
+        type=float,
+        metavar="SHARE",
+        help=f"share of a tile that the next one shows, too (default: {TILE_OVERLAP})",
+    )
+    parser.add_argument(
+        "--tiles-only", action="store_true", help="leave out the whole picture beside the tiles"
+    )
+    parser.add_argument(
+        "--track",
+        action="store_true",
+        help="number the objects of a video: by ByteTrack, of the package trackers",
     )
     return parser
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Before anything is loaded; ``tile`` becomes a ``Tiling``.
+
+    Raises:
+        UserError: arguments that do not fit together, or values that cannot be.
+        ImportError: ``--track`` without its packages.
+    """
+    if args.batch_size < 1:
+        raise UserError(f"--batch-size must be at least 1, got {args.batch_size}")
+    if args.save_json and Path(args.save_json).expanduser().is_dir():
+        raise UserError(f"--save-json {args.save_json} is a folder: name a file in it")
+    if args.tile is None and (args.tile_overlap is not None or args.tiles_only):
+        raise UserError("--tile-overlap and --tiles-only need --tile WIDTH[xHEIGHT]")
+    if args.tile is not None:
+        from ..engine.tiling import Tiling
+
+        sides = re.fullmatch(r"(\d{1,6})(?:x(\d{1,6}))?", args.tile.lower())
+        if sides is None:
+            raise UserError(f"--tile {shown(args.tile)}: give pixels, as in 640 or 640x480")
+        args.tile = Tiling(
+            int(sides[1]),
+            int(sides[2] or sides[1]),
+            TILE_OVERLAP if args.tile_overlap is None else args.tile_overlap,
+            whole=not args.tiles_only,
+        )
+    if args.track:
+        if args.input:
+            raise UserError("--track is for --video-input and --webcam: pictures have no order")
+        from ..engine.tracking import Tracker
+
+        Tracker(frame_rate=25.0, threshold=args.confidence_threshold)  # are its packages there?
 
 
 def choose_outputs(files: Sequence[Path], output: str) -> list[Path]:
@@ -155,181 +223,113 @@ def why_nothing(instances: Instances) -> str:
     )
 
 
-def run_on_pictures(args: argparse.Namespace, predictor: Predictor | OnnxPredictor, logger) -> int:
+class Detected(NamedTuple):
+    """A picture and what was found in it."""
+
+    file: Path
+    output: Path | None
+    picture: np.ndarray
+    instances: Instances
+    seconds: float
+
+
+def detect_in_files(
+    files: Iterable[tuple[Path, Path | None]],
+    predictor: PicturePredictor,
+    batch_size: int,
+    skip: Callable[[Path, Exception], None],
+) -> Iterator[Detected]:
+    """Detect in a batch of pictures at a time.
+
+    Args:
+        files: each with what is to be written.
+        skip: is told of files that cannot be decoded or are too thin.
+    """
+    from ..data import UnreadableImageError
+
+    remaining = iter(files)
+    while batch := list(itertools.islice(remaining, batch_size)):
+        read = []
+        for file, output in batch:
+            try:
+                read.append((file, output, read_picture(file)))
+            except UnreadablePicture as error:
+                skip(file, error)
+        try:
+            parts = [(read, detect(predictor, [picture for *_, picture in read]))]
+        except UnreadableImageError:  # of one of them: which one, it does not say
+            parts = []
+            for one in read:
+                try:
+                    parts.append(([one], detect(predictor, [one[2]])))
+                except UnreadableImageError as error:
+                    skip(one[0], error)
+        for members, (found, seconds) in parts:
+            for (file, output, picture), instances in zip(members, found):
+                yield Detected(file, output, picture, instances, seconds)
+
+
+def detect(
+    predictor: PicturePredictor, pictures: Sequence[np.ndarray]
+) -> tuple[list[Instances], float]:
+    """What is found in each of a batch, and seconds for one."""
+    start = time.perf_counter()
+    found = list(predictor.predict(pictures, batch_size=max(len(pictures), 1)))
+    return found, (time.perf_counter() - start) / max(len(pictures), 1)
+
+
+def save_results(args: argparse.Namespace, results: Sequence[Mapping[str, Any]]) -> None:
+    """Write --save-json, if there is one: a list, with one result in a line."""
+    if args.save_json:
+        lines = ",\n".join(json.dumps(result, ensure_ascii=False) for result in results)
+        write_text(Path(args.save_json).expanduser(), f"[\n{lines}\n]\n")
+
+
+def run_on_pictures(args: argparse.Namespace, predictor: PicturePredictor, logger) -> int:
     """Detect in all pictures; returns how many could not be decoded."""
     import cv2
-    from detectron2.evaluation.coco_evaluation import instances_to_coco_json
     from tqdm import tqdm
 
-    from ..data import UnreadableImageError
+    from ..engine.detections import coco_results
     from ..visualization import draw_detections, save_picture, select_confident
 
     files = find_pictures(args.input)
     outputs = choose_outputs(files, args.output) if args.output else [None] * len(files)
-    if args.save_json and Path(args.save_json).expanduser().is_dir():
-        raise UserError(f"--save-json {args.save_json} is a folder: name a file in it")
     names = predictor.metadata.get("thing_classes", None)
-    results, unreadable = [], []
-    for file, output in zip(tqdm(files, unit="picture", disable=len(files) == 1), outputs):
-        try:
-            image = read_picture(file)
-            start = time.perf_counter()
-            instances = predictor(image)["instances"]
-        except (UnreadableImageError, UnreadablePicture) as error:
-            unreadable.append(file)
-            tqdm.write(f"skipped {error}", file=sys.stderr)
-            continue
-        seconds = time.perf_counter() - start
+    results: list[dict] = []
+    unreadable: list[Path] = []
+
+    def skip(file: Path, error: Exception) -> None:
+        unreadable.append(file)
+        tqdm.write(f"skipped {error}", file=sys.stderr)
+
+    progress = tqdm(zip(files, outputs), total=len(files), unit="picture", disable=len(files) == 1)
+    for found in detect_in_files(progress, predictor, args.batch_size, skip):
         drawn = draw_detections(
-            image[:, :, ::-1],
-            instances,
+            found.picture[:, :, ::-1],
+            found.instances,
             predictor.metadata,
             threshold=args.confidence_threshold,
             scale=args.scale,
         )
-        kept = select_confident(instances, args.confidence_threshold)
-        for result in instances_to_coco_json(kept, str(file)):
-            index = result["category_id"]
-            result["category_name"] = names[index] if names else str(index)
-            results.append(result)
-        note = f"{shown(file)}: {len(kept)} detections in {seconds:.2f} s"
+        kept = select_confident(found.instances, args.confidence_threshold)
+        results += coco_results(kept, str(found.file), names)
+        note = f"{shown(found.file)}: {len(kept)} detections in {found.seconds:.2f} s"
         if not len(kept):
-            note += f" ({why_nothing(instances)})"
-        if output is not None:
-            save_picture(drawn, output)
-            tqdm.write(f"{note} -> {shown(output)}")
+            note += f" ({why_nothing(found.instances)})"
+        if found.output is not None:
+            save_picture(drawn, found.output)
+            tqdm.write(f"{note} -> {shown(found.output)}")
             continue
         tqdm.write(note)
         cv2.imshow(WINDOW, drawn[:, :, ::-1])
         if cv2.waitKey(0) == ESCAPE:
             break
-    if args.save_json:
-        text = json.dumps(results, indent=1, ensure_ascii=False)
-        write_text(Path(args.save_json).expanduser(), text)
+    save_results(args, results)
     if unreadable:
         listed = ", ".join(map(shown, unreadable))
         logger.error("%d of %d pictures unreadable: %s", len(unreadable), len(files), listed)
     return len(unreadable)
-
-
-def read_frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
-    """BGR frames until the source ends."""
-    while True:
-        ok, frame = capture.read()
-        if not ok:
-            return
-        yield frame
-
-
-def video_output(output: str, name: str) -> Path:
-    """The .mp4 to write: the file named, or ``name``.mp4 in the folder named."""
-    target = Path(os.path.expanduser(output))
-    if target.is_dir() or target.suffix.lower() != ".mp4":
-        if target.exists() and not target.is_dir():
-            raise UserError(f"--output {output} is a file, but not an .mp4")
-        target = target / f"{name}.mp4"
-    return target
-
-
-def run_on_video(args: argparse.Namespace, predictor: Predictor | OnnxPredictor, logger) -> int:
-    """Detect in a video or in what the camera sees, frame by frame; returns 0."""
-    # An absolute path: FFmpeg takes names such as concat:a for more than names.
-    source = 0 if args.webcam else os.path.abspath(os.path.expanduser(args.video_input))
-    shown_source = "the camera" if args.webcam else shown(args.video_input)
-    if not args.webcam:
-        if not os.path.isfile(source):
-            raise UserError(f"no such video: {shown_source}")
-        from ..data.videos import check_video
-
-        check_video(source)
-    path = None
-    if args.output:
-        path = video_output(args.output, "webcam" if args.webcam else Path(source).stem)
-        if not args.webcam and path.resolve() == Path(source).resolve():
-            raise UserError(f"{path} is the input: choose another --output")
-    with contextlib.nullcontext() if path is None else renamed_when_complete(path) as partial:
-        count, detections, best = draw_video(args, predictor, logger, source, partial)
-    where = f" -> {shown(path)}" if path else ""
-    if not detections:
-        where += f" ({why_nothing(best)})"
-    logger.info("%s: %d frames, %d detections%s", shown_source, count, detections, where)
-    return 0
-
-
-def draw_video(
-    args: argparse.Namespace,
-    predictor: Predictor | OnnxPredictor,
-    logger,
-    source: int | str,
-    path: Path | None,
-) -> tuple[int, int, Instances]:
-    """Frames, detections, and the best one, of a video that is drawn into an .mp4 or a window."""
-    import cv2
-    import numpy as np
-    from tqdm import tqdm
-
-    from ..visualization import draw_detections, select_confident
-
-    shown_source = "the camera" if args.webcam else shown(args.video_input)
-    capture = cv2.VideoCapture(source)
-    writer, best, count, detections = None, None, 0, 0
-    try:
-        if not capture.isOpened():
-            raise UserError(f"cannot open {shown_source} as video")
-        total = 0 if args.webcam else int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        rate = capture.get(cv2.CAP_PROP_FPS)
-        rate = rate if 0 < rate < 1000 else 25.0
-        progress = tqdm(read_frames(capture), total=max(total, 0) or None, unit="frame")
-        try:
-            for frame in progress:
-                instances = predictor(frame)["instances"]
-                kept = select_confident(instances, args.confidence_threshold)
-                drawn = draw_detections(frame[:, :, ::-1], kept, predictor.metadata, scale=1.0)
-                drawn = np.ascontiguousarray(drawn[:, :, ::-1])
-                count, detections = count + 1, detections + len(kept)
-                best = instances[:1] if best is None else best
-                if len(instances) and (not len(best) or instances.scores[0] > best.scores[0]):
-                    best = instances[:1]
-                if path is None:
-                    cv2.imshow(WINDOW, drawn)
-                    if cv2.waitKey(1) == ESCAPE:
-                        break
-                    continue
-                if writer is None:
-                    writer = open_writer(path, rate, drawn.shape)
-                writer.write(drawn)
-        except KeyboardInterrupt:  # the way to end a recording of the camera
-            logger.info("Stopped")
-    finally:
-        capture.release()
-        if writer is not None:
-            writer.release()
-    if not count:
-        raise UserError(f"no frame of {shown_source} could be decoded")
-    if path is not None and count_frames(path) < count:
-        raise UserError("the video cannot be written as a whole: is the disk full?")
-    return count, detections, best
-
-
-def count_frames(path: Path) -> int:
-    """Of a video, by its header; 0 if it has none."""
-    import cv2
-
-    capture = cv2.VideoCapture(str(path))
-    count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
-    capture.release()
-    return count
-
-
-def open_writer(path: Path, rate: float, shape: tuple[int, ...]) -> cv2.VideoWriter:
-    """An MP4 writer for frames of that shape (H, W, 3)."""
-    import cv2
-
-    fourcc = cv2.VideoWriter_fourcc(*"mp4v")
-    writer = cv2.VideoWriter(str(path), fourcc, rate, (shape[1], shape[0]))
-    if not writer.isOpened():
-        raise UserError(f"OpenCV cannot write a video into {shown(path.parent)}")
-    return writer
 
 
 def build_predictor(args: argparse.Namespace) -> Predictor | OnnxPredictor:
@@ -365,8 +365,16 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
     logger = set_up_console("demo")
     set_up_console("detection_toolkit")
     with user_errors():
+        check_arguments(args)
         if not args.output:
             check_display()
         predictor = build_predictor(args)
-        run = run_on_pictures if args.input else run_on_video
+        if args.tile is not None:
+            from ..engine.tiling import TiledPredictor
+
+            predictor = TiledPredictor(predictor, args.tile)
+        if args.input:
+            run = run_on_pictures
+        else:
+            from .predict_video import run_on_video as run
         return 1 if run(args, predictor, logger) else 0

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ..on_demand import names_on_demand
 
 if TYPE_CHECKING:
+    from .detections import to_supervision
     from .errors import user_errors
     from .evaluation import EvaluationFacts
     from .interruption import ended_by_signals
@@ -19,12 +20,17 @@ if TYPE_CHECKING:
     from .settings import RunSettings
     from .setup import prepare_config
     from .shipped import shipped_checkpoint, shipped_config
+    from .tiling import TiledPredictor, Tiling
+    from .tracking import Tracker
     from .trainer import Trainer
 
 __all__ = [
     "EvaluationFacts",
     "Predictor",
     "RunSettings",
+    "TiledPredictor",
+    "Tiling",
+    "Tracker",
     "Trainer",
     "check_gpus_are_there",
     "ended_by_signals",
@@ -32,6 +38,7 @@ __all__ = [
     "prepare_config",
     "shipped_checkpoint",
     "shipped_config",
+    "to_supervision",
     "user_errors",
 ]
 
@@ -41,6 +48,9 @@ __getattr__ = names_on_demand(
         "EvaluationFacts": "evaluation",
         "Predictor": "predictor",
         "RunSettings": "settings",
+        "TiledPredictor": "tiling",
+        "Tiling": "tiling",
+        "Tracker": "tracking",
         "Trainer": "trainer",
         "check_gpus_are_there": "processes",
         "ended_by_signals": "interruption",
@@ -48,6 +58,7 @@ __getattr__ = names_on_demand(
         "prepare_config": "setup",
         "shipped_checkpoint": "shipped",
         "shipped_config": "shipped",
+        "to_supervision": "detections",
         "user_errors": "errors",
     },
 )

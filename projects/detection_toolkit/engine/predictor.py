@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,7 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 from ..checkpoint.checkpointer import Checkpointer
 from ..config import apply_overrides, get_config, require_lazy_config
 from ..data import dataset_names
-from ..data.images import check_picture, read_image
+from ..data.batches import detect_in_batches
+from ..data.images import check_picture
 from ..data.mapper import augment, shown_frame
 from ..errors import UserError
 from ..memory import keep_freed_memory
@@ -225,24 +225,11 @@ class Predictor:
             UnreadableImageError: a picture is too thin to be resized, or a file is missing or
                 cannot be decoded.
         """
-        if batch_size < 1:
-            raise UserError(f"batch_size must be at least 1, got {batch_size}")
-        remaining = iter(images)
-        while batch := list(itertools.islice(remaining, batch_size)):
-            inputs = []
-            for image in batch:
-                if isinstance(image, (str, os.PathLike)):
-                    image = read_image(image, "BGR")
-                check_picture(image)
-                inputs.append(self.preprocess(image))
-            sizes: dict[torch.Size, list[int]] = {}
-            for i, given in enumerate(inputs):
-                sizes.setdefault(given["image"].shape, []).append(i)
-            found: dict[int, Instances] = {}
-            for members in sizes.values():
-                outputs = self.model([inputs[i] for i in members])
-                found.update(zip(members, (output["instances"] for output in outputs)))
-            yield from (found[i] for i in range(len(batch)))
+
+        def detect(inputs: Sequence[Mapping[str, Any]]) -> list[Instances]:
+            return [output["instances"] for output in self.model(inputs)]
+
+        yield from detect_in_batches(images, batch_size, self.preprocess, detect)
 
     def preprocess(self, original_image: np.ndarray) -> dict[str, Any]:
         """The model's input for one BGR picture: resized "image", with "height" and "width".

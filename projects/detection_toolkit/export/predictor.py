@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
+from ..data.batches import detect_in_batches
 from ..data.images import check_picture
 from ..data.mapper import augment, shown_frame
 from ..errors import NonFinitePredictionError, UserError
@@ -74,20 +76,44 @@ class OnnxPredictor:
             UserError: the graph fails, or gives something else than detections.
         """
         check_picture(original_image)
-        image = original_image
-        if self.description.image_format == "RGB":
-            image = image[:, :, ::-1]
+        return {"instances": self._detect([self._preprocess(original_image)])[0]}
+
+    def predict(
+        self, images: Iterable[np.ndarray | str | os.PathLike[str]], *, batch_size: int = 1
+    ) -> Iterator[Instances]:
+        """Detect in many pictures, a batch at a time.
+
+        Arguments and results are those of :meth:`detection_toolkit.engine.Predictor.predict`.
+
+        Raises:
+            UserError, ValueError, UnreadableImageError: see there.
+            NonFinitePredictionError, UserError: see :meth:`__call__`.
+        """
+        return detect_in_batches(images, batch_size, self._preprocess, self._detect)
+
+    def _preprocess(self, picture: np.ndarray) -> dict[str, Any]:
+        """Resized "image" (3, H, W); detections are scaled to "height" and "width"."""
+        image = picture[:, :, ::-1] if self.description.image_format == "RGB" else picture
         augmented = T.AugInput(np.ascontiguousarray(image))
         transforms = augment(self._augmentations, augmented)
         resized = augmented.image
-        size = resized.shape[:2]
-        instances = finite_detections(
-            *run_session(self.session, resized.transpose(2, 0, 1)[None], np.array([size])),
-            size,
-            self.description.class_names,
-        )
-        height, width = shown_frame(transforms, original_image.shape[:2], size)
-        return {"instances": detector_postprocess(instances, height, width)}
+        height, width = shown_frame(transforms, picture.shape[:2], resized.shape[:2])
+        return {"image": resized.transpose(2, 0, 1), "height": height, "width": width}
+
+    def _detect(self, inputs: Sequence[Mapping[str, Any]]) -> list[Instances]:
+        """Of images of one size."""
+        images = np.stack([given["image"] for given in inputs])
+        size = images.shape[2:]
+        outputs = run_session(self.session, images, np.array([size] * len(images)))
+        names = self.description.class_names
+        return [
+            detector_postprocess(
+                finite_detections(*(x[i : i + 1] for x in outputs), size, names),
+                given["height"],
+                given["width"],
+            )
+            for i, given in enumerate(inputs)
+        ]
 
 
 class ExportedDetector(nn.Module):

@@ -65,7 +65,8 @@ def draw_detections(
 
     Args:
         image: (H, W, 3) RGB.
-        instances: with ``pred_boxes``, ``pred_classes`` and ``scores``, in pixels of the image.
+        instances: with ``pred_boxes``, ``pred_classes`` and ``scores``, in pixels of the image;
+            where they have ``track_ids``, labels begin with these.
         metadata: of the data set; its ``thing_classes`` are the names and its ``thing_colors``,
             where it has them, the colours.
         threshold: detections of lower score are left out.
@@ -83,6 +84,9 @@ def draw_detections(
         f"{class_name(metadata, c)} {100 * s:.0f}%"
         for c, s in zip(classes, instances.scores.tolist())
     ]
+    if instances.has("track_ids"):
+        ids = instances.track_ids.tolist()
+        labels = [f"#{i} {label}" if i >= 0 else label for i, label in zip(ids, labels)]
     boxes = instances.pred_boxes
     order = instances.scores.argsort(descending=True).tolist()
     return draw_labelled_boxes(

@@ -19,6 +19,7 @@ from detectron2.data import transforms as T
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_runs import SMALL_MODEL, data_overrides
+from tolerances import tolerance
 
 from detection_toolkit.commands import export as tool
 from detection_toolkit.commands import predict
@@ -232,6 +233,19 @@ def test_the_predictor_of_the_file_is_that_of_the_config(
         actual.pred_boxes.tensor, expected.pred_boxes.tensor, atol=0.05, rtol=0
     )
     assert torch.equal(actual.pred_classes, expected.pred_classes)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_many_pictures_give_what_each_gives(exported, picture, batch_size):
+    predictor = OnnxPredictor(exported[0])
+    images = [picture, picture[:60], picture[:, ::-1], picture[::-1]]
+    found = list(predictor.predict(iter(images), batch_size=batch_size))
+    assert len(found) == len(images)
+    for instances, image in zip(found, images):
+        expected = predictor(np.ascontiguousarray(image))["instances"]
+        assert instances.image_size == expected.image_size == image.shape[:2]
+        limits = tolerance(torch.float32, 1.0, 1000)
+        torch.testing.assert_close(instances.scores, expected.scores, **limits)
 
 
 def with_metadata(source, target, metadata: dict[str, str]):
