@@ -9,10 +9,16 @@ import re
 import runpy
 import subprocess
 import sys
+import threading
 import types
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from coco_files import write_dataset
@@ -20,12 +26,15 @@ from detectron2.config import get_cfg
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 from small_runs import run_overrides
+from tolerances import tolerance
 
 from detection_toolkit.config import get_config
 from detection_toolkit.data import SHAPES, generate_shapes
+from detection_toolkit.data.shapes import render_image
 from detection_toolkit.engine import Predictor, Trainer
 from detection_toolkit.errors import UserError
 from detection_toolkit.structures import GroundTruth
+from detection_toolkit.visualization import select_confident
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
@@ -104,6 +113,70 @@ def test_default_predictor(tmp_path, monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     pattern = re.compile(r"(circle|square|triangle|star|cross|ring) [01]\.\d\d")
     assert lines and all(map(pattern.fullmatch, lines))
+
+
+class Recorder:
+    """A predictor that remembers how many pictures came together."""
+
+    def __init__(self, predictor):
+        self.predictor, self.metadata, self.batches = predictor, predictor.metadata, []
+
+    def predict(self, images, *, batch_size):
+        self.batches.append(len(images))
+        return self.predictor.predict(images, batch_size=batch_size)
+
+
+def test_concurrent_requests_to_the_server_get_what_the_predictor_finds():
+    serve = runpy.run_path(str(EXAMPLES / "serve.py"))
+    predictor = Predictor.from_config("stageinteractor/shapes_tiny.py", None, ["train.device=cpu"])
+    pictures = [render_image(SHAPES["shapes_val"], i)[0] for i in range(8)]
+    bodies = [cv2.imencode(".png", picture)[1].tobytes() for picture in pictures]
+    bodies[3] = b"no picture"
+    recorder = Recorder(predictor)
+    server = serve["make_server"](recorder, ("127.0.0.1", 0), batch_size=4, seconds=0.5)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    def ask(body):
+        url = f"http://127.0.0.1:{server.server_port}"
+        try:
+            with urllib.request.urlopen(url, body, timeout=120) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+
+    try:
+        with ThreadPoolExecutor(len(bodies)) as threads:
+            answers = list(threads.map(ask, bodies))
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert answers[3][0] == 400 and "cannot identify" in answers[3][1]["error"]
+    assert sum(recorder.batches) == 7 and 1 < max(recorder.batches) <= 4
+    for i in (0, 1, 2, 4, 5, 6, 7):
+        expected = select_confident(predictor(pictures[i])["instances"], 0.3)
+        status, found = answers[i]
+        assert status == 200
+        assert [r["category_id"] for r in found] == expected.pred_classes.tolist()
+        scores = torch.tensor([r["score"] for r in found])
+        torch.testing.assert_close(scores, expected.scores, **tolerance(torch.float32, 1.0, 1000))
+
+
+def test_one_bad_picture_fails_alone():
+    serve = runpy.run_path(str(EXAMPLES / "serve.py"))
+
+    class Fails:
+        def predict(self, images, *, batch_size):
+            if any(image.sum() == 0 for image in images):
+                raise UserError("too dark")
+            return iter([image.shape for image in images])
+
+    batcher = serve["Batcher"](Fails(), 3, 0.5)
+    pictures = [np.full((2, 2 + i, 3), i) for i in range(3)]
+    with ThreadPoolExecutor(3) as threads:
+        first, *others = [threads.submit(batcher.detect, picture) for picture in pictures]
+        assert [other.result(timeout=60) for other in others] == [(2, 3, 3), (2, 4, 3)]
+        with pytest.raises(UserError, match="too dark"):
+            first.result(timeout=60)
 
 
 def yaml_config():

@@ -16,11 +16,11 @@ import math
 import re
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..defaults import INPUT_TYPES
+from ..defaults import INPUT_TYPES, RUNTIMES
 from ..durable import write_durably
 from ..engine import user_errors
 from ..engine.arguments import (
@@ -32,6 +32,7 @@ from ..engine.parsers import make_parser
 from ..errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import nn
 
@@ -51,10 +52,14 @@ PARITY_SIZES = (
     ((320, 211),),
 )
 
+CALIBRATION_IMAGES = 48  # for int8
+
 EXAMPLES = """
 PROG --config-file CONFIG --output model.onnx
 PROG --config-file output/mine/config.yaml --output model.onnx --benchmark 480 640
 PROG --config-file output/mine/config.yaml --output model.onnx --precision float16
+PROG --config-file output/mine/config.yaml --output model.onnx --precision int8 --max-ap-loss 1
+PROG --config-file output/mine/config.yaml --output model.onnx --runtime openvino
 PROG --config-file output/mine/config.yaml --format torch_export --output model.pt2
 PROG --config-file output/mine/config.yaml --hub-folder published --hub-name me/bolts
 """
@@ -87,18 +92,18 @@ def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--precision",
-        choices=("float32", "float16"),
+        choices=("float32", "float16", "int8"),
         default="float32",
-        help="of products and convolutions in an ONNX file; float16 is judged by AP on the test "
-        "set of the config. Of the weights in --hub-folder, which are not judged "
-        "(default: %(default)s)",
+        help="of products and convolutions in an ONNX file; float16 and int8 are judged by AP on "
+        "the test set of the config, and int8 needs its training set. float16 is also that of the "
+        "weights in --hub-folder, which are not judged (default: %(default)s)",
     )
     parser.add_argument(
         "--max-ap-loss",
         type=float,
         default=0.5,
         metavar="AP",
-        help="with --precision float16: the file is not written if AP falls by more "
+        help="with --precision float16 or int8: the file is not written if AP falls by more "
         "(default: %(default)s)",
     )
     parser.add_argument(
@@ -112,6 +117,12 @@ def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
         ("--benchmark", "time both on one image of this size"),
     ):
         parser.add_argument(option, nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help=purpose)
+    parser.add_argument(
+        "--runtime",
+        choices=RUNTIMES,
+        default=RUNTIMES[0],
+        help="what runs the ONNX file when it is compared, judged and timed (default: %(default)s)",
+    )
     parser.add_argument(
         "--runs", type=int, default=5, help="timed runs of each (default: %(default)s)"
     )
@@ -138,17 +149,23 @@ def parse_args(argv: Sequence[str] | None, prog: str | None = None) -> argparse.
         parser.error(f"--hub-name {args.hub_name}: it has the form OWNER/NAME")
     if args.precision != "float32" and args.format != "onnx":
         parser.error(f"--precision {args.precision} is for --format onnx")
+    if args.precision == "int8" and args.output is None:
+        parser.error("--precision int8 is for --output FILE")
+    if args.runtime != RUNTIMES[0] and args.format != "onnx":
+        parser.error(f"--runtime {args.runtime} is for --format onnx")
     return args
 
 
-def open_exported(content: bytes, kind: str, input_type: str, threads: int) -> Run:
+def open_exported(
+    content: bytes, kind: str, input_type: str, threads: int, runtime: str = RUNTIMES[0]
+) -> Run:
     """The exported detector as a function of uint8 images and their sizes."""
     import torch
 
-    from ..export import open_onnx, run_session
+    from ..export import open_runtime, run_session
 
     if kind == "onnx":
-        session, _ = open_onnx(content, threads=threads)
+        session, _ = open_runtime(content, runtime, threads=threads)
         return lambda images, sizes: run_session(session, images.numpy(), sizes.numpy())
     module = torch.export.load(io.BytesIO(content)).module()
     dtype = getattr(torch, input_type)
@@ -168,6 +185,22 @@ def benchmark(detector: nn.Module, run: Run, size: tuple[int, int], runs: int) -
     with torch.no_grad():
         seconds = alternate(timed, device=torch.device("cpu"), rounds=runs)
     return seconds["eager"], seconds["file"]
+
+
+def calibration_images(predictor: Predictor) -> Iterator[np.ndarray]:
+    """Images (3, H, W) of the config's training set, spread over it, as the detector takes them.
+
+    Raises:
+        FileNotFoundError, KeyError, ValueError: the training set is missing or damaged.
+    """
+    from detectron2.config import instantiate
+
+    from ..data import read_image
+
+    records = instantiate(predictor.cfg.dataloader.train.dataset)
+    for record in records[:: max(1, len(records) // CALIBRATION_IMAGES)][:CALIBRATION_IMAGES]:
+        picture = read_image(record["file_name"], "BGR")
+        yield predictor.preprocess(picture)["image"].numpy()
 
 
 def judge_by_ap(predictor: Predictor, run: Run, max_loss: float) -> None:
@@ -215,6 +248,8 @@ def export(args: argparse.Namespace) -> None:
     if args.output is not None and args.format == "onnx":  # asked before minutes of work
         for package in ("onnx", "onnxscript", "onnxruntime"):
             require(package, "ONNX export")
+        if args.runtime == "openvino":
+            require("openvino", "--runtime openvino", "openvino")
     predictor = build_inspected_detector(
         args.config_file, [*args.opts, "train.device=cpu"], trust_config=args.trust_config
     )
@@ -245,6 +280,7 @@ def export_file(args: argparse.Namespace, predictor: Predictor) -> None:
         exportable_detector,
         measure_parity,
         to_float16,
+        to_int8,
         to_onnx,
         to_torch_export,
         trace,
@@ -264,7 +300,8 @@ def export_file(args: argparse.Namespace, predictor: Predictor) -> None:
     print(f"exported in {time.perf_counter() - start:.0f} s, {len(content) / 1e6:.1f} MB")
     del program, detector
 
-    run = open_exported(content, args.format, args.input_type, torch.get_num_threads())
+    how = (args.format, args.input_type, torch.get_num_threads(), args.runtime)
+    run = open_exported(content, *how)
     sizes = [*PARITY_SIZES, *([(tuple(args.parity_size),)] if args.parity_size else [])]
     parity = measure_parity(predictor.model, run, sizes)
     print(f"compared on {len(sizes)} batches: {parity}")
@@ -272,20 +309,24 @@ def export_file(args: argparse.Namespace, predictor: Predictor) -> None:
         raise UserError(
             f"what was exported differs from the detector, so {args.output} is not written"
         )
-    if args.precision == "float16":
-        content = to_float16(content)
-        print(f"in float16 {len(content) / 1e6:.1f} MB")
-        run = open_exported(content, args.format, args.input_type, torch.get_num_threads())
+    if args.precision != "float32":
+        if args.precision == "float16":
+            content = to_float16(content)
+        else:
+            content = to_int8(content, calibration_images(predictor))
+        print(f"in {args.precision} {len(content) / 1e6:.1f} MB")
+        run = open_exported(content, *how)
         judge_by_ap(predictor, run, args.max_ap_loss)
     write_durably(args.output, lambda file: file.write(content))
     print(f"wrote {args.output}")
     if args.benchmark:
         eager, exported = benchmark(predictor.model, run, tuple(args.benchmark), args.runs)
-        name = "ONNX Runtime" if args.format == "onnx" else "exported program"
+        names = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+        name = names[args.runtime] if args.format == "onnx" else "exported program"
         print(
-            f"{args.benchmark[0]}x{args.benchmark[1]} pixels, {torch.get_num_threads()} threads, "
-            f"median of {args.runs}: PyTorch {eager:.3f} s, {name} {exported:.3f} s "
-            f"({eager / exported:.2f} times as fast)"
+            f"{eager / exported:.2f} times as fast as PyTorch: {name} {1000 * exported:.1f} ms an "
+            f"image, PyTorch {1000 * eager:.1f} ms (batches of one, {args.benchmark[0]}x"
+            f"{args.benchmark[1]} pixels, {torch.get_num_threads()} threads, median of {args.runs})"
         )
 
 

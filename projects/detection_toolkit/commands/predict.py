@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..defaults import DEFAULT_SCORE_THRESHOLD, TILE_OVERLAP
+from ..defaults import DEFAULT_SCORE_THRESHOLD, RUNTIMES, TILE_OVERLAP
 from ..durable import write_text
 from ..engine import user_errors
 from ..engine.arguments import add_config_arguments, find_pictures, parse_arguments
@@ -59,6 +59,16 @@ def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
         "--onnx",
         metavar="FILE",
         help="a detector that tools/export.py has written, in place of config and weights",
+    )
+    parser.add_argument(
+        "--runtime",
+        choices=RUNTIMES,
+        help=f"with --onnx: what runs the file (default: {RUNTIMES[0]})",
+    )
+    parser.add_argument(
+        "--provider",
+        metavar="NAME",
+        help="with --onnx: what ONNX Runtime computes with, such as cuda (default: cpu)",
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
@@ -128,6 +138,10 @@ def check_arguments(args: argparse.Namespace) -> None:
         UserError: arguments that do not fit together, or values that cannot be.
         ImportError: ``--track`` without its packages.
     """
+    if args.onnx is None and (args.runtime or args.provider):
+        raise UserError("--runtime and --provider are for --onnx FILE")
+    if args.runtime == "openvino" and args.provider:
+        raise UserError("--provider is for --runtime onnxruntime: OpenVINO runs on the CPU here")
     if args.batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, got {args.batch_size}")
     if args.save_json and Path(args.save_json).expanduser().is_dir():
@@ -352,9 +366,11 @@ def build_predictor(args: argparse.Namespace) -> Predictor | OnnxPredictor:
         raise UserError(
             "--onnx holds a whole detector: leave --config-file, --weights and overrides out"
         )
-    from ..export import OnnxPredictor
+    from ..export import OnnxPredictor, provider_names
 
-    return OnnxPredictor(args.onnx)
+    if args.runtime == "openvino":
+        return OnnxPredictor(args.onnx, runtime=args.runtime)
+    return OnnxPredictor(args.onnx, providers=provider_names(args.provider or "cpu"))
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:

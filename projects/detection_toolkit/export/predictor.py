@@ -20,7 +20,7 @@ from ..data.batches import detect_in_batches
 from ..data.images import check_picture
 from ..data.mapper import augment, shown_frame
 from ..errors import NonFinitePredictionError, UserError
-from .runtime import open_onnx, run_session
+from .runtime import open_onnx, open_runtime, run_session
 
 __all__ = ["ExportedDetector", "OnnxPredictor"]
 
@@ -41,20 +41,26 @@ class OnnxPredictor:
         *,
         threads: int = 0,
         providers: Sequence[str] = ("CPUExecutionProvider",),
+        runtime: str = "onnxruntime",
     ):
         """
         Args:
             path: a file that ``tools/export.py --format onnx`` has written.
-            threads: of ONNX Runtime; 0 leaves the number to it.
+            threads: of the runtime; 0 leaves the number to it.
             providers: what ONNX Runtime computes with, see :func:`open_onnx`.
+            runtime: "onnxruntime", or "openvino", on the CPU.
 
         Raises:
-            ImportError: ONNX Runtime is missing.
+            ImportError: the runtime is missing.
             UserError: the installed ONNX Runtime lacks one of the providers.
             FileNotFoundError: no such file.
             ValueError: it is not such a file.
         """
-        self.session, self.description = open_onnx(path, threads=threads, providers=providers)
+        if runtime == "onnxruntime":
+            opened = open_onnx(path, threads=threads, providers=providers)
+        else:
+            opened = open_runtime(path, runtime, threads=threads)
+        self.session, self.description = opened
         self.metadata = Metadata()
         if self.description.class_names is not None:
             self.metadata.thing_classes = list(self.description.class_names)

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import re
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -35,8 +36,10 @@ from detection_toolkit.export import (
     exportable_detector,
     measure_parity,
     open_onnx,
+    provider_names,
     run_session,
     to_float16,
+    to_int8,
 )
 from detection_toolkit.export.description import METADATA_KEY
 
@@ -111,7 +114,16 @@ def test_the_tool_reports_parity_and_both_times(exported):
     path, printed = exported
     assert path.is_file()
     assert "detections agree within" in printed
-    assert "PyTorch" in printed and "ONNX Runtime" in printed and "64x80 pixels" in printed
+    times = re.search(
+        r"^(\d+\.\d\d) times as fast as PyTorch: ONNX Runtime (\d+\.\d) ms an image, PyTorch "
+        r"(\d+\.\d) ms \(batches of one, 64x80 pixels, \d+ threads, median of 1\)$",
+        printed,
+        flags=re.M,
+    )
+    ratio, of_file, eager = map(float, times.groups())
+    # Each is rounded to the last digit that is printed.
+    assert (eager - 0.05) / (of_file + 0.05) - 0.005 <= ratio
+    assert ratio <= (eager + 0.05) / max(of_file - 0.05, 1e-9) + 0.005
     assert list(path.parent.iterdir()) == [path]  # no weights beside it, no partial file
 
 
@@ -371,6 +383,82 @@ def test_a_provider_that_onnx_runtime_lacks_is_named(tmp_path):
         OnnxPredictor(path, providers=["NoSuchProvider", "CPUExecutionProvider"])
 
 
+def test_providers_by_short_names():
+    assert provider_names("CPU") == ("CPUExecutionProvider",)
+    with pytest.raises(UserError, match=r"no provider abacus; it has .*\bcpu\b"):
+        provider_names("abacus")
+
+
+def test_a_provider_that_does_not_start_is_named(exported, monkeypatch):
+    """ONNX Runtime itself would go on without it."""
+    names = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    runtime = pytest.importorskip("onnxruntime")
+    if "CUDAExecutionProvider" in runtime.get_available_providers():
+        pytest.skip("it may start here")
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: names)
+    with pytest.raises(UserError, match="could not start CUDAExecutionProvider"):
+        OnnxPredictor(exported[0], providers=names)
+
+
+@pytest.fixture
+def openvino_file(exported):
+    pytest.importorskip("openvino")
+    return exported[0]
+
+
+def test_openvino_finds_what_the_detector_finds(openvino_file, predictor, picture):
+    run = tool.open_exported(openvino_file.read_bytes(), "onnx", "float32", 1, "openvino")
+    parity = measure_parity(predictor.model, run, tool.PARITY_SIZES)
+    assert parity.holds, parity
+    expected, found = (
+        OnnxPredictor(openvino_file, runtime=runtime)(picture)["instances"]
+        for runtime in ("onnxruntime", "openvino")
+    )
+    torch.testing.assert_close(found.scores, expected.scores, atol=1e-4, rtol=0)
+
+
+def test_the_demo_runs_a_file_by_openvino(openvino_file, tmp_path, monkeypatch, picture):
+    monkeypatch.chdir(tmp_path)
+    cv2.imwrite("in.png", picture)
+    found = []
+    for options in ([], ["--provider", "cpu"], ["--runtime", "openvino"]):
+        options += ["--save-json", "out.json", "--confidence-threshold", "0"]
+        onnx_file = ["--onnx", str(openvino_file)]
+        assert predict.main(["--input", "in.png", "--output", "out.png", *onnx_file, *options]) == 0
+        found.append([r["score"] for r in json.loads(Path("out.json").read_text())])
+    assert found[0] == found[1] == pytest.approx(found[2], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--runtime", "openvino"], "are for --onnx FILE"),
+        (["--provider", "cpu"], "are for --onnx FILE"),
+        (["--onnx", "a.onnx", "--runtime", "openvino", "--provider", "cpu"], "OpenVINO runs on"),
+        (["--onnx", "a.onnx", "--provider", "abacus"], "no provider abacus; it has"),
+        (["--onnx", "a.onnx", "--runtime", "openvino"], "no such ONNX model: a.onnx"),
+        (["--onnx", "in.png", "--runtime", "openvino"], "in.png cannot be opened by OpenVINO"),
+    ],
+)
+def test_runtimes_that_cannot_be_used_are_named(tmp_path, monkeypatch, picture, options, message):
+    if "openvino" in options:
+        pytest.importorskip("openvino")
+    monkeypatch.chdir(tmp_path)
+    cv2.imwrite("in.png", picture)
+    with pytest.raises(SystemExit) as ended:
+        predict.main(["--input", "in.png", "--output", "out.png", *options])
+    assert ended.value.code.startswith("error: ") and message in ended.value.code
+    assert "\n" not in ended.value.code
+
+
+def test_a_missing_openvino_is_named(exported, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(UserError, match="needs the package openvino: pip install openvino"):
+        OnnxPredictor(exported[0], runtime="openvino")
+    with pytest.raises(UserError, match="no runtime abacus: there are onnxruntime, openvino"):
+        OnnxPredictor(exported[0], runtime="abacus")
+
+
 def test_providers_are_those_of_the_session(exported):
     predictor = OnnxPredictor(exported[0], providers=["CPUExecutionProvider"])
     assert predictor.session.get_providers() == ["CPUExecutionProvider"]
@@ -407,9 +495,16 @@ def test_in_float16_detections_move_by_rounding(halved, exported, tmp_path, pict
     assert not torch.equal(half.scores, whole.scores)
 
 
-@pytest.mark.parametrize("loss, message", [(0.5, None), (-101, "AP falls by more than -101")])
-def test_the_file_in_float16_is_judged_by_ap(
-    arguments, exported, tmp_path, monkeypatch, capsys, loss, message
+@pytest.mark.parametrize(
+    "precision, loss, message",
+    [
+        ("float16", 0.5, None),
+        ("float16", -101, "AP falls by more than -101"),
+        ("int8", 100, None),
+    ],
+)
+def test_the_reduced_file_is_judged_by_ap(
+    arguments, exported, tmp_path, monkeypatch, capsys, precision, loss, message
 ):
     content = exported[0].read_bytes()
     monkeypatch.setattr("detection_toolkit.export.trace", lambda *_, **__: None)
@@ -417,15 +512,58 @@ def test_the_file_in_float16_is_judged_by_ap(
     document = make_document()  # with the six classes that the detector has
     document["categories"] += [{"id": 100 + i, "name": f"other{i}"} for i in range(3)]
     image_set = data_overrides(*write_dataset(tmp_path / "data", document))
-    output = tmp_path / "half.onnx"
-    options = ["--precision", "float16", "--max-ap-loss", str(loss), "--output", str(output)]
+    output = tmp_path / "reduced.onnx"
+    options = ["--precision", precision, "--max-ap-loss", str(loss), "--output", str(output)]
     expected = pytest.raises(SystemExit, match=message) if message else contextlib.nullcontext()
     with expected:
         tool.main([*arguments[:2], *options, *arguments[2:], *image_set])
     assert re.search(r"AP on .*: \d+\.\d\d, of the file \d+\.\d\d", capsys.readouterr().out)
     assert output.exists() == (message is None)
     if output.exists():
-        assert output.read_bytes() == to_float16(content)
+        reduced = output.read_bytes()
+        assert reduced == to_float16(content) if precision == "float16" else reduced != content
+
+
+@pytest.fixture(scope="module")
+def images():
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (3, 90, 120), dtype=np.uint8) for _ in range(3)]
+
+
+def test_in_int8_products_with_weights_are_and_nothing_else(exported, images):
+    content = exported[0].read_bytes()
+    before, after = (onnx.load_from_string(x).graph for x in (content, to_int8(content, images)))
+    weights = {x.name: x for x in after.initializer}
+    makers = {name: node for node in after.node for name in node.output}
+    count = {True: 0, False: 0}
+    for node in after.node:
+        if node.op_type in ("Conv", "Gemm", "MatMul"):
+            maker = makers.get(node.input[1])
+            of_int8 = maker is not None and maker.op_type == "DequantizeLinear"
+            if of_int8:
+                assert weights[maker.input[0]].data_type == onnx.TensorProto.INT8
+                assert makers[node.input[0]].op_type == "DequantizeLinear"
+            count[of_int8] += 1
+    names = {x.name for x in before.initializer}
+    products = [n for n in before.node if n.op_type in ("Conv", "Gemm", "MatMul")]
+    assert count[True] == sum(n.input[1] in names for n in products) > count[False] > 0
+    assert [x.name for x in after.output] == [x.name for x in before.output]
+
+
+def test_in_int8_detections_stay_near(exported, images, tmp_path, picture):
+    content = to_int8(exported[0].read_bytes(), images)
+    (tmp_path / "int8.onnx").write_bytes(content)
+    whole = OnnxPredictor(exported[0])(picture)["instances"]
+    small = OnnxPredictor(tmp_path / "int8.onnx")(picture)["instances"]
+    assert small.image_size == whole.image_size
+    # Scores are around one half here; a hundredth of their range is a few of 256 steps.
+    assert (small.scores - whole.scores).abs().max() < 0.1
+    assert not torch.equal(small.scores, whole.scores)
+
+
+def test_int8_needs_images(exported):
+    with pytest.raises(UserError, match="int8 needs some images"):
+        to_int8(exported[0].read_bytes(), [])
 
 
 def test_float16_is_for_onnx(arguments, capsys):
