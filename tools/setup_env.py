@@ -264,10 +264,10 @@ class Environment:
                 "the packages of requirements/",
             )
 
-    def install_supervision(self) -> None:
-        """Install supervision and its trackers without what they require; see their file."""
-        requirements = read_requirements(REQUIREMENTS / "supervision.txt")
-        self._pip(["--no-deps", *requirements], "supervision")
+    def install_alone(self) -> None:
+        """Install some packages without what they require; their file says why."""
+        requirements = read_requirements(REQUIREMENTS / "alone.txt")
+        self._pip(["--no-deps", *requirements], "the packages of requirements/alone.txt")
 
     def install_detectron2(self) -> None:
         """Install the Detectron2 wheel, whatever the Python version, checked by its hash.
@@ -365,7 +365,7 @@ def set_up(environment: Environment, *, say: Callable[[str], None]) -> None:
     environment.ensure_created()
     plan = make_plan(environment.probe(), shared=environment.is_shared())
     environment.install_packages(plan)
-    environment.install_supervision()
+    environment.install_alone()
     # Asked again: a Detectron2 that was there may have lacked no more than PyTorch or fvcore.
     if environment.probe().has("detectron2"):
         say("Detectron2 is there, keep it")

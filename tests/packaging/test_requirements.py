@@ -73,7 +73,7 @@ def test_every_direct_requirement_has_a_pin_that_satisfies_it(kind, python):
 @pytest.mark.parametrize("python", PYTHON_VERSIONS)
 def test_files_that_are_installed_together_agree(python):
     merged: dict[str, str] = {}
-    for name in ("torch.txt", "runtime.txt", "dev.txt", "detectron2.txt", "supervision.txt"):
+    for name in ("torch.txt", "runtime.txt", "dev.txt", "detectron2.txt", "alone.txt"):
         for key, version in pins(name, python).items():
             assert merged.setdefault(key, version) == version, f"{name}: {key}"
     assert {"torch", "torchvision", "sal-detectron2"} <= set(merged)
@@ -99,7 +99,7 @@ def test_extras_agree_with_the_requirement_files():
     # Not in dev.in: what an environment has in another way, and MLflow, which moves versions.
     names = [name for name in EXTRAS if name not in ("torch", "opencv", "mlflow")]
     listed = {Requirement(line).name for extra in names for line in EXTRAS[extra]}
-    alone = {line.name for line in read("supervision.txt")}  # installed without dependencies
+    alone = {line.name for line in read("alone.txt")}  # installed without dependencies
     assert listed - alone == {line.name for line in read("dev.in")}
     assert "trackers" in alone - listed, "an extra of it brings opencv-python"
     for python in PYTHON_VERSIONS:
@@ -153,7 +153,7 @@ def test_the_documentation_has_the_pin_and_a_reason_for_every_direct_dependency(
         "detectron2.txt": "detectron2.txt",
         "runtime.in": "runtime.txt",
         "dev.in": "dev.txt",
-        "supervision.txt": "supervision.txt",
+        "alone.txt": "alone.txt",
     }.items():
         for requirement in read(direct):
             version, reason = rows[requirement.name]
