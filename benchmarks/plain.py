@@ -116,6 +116,8 @@ class PlainSampling(SubBoxSampling):
             height, width = feature.shape[-2:]
             fraction = points.xy / points.xy.new_tensor([width * stride, height * stride])
             grid = fraction.permute(0, 2, 1, 3, 4).flatten(0, 1) * 2 - 1
+            # Queries that recollect are several for each image, one after the other.
+            feature = feature.repeat_interleave(batch // len(feature), dim=0)
             by_group = feature.reshape(batch * groups, -1, height, width)
             values = F.grid_sample(by_group, grid, align_corners=False)  # (B G, e, N, PQ)
             weight = weights[..., i].permute(0, 2, 1, 3).flatten(0, 1)
