@@ -42,7 +42,9 @@ _DECODER = "tools/benchmark.py --device cpu"
 _SMALL = "--image-size 320 512 --rounds 1 --no-memory --no-parts --no-curves"
 BENCHMARKS = {
     "end_to_end": Benchmark(
-        "-m benchmarks.end_to_end", "--rounds 2", "--rounds 1 --pictures 2 --batch-sizes 1"
+        "-m benchmarks.end_to_end",
+        "--rounds 2",
+        "--rounds 1 --pictures 2 --batch-sizes 1 --no-step",
     ),
     "decoder": Benchmark(_DECODER, "--no-curves", _SMALL),
     "adamixer": Benchmark(
