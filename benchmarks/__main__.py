@@ -50,9 +50,6 @@ BENCHMARKS = {
     "adamixer": Benchmark(
         f"{_DECODER} --config-file adamixer/adamixer_r50_100q_1x.py", "--no-curves --no-parts"
     ),
-    "sqr": Benchmark(
-        f"{_DECODER} --config-file sqr/stageinteractor_sqr_r50_100q_1x.py", "--no-curves --no-parts"
-    ),
     "attention": Benchmark("-m benchmarks.deformable_attention", "--rounds 3", "--rounds 1"),
     "refiner": Benchmark("-m benchmarks.hybrid_refiner", "--rounds 5"),
     "peer": Benchmark("-m benchmarks.transformers_peer --variants two_stage", "--rounds 3"),
