@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from coco_files import make_document, write_dataset, write_image
 from fault_runs import load_tool
+from format_files import make_splits, write_yolo
 from picture_cases import part_of, rotated
 from PIL import Image
 
@@ -260,3 +261,19 @@ def test_splits_that_share_nothing_are_ready(tmp_path, capsys):
     output = str(tmp_path / "report")
     assert tool.main([*paths, "--test", json_file, root, "--output", output]) == 0
     assert capsys.readouterr().out.endswith("Ready to train.\nTest set: Ready to train.\n")
+
+
+def test_images_that_would_be_held_out_are_checked_too(tmp_path, capsys):
+    """Without validation images, training holds some out."""
+    splits = make_splits(train=10, val=2)
+    folder = write_yolo(tmp_path / "in", {"train": splits["train"], "test": splits["val"]})
+    output = ["--output", str(tmp_path / "output")]
+    assert tool.main(["--data", str(folder), *output]) == 0
+    shown = capsys.readouterr().out
+    assert [f"{n} images, " in shown for n in (8, 2)] == [True, True]
+    assert all(title in shown for title in ("Training set", "Validation set", "Test set"))
+    for image in (folder / "images/train").iterdir():
+        good = image.read_bytes()
+        image.write_bytes(good[: len(good) // 2])
+        assert tool.main(["--data", str(folder), *output]) == 1
+        image.write_bytes(good)

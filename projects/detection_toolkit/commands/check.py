@@ -218,7 +218,10 @@ def inspect(args: argparse.Namespace) -> Iterator[tuple[str, DatasetReport]]:
     where = {"format": args.format, "image_root": args.root}
     source = open_source(args.data, allow_outside=args.allow_outside, **where)
     print(f"{shown(args.data)}: {FORMATS[source.format].title} ({shown(source.evidence)})")
-    for split in source.splits or (None,):
+    splits: tuple[str | None, ...] = source.splits or (None,)
+    if "train" in splits and "val" not in splits:  # some of the training images are held out
+        splits = ("train", "val", *(s for s in splits if s != "train"))
+    for split in splits:
         yield split or "train", inspect_data(args.data, split, **where, **options)
 
 

@@ -147,8 +147,10 @@ def _data_overrides(args: argparse.Namespace) -> list[str]:
     overrides = []
     for part, split in (("train", "train"), ("test", "val")):
         node = f"dataloader.{part}.dataset"
-        overrides += [f"{node}.json_file=null", f"{node}.path={_full_path(args.data)}"]
-        overrides.append(f"{node}.split={split}")
+        # The config of a run has those of other data.
+        others = ("json_file", "image_root", "name", "format")
+        overrides += [f"{node}.{key}=null" for key in others]
+        overrides += [f"{node}.path={_full_path(args.data)}", f"{node}.split={split}"]
         if args.image_root:
             overrides.append(f"{node}.image_root={_full_path(args.image_root)}")
         if args.format:

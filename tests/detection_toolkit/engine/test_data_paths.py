@@ -92,6 +92,26 @@ def test_images_elsewhere_and_the_format_go_with_data(tmp_path, capsys):
         assert "go with --data" in capsys.readouterr().err
 
 
+def test_other_data_than_those_of_a_run_have_none_of_their_settings(tmp_path):
+    from detection_toolkit.config import config_text
+
+    write_yolo(tmp_path / "pets", make_splits())
+    write_coco(tmp_path / "others", make_splits())
+    names = [f"dataloader.{part}.dataset.name={part}_pets" for part in ("train", "test")]
+    options = ("--image-root", str(tmp_path / "pets"), "--format", "yolo", *names)
+    cfg, _ = configure("--data", str(tmp_path / "pets"), *options)
+    path = tmp_path / "config.yaml"
+    path.write_text(config_text(cfg))
+    words = ["--config-file", str(path), "--data", str(tmp_path / "others")]
+    args = parse_arguments(train.get_parser(), words)
+    cfg = apply_overrides(get_config(str(path)), args.opts)
+    for part in ("train", "test"):
+        node = cfg.dataloader[part].dataset
+        assert (node.image_root, node.name, node.format) == (None, None, None)
+        assert node.path == str(tmp_path / "others")
+    assert prepare_config(cfg).model.num_classes == 3
+
+
 def test_the_share_that_is_held_out_is_one_for_both(tmp_path):
     write_coco(tmp_path / "pets", {"train": make_document(num_images=10)})
     data = ("--data", str(tmp_path / "pets"))

@@ -192,7 +192,7 @@ def _pictures(
         name = image["file_name"]
         source = root / name
         if not is_referred:
-            name = _new_name(name, common, taken, is_flat=to in _FLAT)
+            name = _new_name(name, common, taken, to)
         size = int(image["width"]), int(image["height"])
         picture = Picture(name, *size, tuple(boxes), "")
         pictures.append(Written(picture, source, image, own, is_referred))
@@ -206,14 +206,17 @@ def _common_folder(names: list[str]) -> PurePosixPath:
     return PurePosixPath(*shared)
 
 
-def _new_name(name: str, common: PurePosixPath, taken: set[str], *, is_flat: bool) -> str:
+def _new_name(name: str, common: PurePosixPath, taken: set[str], to: str) -> str:
     """A name without its ending is that of its labels, and no disk tells A from a for sure."""
     path = PurePosixPath(name)
     path = PurePosixPath(path.name) if path.is_absolute() or ".." in path.parts else path
     if path.is_relative_to(common):
         path = path.relative_to(common)
-    if is_flat:
+    if to in _FLAT:
         path = PurePosixPath("_".join(path.parts))
+    if to == "yolo":  # whose readers look for labels where the last folder "images" is
+        folders = [f for f in path.parts[:-1] if f.lower() not in ("images", "labels")]
+        path = PurePosixPath(*folders, path.name)
     chosen, number = path, 1
     while chosen.with_suffix("").as_posix().casefold() in taken:
         chosen = path.with_name(f"{path.stem}_{number}{path.suffix}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,30 +48,30 @@ _CLASS_TABLES = ("classes.csv", "_classes.csv", "class_list.csv")
 
 def find(path: Path) -> str | None:
     """What speaks for the format; None for nothing."""
-    for file in _files(path).values():
+    for file, *_ in _files(path).values():
         if (columns := _columns(file)) is not None:
             where = file.relative_to(path) if path.is_dir() else Path(file.name)
             return f"{where.as_posix()} has the columns {', '.join(columns)}"
     return None
 
 
-def _files(path: Path) -> dict[str | None, Path]:
+def _files(path: Path) -> dict[str | None, list[Path]]:
     """Tables by their splits."""
     if path.is_file():
-        return {None: path} if path.suffix.lower() in (".csv", ".tsv") else {}
+        return {None: [path]} if path.suffix.lower() in (".csv", ".tsv") else {}
 
     def tables(folder: Path) -> list[Path]:
         files = sorted(folder.glob("*.csv"))[:_FIRST]
         return [f for f in files if f.name not in _CLASS_TABLES and _columns(f) is not None]
 
-    divided = {s: found[0] for s, f in split_folders(path).items() if (found := tables(f))}
+    divided = {s: found for s, f in split_folders(path).items() if (found := tables(f))}
     if divided:
         return {**divided}
-    files: dict[str | None, Path] = {}
+    files: dict[str | None, list[Path]] = {}
     for file in tables(path):
         words = file.stem.replace("-", "_").split("_")
         split = next((s for s in map(split_name, words) if s is not None), None)
-        files.setdefault(split, file)
+        files.setdefault(split, []).append(file)
     if len(files) > 1:
         files.pop(None, None)
     return files
@@ -88,6 +89,20 @@ def _columns(file: Path) -> Sequence[str] | None:
     if len(first) == len(_RETINANET) and (_are_numbers(first[1:5]) or not any(first[1:])):
         return _RETINANET
     return None
+
+
+def _check_columns(file: Path) -> None:
+    """
+    Raises:
+        UserError: two columns have one meaning.
+    """
+    counts = Counter(column for column in _columns(file) or () if column)
+    for column, count in counts.items():
+        if count > 1:
+            names = ", ".join((column, *_OTHERS[column]))
+            raise UserError(
+                f"{file} has {count} columns that are its {column} ({names}): keep one of them"
+            )
 
 
 def _has_header(file: Path) -> bool:
@@ -117,6 +132,9 @@ class CsvSource(RecordSource):
         path: of file or folder.
         image_root: of the images; by default the folder of the table, or images/ in it.
         allow_outside: of no effect here: only images are read besides.
+
+    Raises:
+        UserError: a split has several tables, or a table several columns of one meaning.
     """
 
     def __init__(self, path: Path, image_root: Path | None = None, *, allow_outside: bool = False):
@@ -125,7 +143,16 @@ class CsvSource(RecordSource):
         self._folder = path if path.is_dir() else path.parent
         self._given_root = image_root
         self.image_root = image_root or self._folder
-        self._files = _files(path)
+        self._files: dict[str | None, Path] = {}
+        for split, (file, *others) in _files(path).items():
+            if others:
+                named = ", ".join(shown(p.relative_to(path)) for p in (file, *others)[:4])
+                raise UserError(
+                    f"{path} has several tables of the split {split or 'with all images'}: "
+                    f"{named}. Name one of them as the path, or move the others away"
+                )
+            _check_columns(file)
+            self._files[split] = file
         if set(self._files) == {"train"}:
             self._files = {None: self._files["train"]}
         self.splits = tuple(s for s in SPLITS if s in self._files)

@@ -73,7 +73,8 @@ class VocSource(RecordSource):
         self.image_root = image_root or path
         self.allow_outside = allow_outside
         self._folders = _folders(path)
-        self._sets = self._read_sets()
+        # Of a folder of XML files; those that are divided need none.
+        self._sets = self._read_sets(*self._folders.values()) if len(self._folders) == 1 else {}
         there = {*self._folders, *self._sets}
         if there == {None, "train"} or there == {"train"}:
             there = set()  # all that there are
@@ -114,7 +115,7 @@ class VocSource(RecordSource):
                 return [name for name in names if name != "background"]
         return None
 
-    def _read_sets(self) -> dict[str, list[str]]:
+    def _read_sets(self, annotations: Path) -> dict[str, list[str]]:
         """Names of images by their splits."""
         folder = self.path / "ImageSets" / "Main"
         sets: dict[str, list[str]] = {}
@@ -124,7 +125,8 @@ class VocSource(RecordSource):
             split = split_name(file.stem)
             if split is None or split in sets:
                 continue
-            names = [line.split()[0] for line in read_lines(file) if line.strip()]
+            lines = [line.strip() for line in read_lines(file)]
+            names = [_name_of_line(line, annotations) for line in lines if line]
             if names:
                 sets[split] = names
         return sets
@@ -198,6 +200,13 @@ class VocSource(RecordSource):
         return locate(named or f"{file.stem}.jpg", self.image_root, folders)
 
 
+def _name_of_line(line: str, annotations: Path) -> str:
+    """The image of a line of ImageSets; sets of a class say behind it whether it is there."""
+    *name, column = line.rsplit(maxsplit=1)
+    is_of_class = name and column in ("1", "0", "-1")
+    return name[0] if is_of_class and not (annotations / f"{line}.xml").is_file() else line
+
+
 def _object(element: Element, place: str) -> _Object:
     """
     Raises:
@@ -234,6 +243,7 @@ def write(
         stems = []
         for written in pictures:
             stem = Path(written.picture.file_name).stem
+            check_names([written.picture.file_name, stem], TITLE)
             stems.append(stem)
             path = folder / "Annotations" / f"{stem}.xml"
             write_new(path, _xml(written.picture))

@@ -172,6 +172,36 @@ def test_images_of_one_name_keep_their_own_labels(tmp_path, to):
     assert labels[0] == labels[1] and len(labels[0]) == 4
 
 
+def test_folders_called_images_do_not_hide_labels(tmp_path):
+    """Splits of Roboflow, read as one, have images below a folder of each."""
+    splits = make_splits()
+    for split, document in splits.items():
+        flat = write_yolo(tmp_path / "flat", {split: document})
+        place = tmp_path / "in" / split
+        place.mkdir(parents=True)
+        (flat / "images" / split).rename(place / "images")
+        (flat / "labels" / split).rename(place / "labels")
+    text = "train: train/images\nval: val/images\nnames: [cat, dog, bird]\n"
+    (tmp_path / "in/data.yaml").write_text(text)
+    source = open_source(tmp_path / "in")
+    shares = {"train": 0.5, "val": 0.5}
+    done = convert(source, tmp_path / "out", to="yolo", shares=shares)
+    assert done.boxes == 12
+    assert content(open_source(tmp_path / "out").read(None)) == content(source.read(None))
+
+
+@pytest.mark.parametrize("folders", ["images/{}", "labels/{}", "Images/{}/images"])
+def test_folders_of_coco_called_images_do_not_hide_labels(tmp_path, folders):
+    document = make_document(num_images=4, boxes_per_image=1)
+    for number, image in enumerate(document["images"]):
+        image["file_name"] = f"{folders.format(number % 2)}/{image['file_name']}"
+    document["images"][0]["file_name"] = "x.png"
+    write_dataset(tmp_path / "in", document)
+    source = open_source(tmp_path / "in")
+    convert(source, tmp_path / "out", to="yolo")
+    assert content(open_source(tmp_path / "out").read(None)) == content(source.read(None))
+
+
 # -- the command ----------------------------------------------------------------------------------
 
 
@@ -269,6 +299,16 @@ def test_names_that_a_format_cannot_hold_are_refused(tmp_path, to, name):
     with pytest.raises(UserError, match="cannot be written as .*: rename it") as raised:
         convert(open_source(tmp_path / "in"), tmp_path / "out", to=to)
     assert str(raised.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["a\nb.png", "a\x1cb.png", "a .png"])
+def test_images_whose_names_voc_cannot_hold_are_refused(tmp_path, name):
+    document = make_document()
+    document["images"][0]["file_name"] = name
+    write_dataset(tmp_path / "in", document)
+    with pytest.raises(UserError, match="cannot be written as Pascal VOC: rename it"):
+        convert(open_source(tmp_path / "in"), tmp_path / "out", to="voc")
+    assert not (tmp_path / "out").exists()
 
 
 def test_images_of_strangers_are_not_copied(tmp_path):

@@ -90,3 +90,20 @@ def test_boxes_in_another_layout_are_told_as_of_a_json(read):
     read.write("boxes.csv", HEADER + "a.png,96,64,cat,0.1,0.2,0.3,0.4\n" * 4)
     with pytest.raises(UserError, match=r"shares of the image.*boxes\.csv, line 2"):
         read()
+
+
+@pytest.mark.parametrize(
+    "names", [("a.csv", "b.csv"), ("train.csv", "train_2.csv"), ("val/a.csv", "val/b.csv")]
+)
+def test_several_tables_of_a_split_are_refused(read, names):
+    read.image("a.png")
+    for name in names:
+        read.write(name, HEADER + "a.png,96,64,cat,1,2,3,4\n")
+    with pytest.raises(UserError, match=r"several tables of the split .*: .*csv, .*csv\. Name one"):
+        read()
+
+
+def test_two_columns_of_one_meaning_are_refused(read):
+    read.write("a.csv", "filename,path,class,xmin,ymin,xmax,ymax\na.png,b.png,cat,1,2,3,4\n")
+    with pytest.raises(UserError, match=r"a\.csv has 2 columns that are its filename \(filename, "):
+        read()

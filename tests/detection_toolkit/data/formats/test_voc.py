@@ -59,6 +59,25 @@ def test_splits_are_in_image_sets(voc):
     assert voc(split="train")["JPEGImages/2.png"][0][0] == "dog"
 
 
+def test_names_in_sets_may_have_spaces(voc):
+    names = ["my dog", "my dog 1", "2"]
+    for name in names[:2]:
+        voc.image(f"JPEGImages/{name}.png")
+        voc.write(f"Annotations/{name}.xml", annotation(f"{name}.png", ("cat", 0, 1, 1, 9, 9)))
+    voc.write("ImageSets/Main/train.txt", "my dog\nmy dog 1 \n")
+    voc.write("ImageSets/Main/val.txt", "1  1\n2 -1\n3\t0\n")
+    assert list(voc(split="train")) == [f"JPEGImages/{name}.png" for name in names[:2]]
+    assert len(voc(split="val")) == 3
+
+
+def test_sets_beside_folders_of_splits_are_not_needed(voc):
+    for split, name in (("train", "a"), ("valid", "b")):
+        voc.image(f"x/{split}/{name}.jpg")
+        voc.write(f"x/{split}/{name}.xml", annotation(f"{name}.jpg", ("cat", 0, 1, 1, 9, 9)))
+    voc.write("x/ImageSets/Main/train.txt", "a\n")
+    assert list(voc("x", split="val")) == ["x/valid/b.jpg"]
+
+
 def test_trainval_alone_are_all_images(voc):
     voc.write("ImageSets/Main/trainval.txt", "1\n2\n")
     assert len(voc(split="train", val_share=0.5)) == len(voc(split="val", val_share=0.5)) == 1
