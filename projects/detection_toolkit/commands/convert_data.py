@@ -92,6 +92,8 @@ def move_aside(folder: Path, args: argparse.Namespace, image_root: Path) -> None
         raise UserError(
             f"{shown(folder)} is there already: choose another folder, or rename it by --move-aside"
         )
+    if folder.resolve() == Path.cwd():
+        raise UserError(f"{shown(folder)} is the current folder, which is not moved aside")
     for path in (Path(args.data).expanduser(), image_root):
         if path.resolve().is_relative_to(folder.resolve()):
             raise UserError(f"{shown(path)} is in {shown(folder)}, which is not moved aside")

@@ -17,6 +17,7 @@ __all__ = [
     "check_path",
     "find_escapes",
     "is_address",
+    "is_within",
     "judge_file_names",
     "missing_files",
     "other_spelling",
@@ -75,7 +76,7 @@ def check_path(path: str, root: str, *, allow_outside: bool = False) -> str | No
     if wrong is not None or allow_outside:
         return wrong
     # Joined with an absolute name, or spelled in another way than the folder.
-    if "://" not in root and _is_below(os.path.realpath(path), os.path.realpath(root)):
+    if "://" not in root and is_within(os.path.realpath(path), os.path.realpath(root)):
         return None
     return "is absolute" if os.path.isabs(path) else "lies elsewhere"
 
@@ -90,7 +91,7 @@ def find_escapes(root: str | Path, file_names: Iterable[str]) -> list[str]:
     inside = os.path.realpath(root)
     names = list(map(str, file_names))
     folders = {os.path.dirname(n) for n in names}
-    outside = {f for f in folders if not _is_below(os.path.realpath(f), inside)}
+    outside = {f for f in folders if not is_within(os.path.realpath(f), inside)}
     links = {folder: _links(folder) for folder in folders - outside}
     return [
         name
@@ -98,12 +99,13 @@ def find_escapes(root: str | Path, file_names: Iterable[str]) -> list[str]:
         if os.path.dirname(name) in outside
         or (
             os.path.basename(name) in links[os.path.dirname(name)]
-            and not _is_below(os.path.realpath(name), inside)
+            and not is_within(os.path.realpath(name), inside)
         )
     ]
 
 
-def _is_below(path: str, folder: str) -> bool:
+def is_within(path: str, folder: str) -> bool:
+    """Whether a real path is that of a folder or below it."""
     return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
 
 

@@ -53,9 +53,7 @@ def register_coco_json(
     """
     path = Path(json_file).expanduser()
     root = path.parent if image_root is None else Path(image_root).expanduser()
-    if path.is_dir() or (
-        path.is_file() and path.suffix.lower() in (".yaml", ".yml", ".xml", ".csv")
-    ):
+    if path.is_dir() or (path.is_file() and path.suffix.lower() in _OTHER_FORMATS):
         raise UserError(f"json_file={path} is no COCO JSON: name it as path=, or by --data")
     if not path.is_file():
         raise FileNotFoundError(f"annotation file {path} does not exist")
@@ -165,7 +163,8 @@ def _find_name(stem: str, name: str | None, source: tuple[str, ...]) -> tuple[st
     if known != source:
         raise UserError(
             f"the data set name {name!r} is taken already"
-            + (f", by {known[0]} with the images of {known[1]}" if known else "")
+            + (f", by {known[0]}" if known else "")
+            + (f" with the images of {known[1]}" if known and known[1] != "None" else "")
         )
     return name, True
 

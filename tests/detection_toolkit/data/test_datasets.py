@@ -18,6 +18,7 @@ from detection_toolkit.data import (
     dataset_num_classes,
     get_detection_dataset,
     register_coco_json,
+    register_data,
 )
 from detection_toolkit.data.files import missing_files
 
@@ -364,6 +365,9 @@ def test_a_name_cannot_stand_for_two_data_sets(tmp_path):
         register_coco_json(other_json, other_root, name="same_name")
     with pytest.raises(ValueError, match="'same_name' is taken already, by .*one"):
         register_coco_json(json_file, other_root, name="same_name")
+    register_data(json_file, name="same_data")
+    with pytest.raises(ValueError, match=r"'same_data' is taken already, by .*one/\S*\.json$"):
+        register_data(other_json, name="same_data")
     with pytest.raises(ValueError, match="'coco_2017_val' is taken already"):
         register_coco_json(json_file, image_root, name="coco_2017_val")
 

@@ -17,7 +17,7 @@ from ...texts import shown
 from ..findings import log_repairs, raise_harm
 from ..judgement import judge
 from . import coco, csv_tables, cvat, labelme, voc, yolo
-from .records import Box, DataSource, Part, Picture
+from .records import Box, DataSource, Part, Picture, images_of
 from .splits import divide
 from .written import Written
 
@@ -90,6 +90,8 @@ def convert(
         raise UserError(f"images of {to} lie beside its annotations: choose copy or link")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{shown(folder)} is there already: choose another folder")
+    if os.path.abspath(folder) == os.getcwd():  # it could not take the place of another
+        raise UserError(f"{shown(folder)} is the current folder: choose one in it")
     done = Conversion(folder)
     parts = _parts(source, shares, seed)
     categories: list[dict[str, Any]] = []
@@ -146,7 +148,7 @@ def _parts(
 
 
 def _sampled(part: Part, count: int, seed: int) -> Part:
-    total = len(part.document.get("images", ()))
+    total = len(images_of(part))
     if count < 1:
         raise UserError(f"a sample has one image at least, not {count}")
     if count >= total:

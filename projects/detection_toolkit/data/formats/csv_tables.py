@@ -164,7 +164,11 @@ class CsvSource(RecordSource):
                 if not (folder / name).is_file():
                     continue
                 rows = [_cells(line, ",") for line in read_lines(folder / name) if line.strip()]
-                numbered = [(int(r[1]), r[0]) for r in rows if len(r) == 2 and r[1].isdigit()]
+                numbered = [
+                    (int(r[1]), r[0])
+                    for r in rows
+                    if len(r) == 2 and r[1].isdecimal() and len(r[1]) < 10
+                ]
                 if len(numbered) == len(rows):
                     return [label for _, label in sorted(numbered)]
         return None

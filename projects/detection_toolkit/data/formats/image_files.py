@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 from ...texts import shown
-from ..files import check_file_name, find_escapes
+from ..files import check_file_name, find_escapes, is_within
 from ..findings import FindingCollector
 from ..images import PICTURE_SUFFIXES, shown_size
 
@@ -41,8 +41,7 @@ def is_picture(name: str) -> bool:
 
 def is_below(path: Path, folder: Path) -> bool:
     """Whether a path leads to a folder or below it, once links and .. are followed."""
-    real, inside = os.path.realpath(path), os.path.realpath(folder)
-    return real == inside or real.startswith(inside.rstrip(os.sep) + os.sep)
+    return is_within(os.path.realpath(path), os.path.realpath(folder))
 
 
 def relative_name(path: Path, root: Path) -> str:

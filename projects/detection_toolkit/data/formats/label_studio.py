@@ -110,8 +110,15 @@ class LabelStudioSource(RecordSource):
         return Picture(image, width, height, tuple(boxes), place)
 
     def _locate(self, address: str) -> str:
-        """The file of an address: of an upload, of local files, of a cloud's storage."""
-        parts = urlsplit(address)
+        """The file of an address: of an upload, of local files, of a cloud's storage.
+
+        Raises:
+            UserError: it is none.
+        """
+        try:
+            parts = urlsplit(address)
+        except ValueError:
+            raise UserError(f"has the picture {shown(address)}, which is no address") from None
         query = parse_qs(parts.query).get("d")
         name = unquote(query[0] if query else parts.path) or address
         name = name.lstrip("/")

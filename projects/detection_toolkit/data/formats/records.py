@@ -12,7 +12,16 @@ from ...errors import UserError
 from ...texts import shown
 from ..findings import FindingCollector, raise_harm
 
-__all__ = ["Box", "DataSource", "Part", "Picture", "RecordSource", "subset"]
+__all__ = [
+    "Box",
+    "DataSource",
+    "Part",
+    "Picture",
+    "RecordSource",
+    "images_of",
+    "is_image_id",
+    "subset",
+]
 
 # Hundredths of a pixel, as COCO's own files have: what shares of the image are worth.
 _DECIMALS = 2
@@ -178,14 +187,37 @@ def _polygon_area(polygon: Sequence[float]) -> float:
     return abs(sum(x * next_y - next_x * y for x, y, next_x, next_y in ends)) / 2
 
 
+def images_of(part: Part) -> list[Any]:
+    """Entries of the document.
+
+    Raises:
+        UserError: it has none.
+    """
+    images = part.document.get("images") if isinstance(part.document, dict) else None
+    if not isinstance(images, list):
+        title = part.json_file or "the data set"
+        raise UserError(f"{title}: not in COCO format: it has no list 'images'")
+    return images
+
+
+def is_image_id(value: Any) -> bool:
+    """Whether entries can be found by it."""
+    return isinstance(value, (int, float, str))
+
+
+def _is_of(entry: Any, key: str, image_ids: set[Any]) -> bool:
+    number = entry.get(key) if isinstance(entry, dict) else None
+    return not is_image_id(number) or number in image_ids
+
+
 def subset(part: Part, image_ids: set[Any]) -> Part:
-    """Some of the images of a part, with their annotations and all categories."""
-    document = part.document
-    lists = {
-        "images": [i for i in document["images"] if i["id"] in image_ids],
-        "annotations": [
-            a for a in document.get("annotations", []) if a.get("image_id") in image_ids
-        ],
-    }
-    document = {**document, **lists}
+    """Some of the images of a part, with their annotations and all categories.
+
+    Entries that are at fault stay: whoever judges the document names them.
+    """
+    lists = {"images": [i for i in images_of(part) if _is_of(i, "id", image_ids)]}
+    annotations = part.document.get("annotations")
+    if isinstance(annotations, list):
+        lists["annotations"] = [a for a in annotations if _is_of(a, "image_id", image_ids)]
+    document = {**part.document, **lists}
     return part._replace(document=document, found=part.found.copy(), json_file=None)

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...errors import UserError
 from ...texts import shown
-from .records import DataSource, Part, subset
+from .records import DataSource, Part, images_of, is_image_id, subset
 
 __all__ = ["SPLITS", "VAL_SHARE", "divide", "read_split", "split_folders", "split_name"]
 
@@ -96,13 +96,13 @@ def divide(part: Part, shares: Mapping[str, float], seed: int) -> dict[str, Part
         seed: of the choice.
 
     Raises:
-        UserError: the shares are none, or there are fewer images than splits.
+        UserError: the shares are none, or there are fewer images than splits, or no list of them.
     """
     total = sum(shares.values())
     if not all(share > 0 for share in shares.values()) or total > 1 + 1e-9:
         given = ", ".join(f"{name}={share:g}" for name, share in shares.items())
         raise UserError(f"shares of splits are above 0, and at most 1 in sum, not {given}")
-    images = [i for i in part.document["images"] if isinstance(i, dict) and "id" in i]
+    images = [i for i in images_of(part) if isinstance(i, dict) and is_image_id(i.get("id"))]
     if len(images) < len(shares):
         raise UserError(
             f"{len(images)} images cannot be divided into {', '.join(shares)}: each needs one"

@@ -183,7 +183,10 @@ class YoloSource(RecordSource):
         given = content.get("path")
         if not isinstance(given, str) or not given.strip():
             return own
-        root = own / Path(given.strip()).expanduser()
+        try:
+            root = own / Path(given.strip()).expanduser()
+        except RuntimeError:  # of a user whom this computer does not have
+            return own
         if not root.is_dir():
             return own  # that of another computer, or of Ultralytics' settings
         if self.allow_outside or is_below(root, own):
@@ -367,10 +370,14 @@ def _as_list(table: Path, key: str, value: Any) -> list[str]:
     return texts
 
 
+def _is_count(value: Any) -> bool:
+    return isinstance(value, str) and value.isdecimal() and len(value) < 10
+
+
 def _class_names(table: Path, content: dict[str, Any]) -> list[str]:
     names, count = content.get("names"), content.get("nc")
     if names is None:
-        if not isinstance(count, str) or not count.isdigit() or not 0 < int(count) < 100_000:
+        if not _is_count(count) or not 0 < int(count) < 100_000:
             raise UserError(f"{table} has no names of classes")
         return [f"class_{i}" for i in range(int(count))]
     if isinstance(names, dict):
@@ -381,7 +388,7 @@ def _class_names(table: Path, content: dict[str, Any]) -> list[str]:
         names = [names[number] for number in numbers]
     if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
         raise UserError(f"{table}: names is no list of names")
-    if isinstance(count, str) and count.isdigit() and int(count) != len(names):
+    if _is_count(count) and int(count) != len(names):
         raise UserError(f"{table}: nc is {count}, and there are {len(names)} names")
     return names
 

@@ -279,6 +279,18 @@ def test_what_is_wrong_is_one_line_and_nothing_is_left(tmp_path, words, message)
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
 
 
+def test_the_current_folder_is_not_replaced(tmp_path, monkeypatch):
+    write_dataset(tmp_path / "in")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    message = call(tmp_path / "in", ".", "--to", "yolo")
+    assert message == "error: . is the current folder: choose one in it"
+    (tmp_path / "here/mine").touch()
+    message = call(tmp_path / "in", ".", "--to", "yolo", "--move-aside")
+    assert message == "error: . is the current folder, which is not moved aside"
+    assert (tmp_path / "here/mine").is_file()
+
+
 def test_a_missing_image_and_harm_leave_nothing(tmp_path):
     write_dataset(tmp_path / "in")
     (tmp_path / "in/images/2.png").unlink()

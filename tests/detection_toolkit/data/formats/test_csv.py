@@ -107,3 +107,10 @@ def test_two_columns_of_one_meaning_are_refused(read):
     read.write("a.csv", "filename,path,class,xmin,ymin,xmax,ymax\na.png,b.png,cat,1,2,3,4\n")
     with pytest.raises(UserError, match=r"a\.csv has 2 columns that are its filename \(filename, "):
         read()
+
+
+def test_a_table_of_classes_without_numbers_is_none(read):
+    read.image("a.png")
+    read.write("boxes.csv", HEADER + "a.png,96,64,dog,1,2,3,4\n")
+    read.write("classes.csv", "cat,²\n")
+    assert read() == {"a.png": [("dog", 1, 2, 3, 4)]}

@@ -142,3 +142,10 @@ def test_addresses_do_not_lead_out(export):
     read = export(task(rectangle("cat", 0, 0, 50, 50), image="../../../etc/secret.png"))
     with pytest.raises(UserError, match="leads upwards"):
         read()
+
+
+def test_an_address_that_is_none_is_named(export):
+    read = export(task(rectangle("cat", 0, 0, 50, 50), image="http://[x.jpg"))
+    message = r"task with id 1: has the picture http://\[x\.jpg, which is no address"
+    with pytest.raises(UserError, match=message):
+        read()

@@ -1,5 +1,6 @@
 """Splits of data sets, and images that are held out."""
 
+import json
 import logging
 
 import pytest
@@ -7,7 +8,9 @@ from coco_files import make_document, write_dataset
 from format_files import make_splits, write_yolo
 
 from detection_toolkit.data import get_detection_dataset
+from detection_toolkit.data.findings import FindingCollector
 from detection_toolkit.data.formats import divide, open_source, read_split
+from detection_toolkit.data.formats.records import Part
 from detection_toolkit.data.formats.splits import split_name
 from detection_toolkit.errors import UserError
 
@@ -108,3 +111,34 @@ def test_a_part_of_the_images_may_be_taken(undivided):
     part = open_source(undivided).read(None)
     (half,) = divide(part, {"sample": 0.5}, seed=0).values()
     assert len(half.document["images"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d["images"][3].pop("id"), r"4\.png.* has no 'id'"),
+        (lambda d: d["images"].__setitem__(3, "x"), "image"),
+        (lambda d: d["images"][3].update(id=[1]), "image"),
+        (lambda d: d["annotations"].__setitem__(3, 5), "annotation"),
+        (lambda d: d["annotations"][3].update(image_id=[1]), "annotation"),
+        (lambda d: d.pop("images"), "not in COCO format: it has no list 'images'"),
+        (lambda d: d.update(images={}), "not in COCO format: it has no list 'images'"),
+    ],
+)
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_entries_at_fault_are_named_also_where_images_are_held_out(
+    tmp_path, change, message, split
+):
+    document = make_document(num_images=10)
+    json_file, _ = write_dataset(tmp_path, document)
+    change(document)
+    (tmp_path / "annotations.json").write_text(json.dumps(document))
+    with pytest.raises(UserError, match=message):
+        get_detection_dataset(path=json_file, split=split)
+
+
+def test_a_document_that_is_a_list_cannot_be_divided(tmp_path):
+    (tmp_path / "a.json").write_text("[]")
+    part = Part([], tmp_path, FindingCollector(), tmp_path / "a.json")
+    with pytest.raises(UserError, match=r"a\.json: not in COCO format"):
+        divide(part, {"train": 0.5, "val": 0.5}, seed=0)

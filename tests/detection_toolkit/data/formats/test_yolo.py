@@ -136,7 +136,7 @@ def test_lists_of_images(folder, splits):
     assert all(d["annotations"] for d in dicts)
 
 
-@pytest.mark.parametrize("path", ["somewhere/else", "/no/such/folder", "."])
+@pytest.mark.parametrize("path", ["somewhere/else", "/no/such/folder", ".", "~nobody/x"])
 def test_the_path_of_another_computer_is_not_needed(tmp_path, splits, path):
     folder = write_yolo(tmp_path, splits, table={"path": path})
     assert len(get_detection_dataset(path=str(folder), split="train")) == 4
@@ -263,6 +263,8 @@ def test_a_list_that_names_an_image_that_is_not_there(folder):
         ("train: images/train\nnames: a\n", "names is no list of names"),
         ("train: images/train\nnames: [[a], b]\n", "names is no list of names"),
         ("train: images/train\nnc: many\n", "has no names of classes"),
+        ("train: images/train\nnc: ²\n", "has no names of classes"),
+        ("train: images/train\nnc: 9999999999\n", "has no names of classes"),
         ("train: images/trian\nnames: [a]\n", "train is images/trian, and there is no .*trian"),
         ("train: {a: b}\nnames: [a]\n", "train is neither a path nor a list of paths"),
         ("train: images/train\nnames: !!python/name:os.system ''\n", "names is no list of names"),
