@@ -18,7 +18,7 @@ from ..findings import FindingCollector
 from .image_files import relative_name
 from .records import DataSource, Part
 from .splits import SPLITS, split_folders, split_name
-from .text_files import read_head
+from .text_files import check_inside, read_head
 from .written import Written
 
 __all__ = ["TITLE", "CocoSource", "find", "image_place", "write"]
@@ -89,7 +89,8 @@ class CocoSource(DataSource):
     Args:
         path: of file or folder.
         image_root: of the images; by default the folder in which they are found, near the JSON.
-        allow_outside: of no effect here: whoever judges the documents looks at their names.
+        allow_outside: the files may be links out of the folder. Whoever judges the documents looks
+            at the names that they have.
 
     Raises:
         UserError: a split has several files.
@@ -99,6 +100,7 @@ class CocoSource(DataSource):
         self.path = path
         self.evidence = find(path) or ""
         self._given_root = image_root
+        self._bound = None if allow_outside or not path.is_dir() else path
         self.image_root = image_root or (path if path.is_dir() else path.parent)
         files = _files(path) if path.is_dir() else {None: [path]}
         for split, paths in files.items():
@@ -125,6 +127,7 @@ class CocoSource(DataSource):
 
     def _read(self, split: str | None) -> _File:
         path = self._paths[split]
+        check_inside(path, self._bound)
         text = read_document(path)
         root = self._given_root or self._find_root(path, text.content)
         return _File(path, text.content, text.encoding, root)

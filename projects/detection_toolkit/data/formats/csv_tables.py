@@ -131,7 +131,7 @@ class CsvSource(RecordSource):
     Args:
         path: of file or folder.
         image_root: of the images; by default the folder of the table, or images/ in it.
-        allow_outside: of no effect here: only images are read besides.
+        allow_outside: links may lead out of the folder.
 
     Raises:
         UserError: a split has several tables, or a table several columns of one meaning.
@@ -140,6 +140,7 @@ class CsvSource(RecordSource):
     def __init__(self, path: Path, image_root: Path | None = None, *, allow_outside: bool = False):
         self.path = path
         self.evidence = find(path) or ""
+        self.allow_outside = allow_outside
         self._folder = path if path.is_dir() else path.parent
         self._given_root = image_root
         self.image_root = image_root or self._folder
@@ -163,7 +164,8 @@ class CsvSource(RecordSource):
             for name in _CLASS_TABLES:
                 if not (folder / name).is_file():
                     continue
-                rows = [_cells(line, ",") for line in read_lines(folder / name) if line.strip()]
+                lines = read_lines(folder / name, None if self.allow_outside else self._folder)
+                rows = [_cells(line, ",") for line in lines if line.strip()]
                 numbered = [
                     (int(r[1]), r[0])
                     for r in rows
@@ -187,7 +189,8 @@ class CsvSource(RecordSource):
         boxes: dict[str, list[Box]] = {}
         sizes: dict[str, tuple[int, int]] = {}
         places: dict[str, str] = {}
-        lines = read_lines(file)
+        is_named = file == self.path
+        lines = read_lines(file, None if self.allow_outside or is_named else self._folder)
         delimiter = _delimiter(lines[0])
         for number, line in enumerate(lines, start=1):
             if not line.strip() or (number == 1 and _has_header(file)):

@@ -38,10 +38,10 @@ class CvatSource(RecordSource):
     Args:
         path: of the XML, or of the folder that has annotations.xml.
         image_root: of the images, where they are not in images/ or beside the XML.
-        allow_outside: of no effect here: only images are read besides.
+        allow_outside: links may lead out of the folder.
 
     Raises:
-        UserError: it is no XML, or of videos.
+        UserError: it is no XML, of videos, or a link out of the folder.
     """
 
     def __init__(self, path: Path, image_root: Path | None = None, *, allow_outside: bool = False):
@@ -49,7 +49,7 @@ class CvatSource(RecordSource):
         self.evidence = find(path) or ""
         self._file = path / _NAME if path.is_dir() else path
         self.image_root = image_root or self._file.parent
-        self._root = read_xml(self._file)
+        self._root = read_xml(self._file, None if allow_outside or not path.is_dir() else path)
         if self._root.name != "annotations":
             raise UserError(
                 f"{self._file} has <{shown(self._root.name)}> at its top, and CVAT <annotations>"

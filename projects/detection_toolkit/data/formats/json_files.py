@@ -9,6 +9,7 @@ from typing import Any
 from ...errors import UserError
 from ...texts import shown
 from ..documents import read_document
+from .text_files import check_inside
 
 __all__ = ["keys_of", "list_of", "read_json", "text_of"]
 
@@ -50,13 +51,18 @@ def text_of(owner: Mapping[str, Any], key: str) -> str:
     return value
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, root: Path | None = None) -> Any:
     """The content of a JSON.
 
+    Args:
+        path: of the file.
+        root: see :func:`.text_files.check_inside`.
+
     Raises:
-        UserError: it is none.
+        UserError: it is none, or leads out of the root.
         OSError: it cannot be read.
     """
+    check_inside(path, root)
     if not path.is_file():
         raise UserError(f"{shown(path)} is no file")
     return read_document(path).content

@@ -51,10 +51,10 @@ class LabelStudioSource(RecordSource):
     Args:
         path: of the JSON, or of the folder that has it.
         image_root: of the images, where they are not in images/ or beside the JSON.
-        allow_outside: of no effect here: only images are read besides.
+        allow_outside: links may lead out of the folder.
 
     Raises:
-        UserError: it is no list of tasks.
+        UserError: it is no list of tasks, or a link out of the folder.
     """
 
     splits = ()
@@ -64,7 +64,7 @@ class LabelStudioSource(RecordSource):
         self.evidence = find(path) or ""
         self._file = _file(path) or path
         self.image_root = image_root or self._file.parent
-        content = read_json(self._file)
+        content = read_json(self._file, None if allow_outside or not path.is_dir() else path)
         if not isinstance(content, list):
             raise UserError(f"{self._file} is no list of tasks")
         self._tasks: list[Any] = content

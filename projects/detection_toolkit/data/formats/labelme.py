@@ -79,7 +79,8 @@ class LabelmeSource(RecordSource):
         table = self._folder / "labels.txt"
         if not table.is_file():
             return None
-        lines = [line.strip() for line in read_lines(table)]
+        root = None if self.allow_outside else self._folder
+        lines = [line.strip() for line in read_lines(table, root)]
         return [line for line in lines if line and line not in _NOT_CLASSES]
 
     def pictures(self, split: str | None, found: FindingCollector) -> Iterator[Picture]:
@@ -97,7 +98,8 @@ class LabelmeSource(RecordSource):
     def _picture(
         self, file: Path, name: str, split: str | None, found: FindingCollector
     ) -> Picture | None:
-        if not (self.allow_outside or is_below(file, self._folder)):
+        is_named = file == self.path
+        if not (self.allow_outside or is_named or is_below(file, self._folder)):
             raise UserError(f"{name} is a link out of the folder")
         content = keys_of(read_json(file), name)
         try:

@@ -72,6 +72,7 @@ class VocSource(RecordSource):
         self.evidence = find(path) or ""
         self.image_root = image_root or path
         self.allow_outside = allow_outside
+        self._bound = None if allow_outside else path
         self._folders = _folders(path)
         # Of a folder of XML files; those that are divided need none.
         self._sets = self._read_sets(*self._folders.values()) if len(self._folders) == 1 else {}
@@ -107,7 +108,7 @@ class VocSource(RecordSource):
         """Of labels.txt, or CVAT's labelmap.txt; of an ordinary VOC folder there is none."""
         for name in _CLASSES:
             if (self.path / name).is_file():
-                lines = [line.strip() for line in read_lines(self.path / name)]
+                lines = [line.strip() for line in read_lines(self.path / name, self._bound)]
                 lines = [line for line in lines if line]
                 if name == "labels.txt":
                     return lines
@@ -125,7 +126,7 @@ class VocSource(RecordSource):
             split = split_name(file.stem)
             if split is None or split in sets:
                 continue
-            lines = [line.strip() for line in read_lines(file)]
+            lines = [line.strip() for line in read_lines(file, self._bound)]
             names = [_name_of_line(line, annotations) for line in lines if line]
             if names:
                 sets[split] = names

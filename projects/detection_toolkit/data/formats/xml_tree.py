@@ -13,6 +13,7 @@ from xml.parsers import expat
 
 from ...errors import UserError
 from ...texts import shown
+from .text_files import check_inside
 
 __all__ = ["Element", "read_xml"]
 
@@ -49,13 +50,18 @@ class Element:
         return None if found is None else found.text or None
 
 
-def read_xml(path: Path) -> Element:
+def read_xml(path: Path, root_folder: Path | None = None) -> Element:
     """The root of an XML file.
 
+    Args:
+        path: of the file.
+        root_folder: see :func:`.text_files.check_inside`.
+
     Raises:
-        UserError: it is no XML, or defines entities.
+        UserError: it is no XML, defines entities, or leads out of the root folder.
         OSError: it cannot be read.
     """
+    check_inside(path, root_folder)
     root: list[Element] = []
     open_elements: list[Element] = []
     parser = expat.ParserCreate()

@@ -27,7 +27,7 @@ from .image_files import (
 )
 from .records import Box, Picture, RecordSource
 from .splits import SPLITS, split_folders, split_name
-from .text_files import read_head, read_lines
+from .text_files import check_inside, read_head, read_lines
 from .written import Written
 
 __all__ = ["TITLE", "YoloSource", "find", "image_place", "write"]
@@ -113,7 +113,8 @@ class YoloSource(RecordSource):
         allow_outside: the YAML may lead out of its folder.
 
     Raises:
-        UserError: there are no classes, or the YAML may not or cannot be followed.
+        UserError: there are no classes, the YAML may not or cannot be followed, or is itself a link
+            out of the folder.
     """
 
     def __init__(self, path: Path, image_root: Path | None = None, *, allow_outside: bool = False):
@@ -129,6 +130,7 @@ class YoloSource(RecordSource):
             self._names = self._names_of_folder()
             self._places = self._places_of_folder()
         else:
+            check_inside(table, None if allow_outside or not path.is_dir() else path)
             content = _read_yaml(table)
             self._names = _class_names(table, content)
             self._has_keypoints = "kpt_shape" in content
@@ -155,9 +157,10 @@ class YoloSource(RecordSource):
     # -- folders ---------------------------------------------------------------------------------
 
     def _names_of_folder(self) -> list[str]:
+        root = None if self.allow_outside else self.path
         for name in _NAME_FILES:
             if (self.path / name).is_file():
-                lines = [line.strip() for line in read_lines(self.path / name)]
+                lines = [line.strip() for line in read_lines(self.path / name, root)]
                 return [line for line in lines if line]
         raise UserError(
             f"{self.path} has labels as YOLO has them ({self.evidence}), and nothing that names "
@@ -240,7 +243,7 @@ class YoloSource(RecordSource):
         files = sorted(places, key=lambda p: p.as_posix())
         sizes = picture_sizes(files, root, found, allow_outside=self.allow_outside)
         labels = {path: self._label_file(path) for path in files}
-        self._find_orphans(set(labels.values()), found)
+        self._find_orphans(split, set(labels.values()), found)
         for path, (width, height) in sizes.items():
             label, name = labels[path], relative_name(path, root)
             boxes: tuple[Box, ...] = ()
@@ -290,10 +293,12 @@ class YoloSource(RecordSource):
                 break
         return Path(*parts).with_suffix(".txt")
 
-    def _find_orphans(self, labels: set[Path], found: FindingCollector) -> None:
+    def _find_orphans(self, split: str | None, labels: set[Path], found: FindingCollector) -> None:
         """Labels whose image is not there; nobody knows the size that they are shares of."""
+        if any(not place.is_dir() for place in self._places[split]):
+            return  # of a list, which may leave out what it likes, such as other splits
         for folder in sorted({p.parent for p in labels}):
-            if folder.name != "labels" and "labels" not in folder.parts:
+            if "labels" not in Path(relative_name(folder, self.image_root)).parts:
                 continue  # texts beside images may be anything
             for path in sorted(folder.glob("*.txt")):
                 if path not in labels and path.name not in _NAME_FILES:

@@ -136,6 +136,28 @@ def test_lists_of_images(folder, splits):
     assert all(d["annotations"] for d in dicts)
 
 
+def test_labels_of_the_other_list_have_their_images(tmp_path, splits, caplog):
+    """And folders above the data set may be called as they like."""
+    folder = write_yolo(tmp_path / "labels" / "pets", splits)
+    for split in splits:
+        lines = [f"images/all/{image.name}" for image in (folder / "images" / split).iterdir()]
+        (folder / f"{split}.txt").write_text("\n".join(lines))
+        for kind in ("images", "labels"):
+            shutil.copytree(folder / kind / split, folder / kind / "all", dirs_exist_ok=True)
+    text = "train: train.txt\nval: val.txt\nnames: [cat, dog, bird]\n"
+    (folder / "data.yaml").write_text(text)
+    for split in splits:
+        dicts = get_detection_dataset(path=str(folder), split=split)
+        assert sorted(boxes(dicts)) == sorted(expected(splits[split]))
+    flat = folder / "flat"
+    shutil.copytree(folder / "images/all", flat)
+    shutil.copytree(folder / "labels/all", flat, dirs_exist_ok=True)
+    (flat / "notes.txt").write_text("texts beside images may be anything")
+    (flat / "classes.txt").write_text("cat\ndog\nbird\n")
+    assert len(get_detection_dataset(path=str(flat))) == 6
+    assert "images that are not there" not in caplog.text
+
+
 @pytest.mark.parametrize("path", ["somewhere/else", "/no/such/folder", ".", "~nobody/x"])
 def test_the_path_of_another_computer_is_not_needed(tmp_path, splits, path):
     folder = write_yolo(tmp_path, splits, table={"path": path})
