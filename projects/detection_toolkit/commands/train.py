@@ -124,7 +124,40 @@ def load_config(args: Namespace) -> DictConfig:
                 name = args.config_file[len(HUB) :].split("/")[1] if of_hub else folder.name
                 folder = Path("output", name.partition("@")[0] or "published")
             cfg.train.output_dir = str(folder)
+        if args.eval_only and args.data:
+            own = _load_once(run[0], (), args.trust_config)
+            if _takes_all_images(cfg, own, args):
+                cfg.dataloader.test.dataset.split = None
     return cfg
+
+
+def _takes_all_images(cfg: DictConfig, own: DictConfig, args: Namespace) -> bool:
+    """Whether ``--data`` are undivided, and others than those that the run was trained on.
+
+    None of their images was trained on, and so none is to be held out.
+    """
+    from omegaconf import OmegaConf
+
+    from ..data.files import is_within
+    from ..data.formats import open_source
+
+    key = "dataloader.test.dataset.split"
+    if sum(text.split("=")[0].lstrip("+") == key for text in args.opts) > 1:
+        return False  # it is named, and not by --data alone
+    node = cfg.dataloader.test.dataset
+    trained_on = OmegaConf.select(own, "dataloader.train.dataset.path")
+    if trained_on:
+        # A folder and its data.yaml are one data set.
+        ours, theirs = os.path.realpath(trained_on), os.path.realpath(node.path)
+        if is_within(ours, theirs) or is_within(theirs, ours):
+            return False
+    source = open_source(
+        node.path,
+        format=node.get("format"),
+        image_root=node.image_root,
+        allow_outside=bool(node.get("allow_outside")),
+    )
+    return not {"val", "test"} & set(source.splits)
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from small_runs import SMALL_MODEL
 
 from detection_toolkit.commands import report, train
 from detection_toolkit.config import apply_overrides, get_config
+from detection_toolkit.data import get_detection_dataset
 from detection_toolkit.engine import prepare_config
 from detection_toolkit.engine.arguments import parse_arguments
 from detection_toolkit.errors import UserError
@@ -110,6 +111,39 @@ def test_other_data_than_those_of_a_run_have_none_of_their_settings(tmp_path):
         assert (node.image_root, node.name, node.format) == (None, None, None)
         assert node.path == str(tmp_path / "others")
     assert prepare_config(cfg).model.num_classes == 3
+
+
+@pytest.mark.parametrize(
+    ("data", "override", "split"),
+    [
+        ("others", [], None),
+        ("others/data.yaml", [], None),
+        ("others", ["dataloader.test.dataset.split=train"], "train"),
+        ("own", [], "val"),
+        ("own/data.yaml", [], "val"),
+        ("divided", [], "val"),
+    ],
+)
+def test_all_images_of_other_data_are_evaluated(tmp_path, data, override, split):
+    from detection_toolkit.config import config_text
+
+    for name in ("own", "others"):
+        write_yolo(tmp_path / name, {"train": make_document(num_images=10)})
+    write_yolo(tmp_path / "divided", make_splits())
+    cfg, _ = configure("--data", str(tmp_path / "own"))
+    path = tmp_path / "run" / "config.yaml"
+    path.parent.mkdir()
+    path.write_text(config_text(cfg))
+    words = ["--config-file", str(path), "--data", str(tmp_path / data), *override]
+    found = []
+    for evaluation in (True, False):
+        args = parse_arguments(train.get_parser(evaluation=evaluation), words)
+        found.append(train.load_config(args).dataloader.test.dataset.split)
+    assert found == [split, "train" if override else "val"]  # training holds some out
+    if data.startswith("others") and not override:
+        cfg = train.load_config(parse_arguments(train.get_parser(evaluation=True), words))
+        node = {k: v for k, v in cfg.dataloader.test.dataset.items() if k != "_target_"}
+        assert len(get_detection_dataset(**node)) == 10
 
 
 def test_the_share_that_is_held_out_is_one_for_both(tmp_path):
