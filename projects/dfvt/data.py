@@ -48,13 +48,14 @@ def get_instance_segmentation_dataset(
     name: str | None = None,
     allow_outside: bool = False,
     filter_empty: bool = True,
+    skip_unreadable: bool = False,
     require_polygons: bool = False,
 ) -> list[dict[str, Any]]:
     """``detection_toolkit.data.get_detection_dataset``, which insists on masks.
 
     Args:
         names, json_file, path, split, format, val_share, split_seed, image_root, name,
-            allow_outside, filter_empty: see there.
+            allow_outside, filter_empty, skip_unreadable: see there.
         require_polygons: also refuse masks in run lengths, as ``instance_mask_format="polygon"``
             of the mapper cannot take them. Crowds, which are not trained on, may have them.
 
@@ -74,6 +75,7 @@ def get_instance_segmentation_dataset(
         name=name,
         allow_outside=allow_outside,
         filter_empty=filter_empty,
+        skip_unreadable=skip_unreadable,
     )
     source = json_file or path or (names if isinstance(names, str) else ", ".join(names or ()))
     _refuse(

@@ -25,6 +25,7 @@ dataloader.train = L(build_train_loader)(
         image_root=None,
         name=None,
         filter_empty=True,
+        skip_unreadable="${..skip_unreadable}",
     ),
     mapper=L(DetectionMapper)(
         is_train=True,
@@ -50,6 +51,7 @@ dataloader.test = L(build_test_loader)(
         image_root=None,
         name=None,
         filter_empty=False,
+        skip_unreadable="${...train.skip_unreadable}",
     ),
     mapper=L(DetectionMapper)(
         is_train=False,

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 # Of a config node, those that say what the data set is.
 _KEYS = ("names", "json_file", "path", "split", "format", "val_share", "split_seed")
-_KEYS += ("image_root", "name", "allow_outside")
+_KEYS += ("image_root", "name", "allow_outside", "skip_unreadable")
 
 
 def get_detection_dataset(
@@ -49,6 +49,7 @@ def get_detection_dataset(
     name: str | None = None,
     allow_outside: bool = False,
     filter_empty: bool = True,
+    skip_unreadable: bool = False,
 ) -> list[dict[str, Any]]:
     """Detectron2's dataset dicts of registered data sets, of a COCO-format JSON, or of a path.
 
@@ -63,6 +64,8 @@ def get_detection_dataset(
         allow_outside: images may lie outside of the image folder, which data sets in the catalogue
             have too (``image_root`` of their metadata).
         filter_empty: leave out images without objects (or with crowds only).
+        skip_unreadable: see :func:`.registration.register_data`. Others have missing images, too:
+            the loader skips them.
 
     Raises:
         FileNotFoundError: a file or folder is missing.
@@ -81,6 +84,7 @@ def get_detection_dataset(
         image_root=image_root,
         name=name,
         allow_outside=allow_outside,
+        skip_unreadable=skip_unreadable,
     )
     dataset_num_classes(names)
     # Boxes are checked before images are filtered: an image may lose its last one.
@@ -214,6 +218,7 @@ def _resolve(
     image_root: str | None = None,
     name: str | None = None,
     allow_outside: bool = False,
+    skip_unreadable: bool = False,
 ) -> list[str]:
     allow_outside = bool(allow_outside)
     if json_file and path:
@@ -231,6 +236,7 @@ def _resolve(
                 split_seed=split_seed,
                 name=name,
                 allow_outside=allow_outside,
+                skip_unreadable=skip_unreadable,
             )
         ]
     if image_root:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +20,9 @@ __all__ = ["name_of_path", "register_coco_json", "register_data"]
 
 # Endings of files that people name in the place of a COCO JSON.
 _OTHER_FORMATS = (".yaml", ".yml", ".xml", ".csv")
+_UNUSABLE = ("missing", "unreadable")  # findings that skip_unreadable puts up with
+
+logger = logging.getLogger(__name__)
 
 
 def register_coco_json(
@@ -82,6 +86,7 @@ def register_data(
     split_seed: int = 0,
     name: str | None = None,
     allow_outside: bool = False,
+    skip_unreadable: bool = False,
 ) -> str:
     """Register a data set in any known format in Detectron2's catalogues; again is no error.
 
@@ -98,6 +103,8 @@ def register_data(
         name: catalogue name; by default those of path and split, with a number made from all
             arguments where another data set has that name already.
         allow_outside: what is there may lead out of the folder; see :func:`register_coco_json`.
+        skip_unreadable: images whose annotations do not say their size, and that are missing or
+            cannot be read, are left out with a warning; by default they are refused.
 
     Returns:
         the catalogue name.
@@ -111,6 +118,7 @@ def register_data(
     resolved = given.resolve()
     options = (image_root and str(Path(image_root).expanduser().resolve()), split, format)
     source = (str(resolved), *map(str, options), str(val_share), str(split_seed))
+    source += ("skip_unreadable",) if skip_unreadable else ()
     name, is_known = _find_name(name_of_path(path, split), name, source)
     if is_known:
         return name
@@ -125,8 +133,13 @@ def register_data(
             found=part.found,
         )
     title = f"{given}" if split is None else f"{given} ({split})"
-    raise_harm(judgement.findings, title, tolerated=("no_annotations",))
+    unusable = _UNUSABLE if skip_unreadable else ()
+    raise_harm(judgement.findings, title, tolerated=("no_annotations", *unusable))
     log_repairs(judgement.findings, title)
+    for finding in judgement.findings:
+        if finding.kind in unusable:
+            left = f"{finding.count} images are left out, as skip_unreadable=true"
+            logger.warning("%s: %s, the first one: %s", title, left, finding.examples[0])
     json_file = part.json_file
     if json_file is None or judgement.repaired is not None:
         json_file = write_copy(judgement.repaired or part.document, name)

@@ -146,6 +146,34 @@ def test_all_images_of_other_data_are_evaluated(tmp_path, data, override, split)
         assert len(get_detection_dataset(**node)) == 10
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+@pytest.mark.parametrize("divided", [True, False])
+def test_images_of_unknown_size_are_skipped_on_request(tmp_path, is_there, divided, caplog):
+    """Those of YOLO, whose labels are shares of it."""
+    splits = make_splits() if divided else {"train": make_document(num_images=6)}
+    folder = write_yolo(tmp_path / "pets", splits)
+    images = sorted((folder / "images/train").iterdir())
+    lines = "".join(f"images/train/{image.name}\n" for image in images)
+    (folder / "list.txt").write_text(lines)
+    text = (folder / "data.yaml").read_text()
+    (folder / "data.yaml").write_text(text.replace("train: images/train", "train: list.txt"))
+    images[0].write_bytes(b"no picture")
+    if not is_there:
+        images[0].unlink()
+    what = "cannot be read" if is_there else "does not exist"
+    cfg, _ = configure("--data", str(folder))
+    with pytest.raises(UserError, match=what):
+        prepare_config(cfg)
+    cfg, _ = configure("--data", str(folder), "dataloader.train.skip_unreadable=true")
+    assert prepare_config(cfg).model.num_classes == 3
+    counts = []
+    for part in ("train", "test"):
+        node = {k: v for k, v in cfg.dataloader[part].dataset.items() if k != "_target_"}
+        counts.append(len(get_detection_dataset(**node)))
+    assert counts == ([3, 2] if divided else [4, 1])
+    assert re.search(f"1 images are left out, as skip_unreadable=true, .*{what}", caplog.text)
+
+
 def test_the_share_that_is_held_out_is_one_for_both(tmp_path):
     write_coco(tmp_path / "pets", {"train": make_document(num_images=10)})
     data = ("--data", str(tmp_path / "pets"))
