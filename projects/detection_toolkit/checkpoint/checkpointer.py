@@ -355,7 +355,10 @@ class Checkpointer(DetectionCheckpointer):
     def _load_file(self, filename: str) -> dict[str, Any]:
         if not (self._path.startswith(_STORAGE) and is_downloaded(filename)):
             self._refuse_pickle(filename)
-        return super()._load_file(filename)
+        loaded = super()._load_file(filename)
+        if not isinstance(loaded.get("run"), Mapping):  # another program's
+            loaded.pop("run", None)
+        return loaded
 
     def _refuse_pickle(self, name: str) -> None:
         is_pickle = names_pickle(name) if "://" in name else name.endswith(PICKLE_SUFFIXES)

@@ -88,7 +88,8 @@ class Predictor:
         model: the detector, in evaluation mode.
         metadata: of the first test data set (``thing_classes`` holds the class names). Where that
             is not there, class names come from the checkpoint.
-        loaded: what the checkpoint tells besides its weights, and whether they are "averaged".
+        loaded: what the checkpoint tells of its "run", its "iteration", and whether the weights
+            are "averaged".
 
     Example::
 
@@ -272,7 +273,9 @@ class Predictor:
             classes=classes_to_keep(self.cfg, self.metadata.get("thing_classes")),
         )
         loaded = checkpointer.load(settings.init_checkpoint or "")
-        self.loaded = {**loaded, "averaged": checkpointer.loaded_ema}
+        # Not the weights and the optimizer's state, which would stay in memory.
+        told = {key: loaded[key] for key in ("run", "iteration") if key in loaded}
+        self.loaded = {**told, "averaged": checkpointer.loaded_ema}
 
     @property
     def _run(self) -> Mapping[str, Any]:

@@ -25,6 +25,7 @@ from ..program import MODULE
 from ..texts import in_markdown
 from .predictor import Predictor
 from .runs import find_run, plain_values
+from .settings import RunSettings
 
 __all__ = ["CARD", "check_folder", "publish"]
 
@@ -109,16 +110,18 @@ def publish(
 
 
 def _published_config(cfg: DictConfig, name: str) -> DictConfig:
-    """Without what only this machine has: paths of data, weights and results."""
+    """Without what only this machine has: data, paths of weights and results, trackers."""
     cfg = copy.deepcopy(cfg)
     for part in ("train", "test"):
         node = OmegaConf.select(cfg, f"dataloader.{part}.dataset")
         if _has_files(node):
-            keys = ("json_file", "path", "split", "format", "image_root", "name")
+            # And names, which count where there is no path.
+            keys = ("names", "json_file", "path", "split", "format", "image_root", "name")
             node.update({key: None for key in keys if key in node})
     cfg.train.init_checkpoint = ""
     cfg.train.output_dir = f"./output/{name}"
     cfg.train.device = "cuda"  # where there is no GPU, whoever uses it takes the CPU
+    cfg.train.trackers = RunSettings().trackers
     return cfg
 
 

@@ -212,6 +212,16 @@ def test_without_the_shipped_checkpoint_the_error_says_how_to_make_it(monkeypatc
         table.unlink()
 
 
+def test_of_a_checkpoint_only_what_it_tells_stays_in_memory(weights, tmp_path):
+    told = {"run": {"classes": ["a"] * 6}, "iteration": 7}
+    content = torch.load(weights, weights_only=True)
+    torch.save({**content, **told, "optimizer": {"state": {}}}, tmp_path / "model.pth")
+    predictor = Predictor.from_config(
+        shipped_config(), tmp_path / "model.pth", ["train.device=cpu"]
+    )
+    assert predictor.loaded == {**told, "averaged": False}
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_many_pictures_give_what_each_gives(predictor, picture, tmp_path, batch_size):
     """Arrays and files, of several sizes, from a generator that is asked for a batch at a time."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 import shlex
 import shutil
@@ -14,9 +15,12 @@ import user_commands
 import yaml
 from catalogues import no_trace  # noqa: F401  (a fixture)
 from coco_files import write_dataset
+from detectron2.config import instantiate
+from format_files import make_splits, write_yolo
 from small_runs import SMALL_MODEL, data_overrides, draw_blocks
 
 from detection_toolkit.checkpoint.checkpointer import Checkpointer
+from detection_toolkit.checkpoint.class_rows import ClassNames
 from detection_toolkit.checkpoint.official_files import (
     CheckpointFileError,
     read_checkpoint,
@@ -24,13 +28,13 @@ from detection_toolkit.checkpoint.official_files import (
 )
 from detection_toolkit.commands.export import main as export
 from detection_toolkit.commands.export import parse_args
-from detection_toolkit.commands.train import get_parser
+from detection_toolkit.commands.train import get_parser as train_parser
 from detection_toolkit.commands.train import main as train
 from detection_toolkit.config import apply_overrides, config_text, get_config
 from detection_toolkit.data.shapes import ShapesSpec, generate_shapes
-from detection_toolkit.engine import Predictor, publishing
+from detection_toolkit.engine import Predictor, prepare_config, publishing
 from detection_toolkit.engine.arguments import parse_arguments
-from detection_toolkit.engine.runs import find_run
+from detection_toolkit.engine.runs import describe_run, find_run
 from detection_toolkit.engine.shipped import shipped_checkpoint
 from detection_toolkit.errors import UserError
 
@@ -107,11 +111,33 @@ def test_what_stands_in_the_header_and_nothing_of_this_machine(run, published):
 
 
 def test_paths_of_other_formats_are_not_published_either():
-    args = parse_arguments(get_parser(), ["--data", "/home/me/pets/data.yaml"])
+    args = parse_arguments(train_parser(), ["--data", "/home/me/pets/data.yaml"])
     cfg = apply_overrides(get_config("stageinteractor/stageinteractor_tiny_custom.py"), args.opts)
     assert publishing._data_name(cfg.dataloader.test.dataset) == "pets_val"
     text = config_text(publishing._published_config(cfg, "pets"))
     assert "/home/me" not in text and "split: null" in text and "split: val" not in text
+
+
+def test_a_fine_tuned_detector_does_not_go_by_the_names_of_its_config(tmp_path):
+    """The packaged config names COCO, whose classes are not those of the data it was trained on."""
+    folder = write_yolo(tmp_path / "pets", make_splits())
+    config = "stageinteractor/shapes_tiny.py"
+    args = parse_arguments(train_parser(), ["--data", str(folder)])
+    cfg = apply_overrides(get_config(config), [*args.opts, *SMALL_MODEL, "train.device=cpu"])
+    for part in ("train", "test"):
+        cfg.dataloader[part].dataset["names"] = "coco_2017_val"
+    cfg.train.trackers = ["wandb"]
+    prepare_config(cfg, args.opts)
+    checkpoint = {"model": instantiate(cfg.model).state_dict(), "run": describe_run(cfg)}
+    (tmp_path / "run").mkdir()
+    torch.save(checkpoint, tmp_path / "run" / "model_final.pth")
+    (tmp_path / "run" / "last_checkpoint").write_text("model_final.pth")
+    (tmp_path / "run" / "config.yaml").write_text(config_text(cfg))
+    export(["--config-file", str(tmp_path / "run"), "--hub-folder", str(tmp_path / "published")])
+    predictor = Predictor.from_run(tmp_path / "published")
+    assert predictor.metadata.thing_classes == checkpoint["run"]["classes"]
+    assert predictor.cfg.model.num_classes == 3
+    assert get_config(str(tmp_path / "published" / "config.yaml")).train.trackers == ["tensorboard"]
 
 
 def test_the_card_tells_what_the_run_has_measured(run, published):
@@ -263,6 +289,22 @@ def test_a_strangers_header_may_hold_anything(tmp_path, run_facts):
     told = {"detection_toolkit_format": "1", "detection_toolkit_run": run_facts}
     safetensors.save_file(model.state_dict(), str(path), told)
     Checkpointer(model, strict=True).load(str(path))
+
+
+@pytest.mark.parametrize("told", ["text", [1], 7, {"classes": 3}, {"classes": [1]}])
+@pytest.mark.parametrize("ending", [".pth", ".pkl"])
+def test_so_may_a_pickle(tmp_path, told, ending):
+    path = tmp_path / f"a{ending}"
+    model = torch.nn.Linear(1, 1)
+    content = {"model": model.state_dict(), "__author__": "me", "run": told}
+    if ending == ".pth":
+        torch.save(content, path)
+    else:
+        content["model"] = {k: v.numpy() for k, v in content["model"].items()}
+        path.write_bytes(pickle.dumps(content))
+    classes = ClassNames(["a"], lambda count: torch.nn.Linear(1, count))
+    loaded = Checkpointer(model, strict=True, allow_pickle=True, classes=classes).load(str(path))
+    assert loaded.get("run") == (told if isinstance(told, dict) else None)
 
 
 def test_tensors_that_share_memory_are_written(tmp_path):
