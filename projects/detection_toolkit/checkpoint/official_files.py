@@ -38,6 +38,7 @@ __all__ = [
     "EXTRAS",
     "no_weights",
     "read_checkpoint",
+    "read_class_names",
     "split_weights",
     "write_checkpoint",
     "write_official",
@@ -146,6 +147,28 @@ def _read_file(path: Path, allow_pickle: bool) -> dict[str, Any]:
     if not isinstance(checkpoint, Mapping):
         raise CheckpointFileError(f"{path} holds a {type(checkpoint).__name__}, no checkpoint")
     return dict(checkpoint)
+
+
+def read_class_names(path: str | Path) -> list[str] | None:
+    """The class names that a file on this machine tells of its run, without reading its weights.
+
+    Returns:
+        None where it tells none, or cannot be read so: loading it says why.
+    """
+    path = Path(path)
+    try:
+        if path.suffix == _SAFETENSORS:
+            with importlib.import_module("safetensors").safe_open(str(path), "pt") as file:
+                run = _told(file.metadata() or {}, path).get("run")
+        else:
+            with _notes_allowed():
+                run = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("run")
+    except Exception:  # whatever it is, see above
+        return None
+    names = run.get("classes") if isinstance(run, Mapping) else None
+    if not isinstance(names, (list, tuple)) or not all(isinstance(n, str) for n in names):
+        return None
+    return list(names)
 
 
 def _load(path: Path, *, allow_pickle: bool) -> Any:

@@ -210,19 +210,26 @@ def judge_by_ap(predictor: Predictor, run: Run, max_loss: float) -> None:
         UserError: that of the exported one is lower by more than this, or there is no AP.
     """
     import torch
+    from detectron2.data import MetadataCatalog
 
-    from ..data import dataset_names
+    from ..data import check_same_classes, dataset_names
     from ..engine import Trainer
     from ..export import ExportedDetector
 
+    names = dataset_names(predictor.cfg.dataloader.test.dataset)
+    ours, theirs = (
+        metadata.get("thing_classes")
+        for metadata in (predictor.metadata, MetadataCatalog.get(names[0]))
+    )
+    if ours is not None and theirs is not None:
+        check_same_classes(ours, theirs, "the detector", "the test set")
     with tempfile.TemporaryDirectory() as folder:
         cfg = copy.deepcopy(predictor.cfg)
         cfg.train.output_dir = folder
         exported = ExportedDetector(lambda *given: run(*map(torch.from_numpy, given)))
         found = [Trainer.test(cfg, model) for model in (predictor.model, exported)]
-    name = ", ".join(dataset_names(predictor.cfg.dataloader.test.dataset))
     before, after = (x.get("bbox", {}).get("AP", math.nan) for x in found)
-    print(f"AP on {name}: {before:.2f}, of the file {after:.2f}")
+    print(f"AP on {', '.join(names)}: {before:.2f}, of the file {after:.2f}")
     if not after >= before - max_loss:
         raise UserError(f"AP falls by more than {max_loss}, so the file is not written")
 

@@ -167,13 +167,23 @@ def draw(predictor: Predictor, record: dict[str, Any], stem: Path) -> list[str]:
 
 def run(args: argparse.Namespace) -> int:
     """Draw all images; returns how many could not be drawn."""
-    from ..data import dataset_names, get_detection_dataset
+    from detectron2.data import MetadataCatalog
+
+    from ..data import check_same_classes, dataset_names, get_detection_dataset
 
     predictor = open_detector(args)
     node = predictor.cfg.dataloader.train.dataset
+    names = dataset_names(node)
     dataset = get_detection_dataset(
-        dataset_names(node), allow_outside=node.get("allow_outside", False), filter_empty=False
+        names, allow_outside=node.get("allow_outside", False), filter_empty=False
     )
+    if node.get("path"):  # of which the predictor has not read the classes
+        ours, theirs = (
+            metadata.get("thing_classes")
+            for metadata in (predictor.metadata, MetadataCatalog.get(names[0]))
+        )
+        if ours is not None:
+            check_same_classes(ours, theirs, "the detector", "the training set")
     records = choose_records(dataset, args.images, args.num_images)
     return draw_each(
         args,

@@ -17,6 +17,7 @@ from detectron2.structures import Instances
 from omegaconf import DictConfig, OmegaConf
 
 from ..checkpoint.checkpointer import Checkpointer
+from ..checkpoint.official_files import read_class_names
 from ..config import apply_overrides, get_config, require_lazy_config
 from ..data import dataset_names
 from ..data.batches import detect_in_batches
@@ -87,7 +88,7 @@ class Predictor:
         cfg: the config, a copy of the one given.
         model: the detector, in evaluation mode.
         metadata: of the first test data set (``thing_classes`` holds the class names). Where that
-            is not there, class names come from the checkpoint.
+            is not there, or is named by ``path``, class names come from the checkpoint.
         loaded: what the checkpoint tells of its "run", its "iteration", and whether the weights
             are "averaged".
 
@@ -311,7 +312,8 @@ def _follow_test_set(cfg: DictConfig) -> tuple[Metadata, str]:
     """Metadata of the first test set, after which the config's number of classes is set.
 
     Detection needs no data set: the files of a registered one are not looked for, and one that
-    cannot be registered costs only the class names.
+    cannot be registered costs only the class names. Images in a folder (``path``) are not looked at
+    where the checkpoint names as many classes as the config has.
 
     Returns:
         the metadata, and why there are none.
@@ -319,9 +321,18 @@ def _follow_test_set(cfg: DictConfig) -> tuple[Metadata, str]:
     node = OmegaConf.select(cfg, "dataloader.test.dataset")
     if node is not None and not any(node.get(key) for key in ("names", "json_file", "path")):
         return Metadata(), "the config names no data"
+    has_path = node is not None and bool(node.get("path"))
+    if has_path:
+        classes = read_class_names(cfg.train.get("init_checkpoint") or "")
+        if classes is not None and len(classes) == class_number(cfg):
+            return Metadata(thing_classes=classes), ""
     try:
         prepare_config(cfg, training=False, with_files=False)
         names = dataset_names(cfg.dataloader.test.dataset, with_files=False)
         return MetadataCatalog.get(names[0]), ""
     except (FileNotFoundError, KeyError) as error:
         return Metadata(), str(error.args[0] if isinstance(error, KeyError) else error)
+    except UserError as error:
+        if not has_path:
+            raise
+        return Metadata(), str(error)

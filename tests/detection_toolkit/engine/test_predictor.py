@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import inspect
 import logging
+import shutil
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from detectron2.data import MetadataCatalog
+import yaml
+from catalogues import no_trace  # noqa: F401  (a fixture)
+from detectron2.config import instantiate
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.engine import DefaultPredictor
+from format_files import make_splits, write_yolo
+from small_runs import SMALL_MODEL
 from tolerances import tolerance
 
 from detection_toolkit.checkpoint.official import CheckpointMismatchError
-from detection_toolkit.config import get_config
-from detection_toolkit.data import SHAPES, UnreadableImageError, register_shapes
+from detection_toolkit.checkpoint.official_files import write_safetensors
+from detection_toolkit.commands import view_labels
+from detection_toolkit.commands.export import judge_by_ap
+from detection_toolkit.config import apply_overrides, config_text, get_config
+from detection_toolkit.data import SHAPES, UnreadableImageError, register_shapes, registration
 from detection_toolkit.engine import predictor as predictor_module
+from detection_toolkit.engine import prepare_config
 from detection_toolkit.engine.predictor import Predictor
+from detection_toolkit.engine.runs import describe_run
 from detection_toolkit.engine.shipped import is_shipped_config, shipped_config
 from detection_toolkit.errors import UserError
 
@@ -137,6 +148,79 @@ def test_class_names_need_no_files(monkeypatch, tmp_path, caplog):
     cfg.dataloader.test.dataset.names = "nowhere"
     assert Predictor(cfg).metadata.get("thing_classes") is None
     assert "detections will have no class names: no data set is registered" in caplog.text
+
+
+def forget():
+    """What the run has registered."""
+    for name in ("pets_train", "pets_val"):
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name)
+
+
+@pytest.fixture
+def run_on_a_folder(tmp_path, no_trace):  # noqa: F811
+    """A run's folder without its training: (data, run), and the names that it was made with."""
+    data = write_yolo(tmp_path / "pets", make_splits())
+    cfg = get_config("stageinteractor/shapes_tiny.py")
+    for part, split in (("train", "train"), ("test", "val")):
+        cfg.dataloader[part].dataset.update({"path": str(data), "split": split})
+    cfg = prepare_config(apply_overrides(cfg, [*SMALL_MODEL, "train.device=cpu"]))
+    run = tmp_path / "run"
+    run.mkdir()
+    told = {"run": describe_run(cfg)}
+    torch.save({"model": instantiate(cfg.model).state_dict(), **told}, run / "model_final.pth")
+    (run / "last_checkpoint").write_text("model_final.pth")
+    (run / "config.yaml").write_text(config_text(cfg))
+    return data, run, told["run"]["classes"]
+
+
+@pytest.mark.parametrize("images", ["there", "gone", "damaged"])
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+def test_a_run_on_a_folder_detects_without_it(
+    run_on_a_folder, picture, monkeypatch, images, ending
+):
+    data, run, classes = run_on_a_folder
+    if ending == "safetensors":
+        pytest.importorskip("safetensors")
+        content = torch.load(run / "model_final.pth", weights_only=True)
+        write_safetensors(run / "model.safetensors", content["model"], run=content["run"])
+        for name in ("model_final.pth", "last_checkpoint"):
+            (run / name).unlink()
+    if images == "gone":
+        shutil.rmtree(data)
+    elif images == "damaged":
+        next((data / "images" / "val").iterdir()).write_bytes(b"no picture")
+    monkeypatch.setattr(registration, "open_source", None)  # nothing of it is read
+    forget()
+    predictor = Predictor.from_run(run)
+    assert predictor.metadata.thing_classes == classes and len(classes) == 3
+    assert len(predictor(picture)["instances"]) <= 100
+
+
+def test_without_names_in_the_checkpoint_a_folder_gives_them_if_it_can(run_on_a_folder, caplog):
+    data, run, classes = run_on_a_folder
+    weights = torch.load(run / "model_final.pth", weights_only=True)["model"]
+    torch.save({"model": weights}, run / "model_final.pth")
+    assert Predictor.from_run(run).metadata.thing_classes == classes
+    forget()
+    next((data / "labels" / "val").iterdir()).write_text("0 nonsense")
+    predictor = Predictor.from_run(run)
+    assert predictor.metadata.get("thing_classes") is None
+    assert "detections will have no class names: " in caplog.text
+
+
+def test_data_whose_classes_have_changed_since_are_no_measure(run_on_a_folder, monkeypatch):
+    data, run, classes = run_on_a_folder
+    forget()
+    table = yaml.safe_load((data / "data.yaml").read_text())
+    table["names"] = dict(enumerate(reversed(classes)))
+    (data / "data.yaml").write_text(yaml.safe_dump(table))
+    predictor = Predictor.from_run(run)
+    with pytest.raises(UserError, match="classes of the detector and the test set differ"):
+        judge_by_ap(predictor, None, 0.5)
+    monkeypatch.setattr(view_labels, "open_detector", lambda args: predictor)
+    with pytest.raises(UserError, match="classes of the detector and the training set differ"):
+        view_labels.run(None)
 
 
 def test_missing_weights_are_named():
