@@ -5,7 +5,7 @@ folder of a run is data to most people, who may have the folder from somebody el
 what is called, with which arguments. So it is read without building objects of its choice, and
 what it names must be a part that configs are made of, from a package of the list below. For all
 else, it has to be trusted by name (``--trust-config``). What a user has allowed for one run, as
-opening pickles, is not allowed by a file that says so.
+opening pickles or sending its scalars to a tracker, is not allowed by a file that says so.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PICKLE_SUFFIXES = (".pkl", ".pyth")
 _PARTS = (
     "detection_toolkit.data",
     "detection_toolkit.engine.recipe",
-    # Trackers have no settings that name an address.
+    # As parts, though they are taken out; they have no settings that name an address.
     "detection_toolkit.engine.trackers",
     # The evaluator of the packaged configs, with the arguments of Detectron2's. Not its package.
     "detection_toolkit.evaluation.coco.CocoEvaluator",
@@ -105,6 +105,9 @@ _ARGUMENTS = (
 )
 # What is allowed by whoever runs a config, not by whoever wrote it.
 _PERMISSIONS = ("allow_outside", "allow_pickle")
+# So are trackers (``train.trackers``), by which scalars and config leave the machine; not this one.
+_TRACKERS = "trackers"
+_LOCAL_TRACKER = "tensorboard"
 _CURE = (
     "If you trust whoever wrote it, add --trust-config (trust_config=True in Python): then it may "
     "run any code"
@@ -135,7 +138,8 @@ class _PartLoader(yaml.SafeLoader):
 def read_yaml(path: str | Path) -> Any:
     """The content of a YAML config, for which nothing is run but the code of known parts.
 
-    What it allows itself, as to open pickles, is taken back, with a warning.
+    What it allows itself, as to open pickles, is taken back, with a warning, and so are trackers
+    that send the run elsewhere.
 
     Raises:
         UserError: it is no YAML, or asks for other objects.
@@ -163,6 +167,13 @@ def read_yaml(path: str | Path) -> Any:
     except (UserError, RecursionError) as error:
         raise UserError(f"{path} {error}") from error
     for key in sorted(set(_withdraw_permissions(content))):
+        if key == _TRACKERS:
+            logger.warning(
+                "%s sends its run to trackers, which is for you to say: if you want it, add "
+                "train.trackers=[NAME] to the command line, or --trust-config",
+                path,
+            )
+            continue
         logger.warning(
             "%s says %s=true, which is for you to say: repeat it on the command line if it is "
             "needed and you trust these files",
@@ -173,12 +184,17 @@ def read_yaml(path: str | Path) -> Any:
 
 
 def _withdraw_permissions(node: Any) -> Iterator[str]:
-    """Set what allows something to false, in place; the names of what was set."""
+    """Set what allows something to false, in place, and take trackers out; the names of both."""
     if isinstance(node, dict):
         for key, child in node.items():
             if key in _PERMISSIONS and child is not False:
                 node[key] = False
                 yield key
+            elif key == _TRACKERS:
+                given = list(child) if isinstance(child, (list, tuple)) else [child]
+                node[key] = [entry for entry in given if entry == _LOCAL_TRACKER]
+                if node[key] != given:
+                    yield key
             else:
                 yield from _withdraw_permissions(child)
     elif isinstance(node, (list, tuple)):

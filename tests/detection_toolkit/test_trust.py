@@ -216,6 +216,28 @@ def test_a_config_does_not_allow_itself_to_open_pickles(tmp_path, caplog):
     assert get_config(file, trust_config=True).train.allow_pickle is True
 
 
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("trackers: [tensorboard, wandb]", ["tensorboard"]),
+        ("trackers: ['${name}']", []),
+        ("trackers: '${names}'", []),
+        ("<<: {trackers: [mlflow]}", []),
+        ("trackers: [{_target_: detection_toolkit.engine.trackers.WandB, project: p}]", []),
+        ("trackers: !!python/tuple [mlflow, tensorboard]", ["tensorboard"]),
+    ],
+)
+def test_a_config_does_not_send_a_run_to_trackers(tmp_path, caplog, given, kept):
+    file = write(tmp_path, f"train: {{{given}}}\nname: wandb\nnames: [wandb]")
+    assert get_config(file).train.trackers == kept
+    assert "config.yaml sends its run to trackers, which is for you to say" in caplog.text
+    assert len(get_config(file, trust_config=True).train.trackers) >= 1
+    caplog.clear()
+    for harmless in ("[tensorboard]", "[]"):
+        get_config(write(tmp_path, f"train: {{trackers: {harmless}}}"))
+    assert not caplog.text
+
+
 @pytest.mark.parametrize("through", ["folder", "config"])
 def test_the_folder_of_a_run_runs_no_code(tmp_path, mark, through):
     """From opening it to the end: config, permissions and weights are all a stranger's."""

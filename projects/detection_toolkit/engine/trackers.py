@@ -2,7 +2,8 @@
 
 ``train.trackers`` lists them, by name or as nodes with settings of their own. Addresses and keys of
 servers are not settings: they come from the environment of whoever runs it, in the tracker's own
-variables, so that the config of a stranger does not say where a run is sent.
+variables, so that a config does not say where a run is sent. The ``config.yaml`` of a run does not
+switch on what sends it anywhere, unless it is trusted.
 """
 
 from __future__ import annotations

@@ -138,7 +138,7 @@ def test_nodes_have_settings_and_survive_the_config_of_a_run(tmp_path, monkeypat
     node = "_target_: detection_toolkit.engine.trackers.WandB\n    project: p"
     text = f"train:\n  trackers:\n  - {node}\n"
     (tmp_path / "config.yaml").write_text(text)
-    cfg = get_config(str(tmp_path / "config.yaml"))  # nobody has to trust it
+    cfg = get_config(str(tmp_path / "config.yaml"), trust_config=True)
     assert cfg.train.trackers[0].project == "p"
 
 
