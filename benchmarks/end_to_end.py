@@ -63,11 +63,13 @@ def serve(config: str, threads: int, changes: Sequence[str], files: Sequence[str
 
     from detection_toolkit.config import apply_overrides, get_config
     from detection_toolkit.engine import Predictor
+    from detection_toolkit.memory import keep_freed_memory
     from detection_toolkit.studies.timing import resident_memory
 
     logging.disable(logging.WARNING)
     torch.set_num_threads(threads)
     cfg = apply_overrides(get_config(config), [*WITHOUT_WEIGHTS, *changes])
+    keep_freed_memory()  # as commands do; not in the plain form, see ENVIRONMENT
     predictor = Predictor(cfg)
     step = None
     for line in sys.stdin:

@@ -126,6 +126,7 @@ def costs_by_stage(args: argparse.Namespace) -> list[StageCosts]:
     from detection_toolkit.engine import Trainer
     from detection_toolkit.engine.evaluators import coco_backend, max_dets_per_image
     from detection_toolkit.engine.inspection import build_inspected_detector
+    from detection_toolkit.memory import keep_memory_on_cpu
     from detection_toolkit.studies.stage_costs import stage_costs
 
     predictor = build_inspected_detector(
@@ -133,6 +134,7 @@ def costs_by_stage(args: argparse.Namespace) -> list[StageCosts]:
         [*args.opts, f"train.device={args.device}"],
         trust_config=args.trust_config,
     )
+    keep_memory_on_cpu(predictor.model)
     cfg = predictor.cfg
     name = dataset_names(cfg.dataloader.test.dataset)[0]
     return stage_costs(

@@ -123,6 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from detection_toolkit.config import apply_overrides, get_config
     from detection_toolkit.engine import Predictor, Trainer
+    from detection_toolkit.memory import keep_memory_on_cpu
     from detection_toolkit.studies.environment import commit, from_root, machine, today, versions
 
     work_dir, output = args.work_dir.resolve(), args.output.resolve()
@@ -143,7 +144,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     weights = export_weights(work_dir / "model_final.pth", output)
     setup_logger(name="detectron2")
     cfg.train.init_checkpoint = str(output)
-    results = Trainer.test(cfg, Predictor(cfg).model)["bbox"]
+    model = Predictor(cfg).model
+    keep_memory_on_cpu(model)
+    results = Trainer.test(cfg, model)["bbox"]
     facts = {
         "command": f"python {' '.join(arguments)}",
         "shapes_val": {k: round(float(results[k]), 2) for k in ("AP", "AP50", "AP75")},

@@ -181,6 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from detectron2.utils.logger import setup_logger
 
     from detection_toolkit.engine import Predictor
+    from detection_toolkit.memory import keep_memory_on_cpu
     from detection_toolkit.visualization import plot_ap_curves, plot_loss_curves
 
     output = args.output.resolve()
@@ -206,6 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = ["train_net.py", "--config-file", shipped_config(), "--eval-only", start_from]
     steps.next("the shipped checkpoint on shapes_val", command)
     before = Predictor.from_config(shipped_config(), weights, args.opts)
+    keep_memory_on_cpu(before.model)
     ap_val = evaluate(before, "shapes_val", output / "before")
     sheet = draw_sheet(before, "shapes_val", output / "shapes_val.png")
 

@@ -231,10 +231,16 @@ _TITLES = {"train": "Training set", "val": "Validation set", "test": "Test set"}
 def build_predictor(args: argparse.Namespace) -> Predictor:
     """The detector of ``--model``."""
     from ..engine import Predictor
+    from ..memory import keep_memory_on_cpu
 
     if args.config_file is None:
-        return Predictor.from_run(args.model, trust_config=args.trust_config)
-    return Predictor.from_config(args.config_file, args.model, trust_config=args.trust_config)
+        predictor = Predictor.from_run(args.model, trust_config=args.trust_config)
+    else:
+        predictor = Predictor.from_config(
+            args.config_file, args.model, trust_config=args.trust_config
+        )
+    keep_memory_on_cpu(predictor.model)
+    return predictor
 
 
 def suspect_labels(

@@ -246,6 +246,7 @@ def export(args: argparse.Namespace) -> None:
     from ..engine.inspection import build_inspected_detector
     from ..engine.publishing import check_folder, publish
     from ..export.runtime import require
+    from ..memory import keep_memory_on_cpu
     from ..modeling import require_query_detector
 
     if args.hub_folder is not None:
@@ -260,6 +261,7 @@ def export(args: argparse.Namespace) -> None:
     predictor = build_inspected_detector(
         args.config_file, [*args.opts, "train.device=cpu"], trust_config=args.trust_config
     )
+    keep_memory_on_cpu(predictor.model)
     if args.stages is not None:
         decoder = require_query_detector(predictor.model, "--stages").decoder
         decoder.limit_stages_at_test(args.stages)

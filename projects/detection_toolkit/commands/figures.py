@@ -47,8 +47,13 @@ def figures_parser(
 def open_detector(args: argparse.Namespace) -> Predictor:
     """The detector of the arguments, with its weights."""
     from ..engine.inspection import build_inspected_detector
+    from ..memory import keep_memory_on_cpu
 
-    return build_inspected_detector(args.config_file, args.opts, trust_config=args.trust_config)
+    predictor = build_inspected_detector(
+        args.config_file, args.opts, trust_config=args.trust_config
+    )
+    keep_memory_on_cpu(predictor.model)
+    return predictor
 
 
 def draw_each(

@@ -356,12 +356,15 @@ def build_predictor(args: argparse.Namespace) -> Predictor | OnnxPredictor:
     """
     if args.onnx is None:
         from ..engine import Predictor
+        from ..memory import keep_memory_on_cpu
 
-        return Predictor.from_config(
+        predictor = Predictor.from_config(
             args.config_file or shipped_config(),
             overrides=args.opts,
             trust_config=args.trust_config,
         )
+        keep_memory_on_cpu(predictor.model)
+        return predictor
     if args.config_file or args.opts:
         raise UserError(
             "--onnx holds a whole detector: leave --config-file, --weights and overrides out"

@@ -174,9 +174,11 @@ def evaluate(cfg: DictConfig, args: Namespace) -> None:
     from ..engine import EvaluationFacts, RunSettings, Trainer
     from ..engine.runs import describe_run
     from ..engine.setup import classes_to_keep
+    from ..memory import keep_memory_on_cpu
 
     settings = RunSettings.from_config(cfg.train)
     model = Trainer.build_model(cfg)
+    keep_memory_on_cpu(model)
     checkpointer = Checkpointer(
         model,
         settings.output_dir,
@@ -203,6 +205,7 @@ def run(args: Namespace) -> None:
     from ..engine.folder_lock import locked_run
     from ..engine.logs import set_up_logs, set_up_run
     from ..engine.runs import claim_folder
+    from ..memory import keep_memory_on_cpu
 
     with user_errors(), ended_by_signals(), contextlib.ExitStack() as stack:
         cfg = load_config(args)
@@ -217,6 +220,7 @@ def run(args: Namespace) -> None:
         if args.eval_only:
             return evaluate(cfg, args)
         trainer = Trainer(cfg)
+        keep_memory_on_cpu(trainer.model)
         trainer.resume_or_load(resume=args.resume)
         trainer.train()
 

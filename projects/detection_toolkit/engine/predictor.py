@@ -24,7 +24,6 @@ from ..data.batches import detect_in_batches
 from ..data.images import check_picture
 from ..data.mapper import augment, shown_frame
 from ..errors import UserError
-from ..memory import keep_freed_memory
 from .runs import find_run, plain_values, usable_device
 from .settings import RunSettings
 from .setup import class_number, classes_to_keep, prepare_config
@@ -123,8 +122,6 @@ class Predictor:
             )
         self.aug = T.AugmentationList([instantiate(a) for a in mapper.augmentations])
         settings = RunSettings.from_config(self.cfg.train)
-        if not settings.on_gpu:
-            keep_freed_memory()
         self.model = instantiate(self.cfg.model).to(settings.device)
         self.model.eval()
         self.loaded: Mapping[str, Any] = {}

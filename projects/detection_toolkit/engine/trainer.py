@@ -32,7 +32,6 @@ from ..config import require_lazy_config
 from ..data import build_train_loader, dataset_names, loader_process_errors
 from ..errors import NonFinitePredictionError, UserError
 from ..evaluation import check_stage_evaluation, configured_label_assigners
-from ..memory import keep_freed_memory
 from .evaluation import (
     EvaluationFacts,
     better_weights,
@@ -402,8 +401,6 @@ class Trainer(DefaultTrainer):
             raise UserError(
                 f"train.device={settings.device}, but PyTorch sees no GPU: set train.device=cpu"
             )
-        if not settings.on_gpu:
-            keep_freed_memory()
         model = instantiate(cfg.model)
         logger.info("Model:\n%s", model, extra=FILE_ONLY)
         return model.to(settings.device)

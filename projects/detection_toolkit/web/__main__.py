@@ -63,6 +63,7 @@ def run(args: argparse.Namespace) -> None:
     if not 1 <= args.port <= 65535:
         raise UserError(f"--port {args.port}: must be between 1 and 65535")
     from ..engine.inspection import build_inspected_detector
+    from ..memory import keep_memory_on_cpu
 
     with tempfile.TemporaryDirectory(prefix="detection_toolkit-web-") as folder:
         # Gradio takes these from the environment only. Its files are gone with the process.
@@ -75,6 +76,7 @@ def run(args: argparse.Namespace) -> None:
         predictor = build_inspected_detector(
             args.config_file, overrides, trust_config=args.trust_config
         )
+        keep_memory_on_cpu(predictor.model)
         weights = Path(predictor.cfg.train.init_checkpoint or "no weights").name
         if not is_loopback(args.host):
             logger.warning("Whoever reaches %s can use the page: it asks no password", args.host)
