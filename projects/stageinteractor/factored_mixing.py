@@ -193,9 +193,7 @@ class _ProjectNormReLU(torch.autograd.Function):
     """Linear(x) of x = ReLU(LN2(y)), for which y is kept instead of x."""
 
     @staticmethod
-    def forward(
-        ctx, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, by_onednn: bool
-    ) -> Tensor:
+    def forward(ctx, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, by_onednn: bool) -> Tensor:
         ctx.save_for_backward(y, weight)
         ctx.by_onednn = by_onednn
         return (product if by_onednn else F.linear)(x.flatten(2), weight, bias)

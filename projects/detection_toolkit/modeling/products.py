@@ -37,9 +37,7 @@ def wants_onednn(choice: str) -> bool:
             PyTorch's own, does not choose its fastest kernels. What was timed plays no part, so
             that a machine always computes the same numbers.
     """
-    has_op = torch.backends.mkldnn.is_available() and hasattr(
-        torch.ops.mkldnn, "_linear_pointwise"
-    )
+    has_op = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     return has_op and (choice == "onednn" or (choice == "auto" and _is_amd(CPU_INFO)))
 
 

@@ -7,20 +7,25 @@ import io
 import pytest
 import torch
 import torch.nn.functional as F
+from detectron2.config import LazyConfig, instantiate
+from detectron2.structures import Boxes, Instances
+from tolerances import tolerance
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
+from detection_toolkit.config import find_config_file
 from detection_toolkit.modeling import Execution, products
 from detection_toolkit.modeling.products import OneDnnLinear, use_onednn, wants_onednn
-from tolerances import tolerance
+from detection_toolkit.studies.parts import count_operations
+from stageinteractor import factored_mixing
 
 needs_onednn = pytest.mark.skipif(
     not wants_onednn("onednn"), reason="this PyTorch has no oneDNN or not its linear product"
 )
 pytestmark = needs_onednn
 
-# Each with 2^24 operations or more: both ways to get a weight's gradient, and the smallest there is.
+# Each with 2^24 operations or more: both ways to get a weight's gradient, and the smallest.
 SHAPES = [((2, 128), 128, 512), ((2, 1024), 512, 128), ((3, 5, 70), 128, 64), ((256,), 256, 128)]
 
 
@@ -142,7 +147,11 @@ def test_gradients_of_gradients_are_those_of_pytorch():
 
 @pytest.mark.parametrize(
     "lead, inputs, outputs, dtype",
-    [((256,), 128, 512, torch.float64), ((16,), 128, 512, torch.float32), ((0,), 8, 8, torch.float32)],
+    [
+        ((256,), 128, 512, torch.float64),
+        ((16,), 128, 512, torch.float32),
+        ((0,), 8, 8, torch.float32),
+    ],
 )
 def test_other_tensors_are_pytorchs_exactly(lead, inputs, outputs, dtype, calls):
     layer = make_layer(inputs, outputs, dtype=dtype)
@@ -287,3 +296,62 @@ def test_weights_names_and_subclasses_stay():
     torch.save(module[0], file)
     file.seek(0)
     assert type(torch.load(file, weights_only=False)) is OneDnnLinear
+
+
+@pytest.fixture(scope="module")
+def detectors():
+    """The same small detector three times: by oneDNN, by PyTorch, and by PyTorch in float64."""
+    model = LazyConfig.load(find_config_file("common/models/stageinteractor_tiny.py")).model
+    found = []
+    for choice in ("onednn", "torch", "torch"):
+        model.execution.products = choice
+        torch.manual_seed(0)
+        found.append(instantiate(model).train())
+        with torch.no_grad():  # zero-initialised parts would hide what goes through them
+            for parameter in found[-1].parameters():
+                parameter.add_(0.03 * torch.randn_like(parameter))
+    return found[0], found[1], found[2].double()
+
+
+def _losses_and_gradients(detector):
+    instances = Instances((96, 128))
+    instances.gt_boxes = Boxes(torch.tensor([[5.0, 5, 60, 70], [40, 30, 120, 90]]))
+    instances.gt_classes = torch.tensor([0, 3])
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(256, (3, 96, 128), generator=generator, dtype=torch.uint8)
+    detector.zero_grad()
+    losses = detector([{"image": image, "instances": instances}])
+    sum(losses.values()).backward()
+    values = torch.stack([value.detach().double() for value in losses.values()])
+    gradients = [p.grad.double().flatten() for p in detector.parameters() if p.grad is not None]
+    return values, torch.cat(gradients)
+
+
+def test_a_detector_has_the_losses_and_gradients_that_it_has_without(detectors, calls, monkeypatch):
+    monkeypatch.setattr(products, "LEAST_OPERATIONS", 1)
+    monkeypatch.setattr(factored_mixing, "product", products.product)
+    by_onednn, by_pytorch, exact = map(_losses_and_gradients, detectors)
+    assert len(calls) > 100
+    for ours, theirs, expected in zip(by_onednn, by_pytorch, exact):
+        # Rounding goes through the whole network; as much of it as PyTorch's is no error.
+        rounding = (theirs - expected).norm()
+        assert 0 < (ours - theirs).norm() < 8 * rounding
+        assert rounding < 1e-3 * expected.norm()
+
+
+def test_detectors_that_compute_in_float64_or_by_pytorch_do_not_ask(detectors, calls, monkeypatch):
+    monkeypatch.setattr(products, "LEAST_OPERATIONS", 1)
+    monkeypatch.setattr(factored_mixing, "product", products.product)
+    for detector in detectors[1:]:
+        _losses_and_gradients(detector)
+    assert not calls
+    assert list(detectors[0].state_dict()) == list(detectors[1].state_dict())
+
+
+def test_operations_are_counted_whatever_computes(detectors, calls, monkeypatch):
+    monkeypatch.setattr(products, "LEAST_OPERATIONS", 1)
+    by_onednn, by_pytorch = (
+        count_operations(lambda: _losses_and_gradients(detector))  # noqa: B023
+        for detector in detectors[:2]
+    )
+    assert by_onednn == by_pytorch > 0 and not calls
