@@ -35,7 +35,13 @@ if TYPE_CHECKING:
 STEP = "step"
 OBJECTS, HEIGHT, WIDTH = 8, 800, 1333
 CONFIG = "stageinteractor/stageinteractor_r50_100q_1x.py"
-PLAIN = ("sampling=grid", "mixing=direct", "channels_last=false", "fold_norms=false")
+PLAIN = (
+    "sampling=grid",
+    "mixing=direct",
+    "channels_last=false",
+    "fold_norms=false",
+    "products=torch",
+)
 WITHOUT_WEIGHTS = ("train.device=cpu", "train.init_checkpoint=''", "train.allow_partial=true")
 FORMS: dict[str, tuple[str, ...]] = {
     "plain": (*(f"model.execution.{change}" for change in PLAIN), "optimizer.fused=false"),

@@ -18,6 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from detection_toolkit.modeling.products import (
+    gradient_of_input,
+    gradient_of_weight,
+    is_by_onednn,
+    product,
+)
+
 from .filter_bank import FilterBank
 from .mixing import CascadeDynamicMixing
 
@@ -100,7 +107,8 @@ class FactoredDynamicMixing(CascadeDynamicMixing):
         projection = self.out_proj
         if _let_autograd_choose(y):
             return projection(x.flatten(2))
-        return _ProjectNormReLU.apply(x, y, projection.weight, projection.bias)
+        by_onednn = is_by_onednn(projection, x.flatten(2))
+        return _ProjectNormReLU.apply(x, y, projection.weight, projection.bias, by_onednn)
 
 
 def _let_autograd_choose(x: Tensor) -> bool:
@@ -185,9 +193,10 @@ class _ProjectNormReLU(torch.autograd.Function):
     """Linear(x) of x = ReLU(LN2(y)), for which y is kept instead of x."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, by_onednn: bool) -> Tensor:
         ctx.save_for_backward(y, weight)
-        return F.linear(x.flatten(2), weight, bias)
+        ctx.by_onednn = by_onednn
+        return (product if by_onednn else F.linear)(x.flatten(2), weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -195,7 +204,11 @@ class _ProjectNormReLU(torch.autograd.Function):
         y, weight = ctx.saved_tensors
         x = _norm_relu(y).flatten(0, 1).flatten(1)  # (B N, G O e)
         grad = grad.flatten(0, 1)
-        return (grad @ weight).view_as(y), None, grad.t() @ x, grad.sum(0)
+        if ctx.by_onednn:
+            of_x, of_weight = gradient_of_input(grad, weight), gradient_of_weight(grad, x)
+        else:
+            of_x, of_weight = grad @ weight, grad.t() @ x
+        return of_x.view_as(y), None, of_weight, grad.sum(0), None
 
 
 class _ReusedFilter(torch.autograd.Function):

@@ -72,6 +72,7 @@ model = L(DeformableDETR)(
         mixing="factored",  # of other detectors
         channels_last=True,
         fold_norms=True,  # fixed batch norms go into the weights of the convolutions
+        products="auto",  # of linear layers: "onednn" where the CPU is AMD's, else "torch"
         checkpoint=False,  # less memory, more time
         compile="",  # mode of torch.compile for the decoder
         cuda_graphs=False,  # at inference: one recording per image size

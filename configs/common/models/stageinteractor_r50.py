@@ -63,6 +63,7 @@ model = L(StageInteractor)(
         mixing="factored",  # or "direct" for the plain form
         channels_last=True,
         fold_norms=True,  # fixed batch norms go into the weights of the convolutions
+        products="auto",  # of linear layers: "onednn" where the CPU is AMD's, else "torch"
         checkpoint=False,  # less memory, more time
         compile="",  # mode of torch.compile for the decoder
         cuda_graphs=False,  # at inference: one recording per image size

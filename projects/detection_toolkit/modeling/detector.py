@@ -19,6 +19,7 @@ from ..structures import GroundTruth, HeadOutput, Predictions, StageOutput
 from .execution import Execution
 from .feature_maps import FeatureMaps
 from .folding import fold_frozen_norms
+from .products import use_onednn, wants_onednn
 from .recording import Recordings
 
 __all__ = ["QueryDetector", "require_query_detector"]
@@ -98,6 +99,8 @@ class QueryDetector(nn.Module):
         decoder.limit_stages_at_test(stages_at_test)
         route = decoder.route
         self.criterion = criterion if None in (criterion, route) else route.supervise(criterion)
+        if wants_onednn(self.execution.products):
+            use_onednn(self)
         self.num_classes = num_classes
         self.size_divisibility = size_divisibility
         self.max_detections = max_detections

@@ -14,6 +14,7 @@ PLAIN: Mapping[str, Any] = {
     "mixing": "direct",
     "channels_last": False,
     "fold_norms": False,
+    "products": "torch",
     "checkpoint": False,
     "compile": "",
     "cuda_graphs": False,
@@ -23,6 +24,7 @@ PLAIN: Mapping[str, Any] = {
 CHOICES = {
     "sampling": ("auto", "gather", "triton", "grid"),
     "mixing": ("factored", "direct"),
+    "products": ("auto", "torch", "onednn"),
     "compile": ("", "default", "reduce-overhead", "max-autotune"),
 }
 
@@ -42,6 +44,7 @@ class Execution:
         mixing: str = "factored",
         channels_last: bool = True,
         fold_norms: bool = True,
+        products: str = "auto",
         checkpoint: bool = False,
         compile: str = "",
         cuda_graphs: bool = False,
@@ -57,6 +60,10 @@ class Execution:
             channels_last: run the backbone in channels-last memory format.
             fold_norms: let the backbone's convolutions take norms with fixed statistics into their
                 weights, see :class:`~detection_toolkit.modeling.folding.FoldedConv2d`.
+            products: of linear layers in float32 on a CPU. ``torch``: PyTorch's own, mostly MKL's;
+                ``onednn``: those of oneDNN from
+                :data:`~detection_toolkit.modeling.products.LEAST_OPERATIONS` on; ``auto``:
+                ``onednn`` where the processor is AMD's.
             checkpoint: keep only the inputs of each stage for the backward pass, and compute the
                 stage again.
             compile: mode of ``torch.compile`` for the decoder, "" for none. ``reduce-overhead``
@@ -73,6 +80,7 @@ class Execution:
         self.mixing = mixing
         self.channels_last = channels_last
         self.fold_norms = fold_norms
+        self.products = products
         self.checkpoint = checkpoint
         self.compile = compile
         self.cuda_graphs = cuda_graphs

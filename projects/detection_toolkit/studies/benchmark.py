@@ -29,6 +29,7 @@ from torch import nn
 
 from ..memory import keep_freed_memory
 from ..modeling import FeatureMaps
+from ..modeling.products import use_onednn, wants_onednn
 from ..structures import GroundTruth, HeadOutput, Predictions, Queries
 from .benchmark_tables import print_cells, print_curves, print_parts
 from .environment import processor, today, versions
@@ -104,6 +105,8 @@ class Bench:
             other = instantiate(node.decoder)
             other.load_state_dict(decoder.state_dict())
             decoder = self.to_plain(other)
+        elif wants_onednn(node.execution.products):
+            use_onednn(decoder)
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for parameter in decoder.parameters():
