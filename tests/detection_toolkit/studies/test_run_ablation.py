@@ -744,5 +744,4 @@ def test_stored_results_are_those_of_their_plan_and_of_the_page(path):
 
 def test_there_are_stored_results():
     unstored = {"smoke", "sqr_schedules", "dino_denoising"}  # but the first, for --costs
-    unstored |= {"hpr_one_refiner"}
     assert {path.stem for path in STORED} == {path.stem for path in PLANS} - unstored
