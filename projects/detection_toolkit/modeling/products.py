@@ -77,7 +77,9 @@ class OneDnnLinear(nn.Linear):
         if not is_by_onednn(self, x):
             return F.linear(x, self.weight, self.bias)
         if torch.is_grad_enabled():
-            return _Linear.apply(x, self.weight, self.bias)
+            # The view is made outside, so that who calls may change the result in place.
+            y = _Linear.apply(x.flatten(0, -2), self.weight, self.bias)
+            return y.view(*x.shape[:-1], -1)
         return product(x, self.weight, self.bias)
 
 
@@ -153,11 +155,10 @@ class _Linear(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
-        rows, grads = x.flatten(0, -2), grad.flatten(0, -2)
         if torch.is_grad_enabled():  # gradients of gradients are PyTorch's own
-            of_x = (grads @ weight).view(x.shape) if needs_x else None
-            of_weight = grads.t() @ rows if needs_weight else None
+            of_x = grad @ weight if needs_x else None
+            of_weight = grad.t() @ x if needs_weight else None
         else:
-            of_x = gradient_of_input(grads, weight).view(x.shape) if needs_x else None
-            of_weight = gradient_of_weight(grads, rows) if needs_weight else None
-        return of_x, of_weight, grads.sum(0) if needs_bias else None
+            of_x = gradient_of_input(grad, weight) if needs_x else None
+            of_weight = gradient_of_weight(grad, x) if needs_weight else None
+        return of_x, of_weight, grad.sum(0) if needs_bias else None

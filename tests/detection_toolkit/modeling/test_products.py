@@ -119,6 +119,17 @@ def test_what_needs_no_gradient_is_not_computed(calls):
     assert len(calls) == 4 and x.grad is not None
 
 
+@pytest.mark.parametrize("lead", [(256,), (2, 128)])
+def test_results_may_be_changed_in_place(lead, calls):
+    layer = make_layer()
+    x = draw(*lead, 128).requires_grad_()
+    (of_x,) = torch.autograd.grad(layer(x).relu_().sum(), x)
+    assert calls
+    of_y = (layer(x) > 0).double()
+    limits = tolerance(torch.float32, 512 * layer.weight.abs().max().item(), 512)
+    torch.testing.assert_close(of_x.double(), of_y @ layer.weight.double(), **limits)
+
+
 def test_two_runs_agree_bit_for_bit(calls):
     def run():
         layer = make_layer()
