@@ -42,6 +42,7 @@ def changes_of_scores(model, images, extra):
     return torch.tensor(changes)
 
 
+@pytest.mark.slow
 def test_equal_padding_leaves_the_scores_and_more_of_it_moves_them(trained):
     none, little, much = (changes_of_scores(*trained, extra) for extra in (0, 32, 160))
     # The batch of two is computed in another order.

@@ -277,7 +277,9 @@ def _load(*args, **kwargs):
 
 def _with_corners(annotation):
     corners = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
-    return {**annotation, "bbox": list(map(float, corners)), "bbox_mode": BoxMode.XYXY_ABS}
+    # Detectron2's route has no ids of annotations.
+    rest = {k: v for k, v in annotation.items() if k != "id"}
+    return {**rest, "bbox": list(map(float, corners)), "bbox_mode": BoxMode.XYXY_ABS}
 
 
 def _evaluate(name, records):

@@ -25,7 +25,7 @@ dataloader.train = L(build_train_loader)(
         image_root=None,
         name=None,
         filter_empty=True,
-        skip_unreadable="${..skip_unreadable}",
+        skip_unreadable=False,  # follows dataloader.train.skip_unreadable
     ),
     mapper=L(DetectionMapper)(
         is_train=True,
@@ -51,7 +51,7 @@ dataloader.test = L(build_test_loader)(
         image_root=None,
         name=None,
         filter_empty=False,
-        skip_unreadable="${...train.skip_unreadable}",
+        skip_unreadable=False,
     ),
     mapper=L(DetectionMapper)(
         is_train=False,

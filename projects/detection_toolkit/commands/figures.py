@@ -78,11 +78,9 @@ def draw_each(
     Returns:
         how many could not be drawn.
     """
-    import numpy as np
-    from PIL import Image
     from tqdm import tqdm
 
-    from ..data import UnreadableImageError
+    from ..data import UnreadableImageError, read_image
     from ..errors import UserError
     from ..visualization import figure_stems
     from ..visualization.contact_page import ContactPage
@@ -98,8 +96,8 @@ def draw_each(
             text = str(error)
             tqdm.write(f"error: {text if name in text else f'{name}: {text}'}", file=sys.stderr)
             continue
-        with Image.open(next(path for path in written if path.endswith(".png"))) as picture:
-            page.add(np.asarray(picture.convert("RGB")), name, is_wide=True)
+        picture = read_image(next(path for path in written if path.endswith(".png")))
+        page.add(picture, name, is_wide=True)
         tqdm.write(f"{name} -> {' and '.join(written)}")
     if failures < len(files) > 1:
         print(f"{page.write(args.output / PAGE)} shows them all")

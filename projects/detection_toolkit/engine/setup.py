@@ -55,6 +55,7 @@ def prepare_config(
         FileNotFoundError, KeyError: a data set is missing.
     """
     _tell_apart(cfg)
+    _skip_alike(cfg)
     _check_held_out(cfg)
     names = dataset_names(cfg.dataloader.test.dataset, with_files=with_files)
     if training:
@@ -99,6 +100,19 @@ def _follow_recipe_of_training(cfg: DictConfig, overrides: Sequence[str]) -> Non
         follow_recipe(cfg, overrides)
     except (FileNotFoundError, KeyError, UserError) as error:
         logger.warning("the recipe is not followed, as the training set cannot be used: %s", error)
+
+
+def _skip_alike(cfg: DictConfig) -> None:
+    """Let data sets leave out what the training loader skips, in place.
+
+    Formats that do not say the sizes of images have them read before there is a loader.
+    """
+    if not OmegaConf.select(cfg, "dataloader.train.skip_unreadable"):
+        return
+    for part in ("train", "test"):
+        node = OmegaConf.select(cfg, f"dataloader.{part}.dataset")
+        if isinstance(node, DictConfig) and "skip_unreadable" in node:
+            node.skip_unreadable = True
 
 
 def _tell_apart(cfg: DictConfig) -> None:

@@ -44,7 +44,7 @@ class Execution:
         mixing: str = "factored",
         channels_last: bool = True,
         fold_norms: bool = True,
-        products: str = "auto",
+        products: str = "torch",
         checkpoint: bool = False,
         compile: str = "",
         cuda_graphs: bool = False,

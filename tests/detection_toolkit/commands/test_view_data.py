@@ -155,6 +155,7 @@ def test_a_picture_is_made_small_enough():
     assert len(embed_picture(noise)) > 60_000
 
 
+@pytest.mark.slow
 def test_labels_of_several_images_have_a_page_and_of_one_none(tmp_path):
     """Through the command that shares its beginning and end with ``view stages``."""
     import visualize_assignment

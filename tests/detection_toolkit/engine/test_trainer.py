@@ -500,7 +500,8 @@ def test_weights_of_other_classes_load_as_far_as_they_fit(tmp_path, caplog):
     weights = tmp_path / "a" / "output" / "model_final.pth"
     document = make_document()
     document["categories"].append({"id": 91, "name": "fish"})
-    cfg = make_config(tmp_path / "b", f"train.init_checkpoint='{weights}'", document=document)
+    overrides = [f"train.init_checkpoint='{weights}'", "train.keep_known_classes=false"]
+    cfg = make_config(tmp_path / "b", *overrides, document=document)
     trainer = Trainer(prepare_config(cfg))
     with caplog.at_level(logging.WARNING, logger="detection_toolkit"):
         trainer.resume_or_load(resume=False)

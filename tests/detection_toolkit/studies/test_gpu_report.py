@@ -26,6 +26,7 @@ from detection_toolkit.studies.gpu_report.stages.correct import differences, sam
 PLANS = ROOT / "configs" / "gpu"
 
 
+@pytest.mark.slow
 def test_the_whole_report_at_toy_size_on_a_cpu(tmp_path, capsys):
     arguments = ["--device", "cpu", "--small", "--minutes", "30", "--output", str(tmp_path)]
     status = gpu_report.main(arguments)

@@ -690,7 +690,7 @@ def test_the_plans_of_the_project_fit_their_configs(path):
     plan = load_plan(str(path))
     plan.check()
     assert plan.name == path.stem
-    assert next(iter(plan.variants)) in ("neither", "float32", "none", "hybrid")
+    assert next(iter(plan.variants)) in ("neither", "float32", "none", "hybrid", "dynamic")
 
 
 @pytest.mark.parametrize(

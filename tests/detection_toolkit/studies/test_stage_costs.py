@@ -45,6 +45,7 @@ def test_the_table_compares_with_all_stages():
     assert last[0] == "model.stages_at_test=2" and last[-1] == "1.00"
 
 
+@pytest.mark.slow
 def test_the_tool_prints_a_row_for_each_number_of_stages(tmp_path, capsys):
     weights, path = tmp_path / "weights.pth", tmp_path / "costs.json"
     torch.save({"model": make_detector().float().state_dict()}, weights)
