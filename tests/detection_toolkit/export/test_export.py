@@ -110,7 +110,6 @@ def picture():
     return image
 
 
-@pytest.mark.slow
 def test_the_tool_reports_parity_and_both_times(exported):
     path, printed = exported
     assert path.is_file()
