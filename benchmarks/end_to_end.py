@@ -1,33 +1,35 @@
 #!/usr/bin/env python3
 """Time a detector from JPEG files to Instances, and its training step, against its plain form.
 
-    python -m benchmarks.end_to_end [--batch-sizes 1 8] [--files A.jpg B.jpg]
+    python -m benchmarks.end_to_end [--batch-sizes 1 8] [--change KEY=VALUE]
 
 ``Predictor.predict`` reads, resizes and detects; a step is forward, losses, backward and update of
 two random images, with the memory of its process at most. In the plain form all of
 ``model.execution`` and the fused optimizer are switched off, and freed memory goes back to the
-system as glibc does it by itself. Each form has a process of its own, and both take turns. Without
-files, smooth random pictures of 640x480 are used.
+system as glibc does it by itself; in the form "returned" only the latter is so. Each form has a
+process of its own, and all take turns. Behind each figure stands how many times as fast as the
+plain form it is. Without files, smooth random pictures of 640x480 are used.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
 import numpy as np
 
 from benchmarks.rows import Row, add_rows_argument, write_rows
+from benchmarks.workers import Worker, answer
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -43,12 +45,24 @@ PLAIN = (
     "products=torch",
 )
 WITHOUT_WEIGHTS = ("train.device=cpu", "train.init_checkpoint=''", "train.allow_partial=true")
-FORMS: dict[str, tuple[str, ...]] = {
-    "plain": (*(f"model.execution.{change}" for change in PLAIN), "optimizer.fused=false"),
-    "ours": (),
-}
 # glibc's own value; where it is set, the project changes nothing.
-ENVIRONMENT = {"plain": {"MALLOC_MMAP_MAX_": "65536"}, "ours": {}}
+RETURNED = {"MALLOC_MMAP_MAX_": "65536"}
+
+
+class Form(NamedTuple):
+    """Changes of the config, and of the environment."""
+
+    overrides: tuple[str, ...] = ()
+    environ: Mapping[str, str] = MappingProxyType({})
+
+
+FORMS = {
+    "plain": Form(
+        (*(f"model.execution.{change}" for change in PLAIN), "optimizer.fused=false"), RETURNED
+    ),
+    "returned": Form(environ=RETURNED),
+    "ours": Form(),
+}
 
 
 def write_pictures(folder: Path, count: int) -> list[str]:
@@ -75,7 +89,7 @@ def serve(config: str, threads: int, changes: Sequence[str], files: Sequence[str
     logging.disable(logging.WARNING)
     torch.set_num_threads(threads)
     cfg = apply_overrides(get_config(config), [*WITHOUT_WEIGHTS, *changes])
-    keep_freed_memory()  # as commands do; not in the plain form, see ENVIRONMENT
+    keep_freed_memory()  # as commands do; not where the environment says otherwise
     predictor = Predictor(cfg)
     step = None
     for line in sys.stdin:
@@ -87,7 +101,7 @@ def serve(config: str, threads: int, changes: Sequence[str], files: Sequence[str
         else:
             for _ in predictor.predict(files, batch_size=int(line)):
                 pass
-        print("seconds", time.perf_counter() - start, resident_memory(peak=True), flush=True)
+        answer(time.perf_counter() - start, resident_memory(peak=True))
 
 
 def training_step(cfg: DictConfig) -> Callable[[], None]:
@@ -119,52 +133,18 @@ def training_step(cfg: DictConfig) -> Callable[[], None]:
     return step
 
 
-class Worker:
-    """A process that detects in one form."""
-
-    def __init__(self, form: str, arguments: Sequence[str], files: Sequence[str]):
-        self._process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "benchmarks.end_to_end", "--work", form),
-                *(*arguments, "--files", *files),
-            ],
-            env={**os.environ, **ENVIRONMENT[form]},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def cost(self, work: str) -> tuple[float, float]:
-        """Seconds for all files in batches of so many, or of a step; most bytes so far."""
-        print(work, file=self._process.stdin, flush=True)
-        for line in self._process.stdout:
-            if line.startswith("seconds "):
-                seconds, memory = line.split()[1:]
-                return float(seconds), float(memory)
-        raise OSError(f"the process that detects has ended with exit code {self._process.wait()}")
-
-    def end(self) -> None:
-        self._process.kill()
-        self._process.communicate()
-
-
 def measure(
-    arguments: Sequence[str], files: Sequence[str], works: Sequence[str], rounds: int
-) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    workers: Mapping[str, Worker], works: Sequence[str], rounds: int
+) -> dict[str, dict[str, list[list[float]]]]:
     """Seconds and bytes of each round, by what was done and form."""
-    workers = {form: Worker(form, arguments, files) for form in FORMS}
-    found: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    try:
-        for work in works:
-            found[work] = {form: [] for form in FORMS}
-            for i in range(1 + rounds):
-                for form, worker in workers.items():
-                    cost = worker.cost(work)
-                    if i:  # the first warms up
-                        found[work][form].append(cost)
-    finally:
-        for worker in workers.values():
-            worker.end()
+    found: dict[str, dict[str, list[list[float]]]] = {}
+    for work in works:
+        found[work] = {form: [] for form in workers}
+        for i in range(1 + rounds):
+            for form, worker in workers.items():
+                cost = worker.measure(work)
+                if i:  # the first warms up
+                    found[work][form].append(cost)
     return found
 
 
@@ -180,38 +160,54 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--no-step", action="store_true", help="leave out the training step")
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
-    parser.add_argument("--work", choices=FORMS, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--change",
+        nargs="+",
+        metavar="KEY=VALUE",
+        help="of the config: one more form, ours with these changes",
+    )
+    parser.add_argument("--work", nargs="*", help=argparse.SUPPRESS)
     add_rows_argument(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
-    if args.work:
-        return serve(args.config, args.threads, FORMS[args.work], args.files)
-    own = ["--config", args.config, "--threads", str(args.threads)]
-    with tempfile.TemporaryDirectory() as folder:
+    if args.work is not None:
+        return serve(args.config, args.threads, args.work, args.files)
+    forms = dict(FORMS)
+    if args.change:
+        forms["changed"] = Form(tuple(args.change))
+    works = [*map(str, args.batch_sizes), *(() if args.no_step else (STEP,))]
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         files = args.files or write_pictures(Path(folder), args.pictures)
-        works = [*map(str, args.batch_sizes), *(() if args.no_step else (STEP,))]
-        found = measure(own, files, works, args.rounds)
+        own = ["--config", args.config, "--threads", str(args.threads), "--files", *files]
+        workers = {}
+        for name, form in forms.items():
+            arguments = [*own, "--work", *form.overrides]
+            workers[name] = Worker("benchmarks.end_to_end", arguments, form.environ)
+            stack.callback(workers[name].end)
+        found = measure(workers, works, args.rounds)
     rows = []
-    print(f"{'':>8}{'plain':>16}{'ours':>16}  times as fast")
-    for work, forms in found.items():
-        seconds = {form: statistics.median(s for s, _ in forms[form]) for form in FORMS}
-        ratio = statistics.median(a / b for (a, _), (b, _) in zip(forms["plain"], forms["ours"]))
-        memory = None
+    print(f"{'':8}" + "".join(f"{name:>24}" for name in forms))
+    for work, costs in found.items():
+        images = "one image" if work == "1" else f"{work} images"
+        what = f"from JPEG to Instances, {images} at a time"
         if work == STEP:
-            cells = [f"{seconds[form]:.2f} s" for form in FORMS]
             what = "whole training step, two images"
-            memory = forms["ours"][-1][1] / forms["plain"][-1][1]
-        else:
-            cells = [f"{len(files) / seconds[form]:.2f} images/s" for form in FORMS]
-            images = "one image" if work == "1" else f"{work} images"
-            what = f"from JPEG to Instances, {images} at a time"
-        print(f"{work:>8}{cells[0]:>16}{cells[1]:>16}{ratio:14.2f}")
-        rows.append(Row(what, "all switched off", ratio, memory))
-    for form in FORMS if STEP in found else ():
-        print(f"{form}: at most {found[STEP][form][-1][1] / 1e9:.2f} GB")
+        cells, ratios = [], {}
+        for name, of_form in costs.items():
+            seconds = statistics.median(s for s, _ in of_form)
+            pairs = zip(costs["plain"], of_form)
+            ratios[name] = statistics.median(a / b for (a, _), (b, _) in pairs)
+            text = f"{seconds:.2f} s" if work == STEP else f"{len(files) / seconds:.2f} images/s"
+            cells.append(f"{text:>15} ({ratios[name]:5.2f})")
+        print(f"{work:8}" + "".join(f"{cell:>24}" for cell in cells))
+        memory = {name: of_form[-1][1] for name, of_form in costs.items()}
+        if work == STEP:
+            print(f"{'GB':8}" + "".join(f"{memory[name] / 1e9:24.2f}" for name in forms))
+        share = memory["ours"] / memory["plain"] if work == STEP else None
+        rows.append(Row(what, "all switched off", ratios["ours"], share))
     write_rows(args.rows, rows)
 
 

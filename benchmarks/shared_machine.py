@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 import signal
 import statistics
@@ -23,6 +24,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 
 from benchmarks.rows import Row, add_rows_argument, write_rows
+from benchmarks.workers import Worker, answer
 from detection_toolkit.threads import SPINS
 
 # Of GNU's runtime, where nothing is set (gomp_spin_count_var in its env.c).
@@ -44,8 +46,11 @@ def work(config: str, threads: int) -> None:
 
     from detection_toolkit.config import apply_overrides, get_config
     from detection_toolkit.engine import Trainer, prepare_config
+    from detection_toolkit.memory import keep_freed_memory
 
+    logging.disable(logging.WARNING)
     torch.set_num_threads(threads)
+    keep_freed_memory()  # as commands do
     cfg = apply_overrides(get_config(config), OVERRIDES)
     with tempfile.TemporaryDirectory() as folder, EventStorage():
         cfg.train.output_dir = folder
@@ -56,39 +61,18 @@ def work(config: str, threads: int) -> None:
             start = time.perf_counter()
             for _ in range(steps):
                 trainer.run_step()
-            print("seconds", (time.perf_counter() - start) / steps, flush=True)
-
-
-class Worker:
-    """A process that trains with threads that wait in one way."""
-
-    def __init__(self, spins: str, arguments: Sequence[str]):
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.shared_machine", "--work", *arguments],
-            env={**os.environ, "GOMP_SPINCOUNT": spins},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-
-    def seconds(self, steps: int) -> float:
-        """Of one step, the mean of so many."""
-        print(steps, file=self._process.stdin, flush=True)
-        for line in self._process.stdout:
-            if line.startswith("seconds "):
-                return float(line.split()[1])
-        raise OSError(f"the process that trains has ended with exit code {self._process.wait()}")
-
-    def end(self) -> None:
-        self._process.kill()
-        self._process.communicate()
+            answer((time.perf_counter() - start) / steps)
 
 
 @contextlib.contextmanager
 def workers(spins: Sequence[str], arguments: Sequence[str]) -> Iterator[dict[str, Worker]]:
     """One for each number of turns."""
-    started = {count: Worker(count, arguments) for count in spins}
+    started = {
+        count: Worker(
+            "benchmarks.shared_machine", ["--work", *arguments], {"GOMP_SPINCOUNT": count}
+        )
+        for count in spins
+    }
     try:
         yield started
     finally:
@@ -118,13 +102,13 @@ def measure(
         name: {phase: [] for phase in PHASES} for name in trainers
     }
     for worker in trainers.values():
-        worker.seconds(2)  # warm up
+        worker.measure("2")  # warm up
     for i in range(rounds):
         for phase in PHASES:
             for pid in busy:
                 os.kill(pid, signal.SIGCONT if phase == "loaded" else signal.SIGSTOP)
             for name in list(trainers)[:: -1 if i % 2 else 1]:
-                found[name][phase].append(trainers[name].seconds(steps))
+                found[name][phase] += trainers[name].measure(str(steps))
     return found
 
 

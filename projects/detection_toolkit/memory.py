@@ -2,7 +2,7 @@
 
 glibc returns large blocks to the system at once, and the system fills them with zeros when they are
 asked for again. A detector frees and asks for the same maps in each layer: on a CPU the zeros take
-a fifth to a third of its time. So the commands that detect or train keep it; a program that only
+a third of its time or more. So the commands that detect or train keep it; a program that only
 uses parts of this project decides for itself.
 """
 

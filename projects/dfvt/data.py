@@ -55,7 +55,8 @@ def get_instance_segmentation_dataset(
 
     Args:
         names, json_file, path, split, format, val_share, split_seed, image_root, name,
-            allow_outside, filter_empty, skip_unreadable: see there.
+            allow_outside, filter_empty, skip_unreadable: see
+            ``detection_toolkit.data.get_detection_dataset``.
         require_polygons: also refuse masks in run lengths, as ``instance_mask_format="polygon"``
             of the mapper cannot take them. Crowds, which are not trained on, may have them.
 

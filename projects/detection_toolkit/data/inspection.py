@@ -27,9 +27,9 @@ from .images import (
     open_picture,
     read_image,
 )
-from .judgement import Judgement, judge, judge_file
+from .judgement import Judgement, judge_file
 
-__all__ = ["DatasetReport", "compare_splits", "inspect_dataset"]
+__all__ = ["DatasetReport", "compare_splits", "inspect_data", "inspect_dataset"]
 
 # Mean difference of the grey values of thumbnails, 0..255, below which images look the same; and
 # the least that the values of one must vary for it to be told from others.
@@ -141,7 +141,7 @@ def inspect_data(
 
     Args:
         path, split, format, image_root: see :func:`.registration.register_data`.
-        num_queries, allow_outside, max_pixels, workers, progress: as there.
+        num_queries, allow_outside, max_pixels, workers, progress: see :func:`inspect_dataset`.
 
     Raises:
         FileNotFoundError, UserError: see :func:`.registration.register_data`; not for what is wrong
@@ -149,14 +149,7 @@ def inspect_data(
     """
     source = open_source(path, format=format, image_root=image_root, allow_outside=allow_outside)
     part = read_split(source, split)
-    judgement = judge(
-        part.document,
-        str(part.image_root),
-        encoding=part.encoding,
-        allow_outside=allow_outside,
-        num_queries=num_queries,
-        found=part.found,
-    )
+    judgement = part.judge(allow_outside=allow_outside, num_queries=num_queries)
     return _inspect(judgement, part.image_root, max_pixels, workers, progress)
 
 

@@ -14,7 +14,7 @@ from ..errors import UserError
 from .documents import KEPT_KEYS, collector_paused, write_copy
 from .findings import log_repairs, raise_harm
 from .formats import VAL_SHARE, open_source, read_split
-from .judgement import Judgement, judge, judge_file
+from .judgement import Judgement, judge_file
 
 __all__ = ["name_of_path", "register_coco_json", "register_data"]
 
@@ -125,13 +125,7 @@ def register_data(
     with collector_paused():
         data = open_source(given, format=format, image_root=image_root, allow_outside=allow_outside)
         part = read_split(data, split, val_share=val_share, split_seed=split_seed)
-        judgement = judge(
-            part.document,
-            str(part.image_root),
-            encoding=part.encoding,
-            allow_outside=allow_outside,
-            found=part.found,
-        )
+        judgement = part.judge(allow_outside=allow_outside)
     title = f"{given}" if split is None else f"{given} ({split})"
     unusable = _UNUSABLE if skip_unreadable else ()
     raise_harm(judgement.findings, title, tolerated=("no_annotations", *unusable))

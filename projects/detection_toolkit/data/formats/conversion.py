@@ -15,7 +15,6 @@ from ...durable import write_new
 from ...errors import UserError
 from ...texts import shown
 from ..findings import log_repairs, raise_harm
-from ..judgement import judge
 from . import coco, csv_tables, cvat, labelme, voc, yolo
 from .records import Box, DataSource, Part, Picture, images_of
 from .splits import divide
@@ -160,13 +159,7 @@ def _sampled(part: Part, count: int, seed: int) -> Part:
 def _judged(
     part: Part, source: DataSource, split: str | None, allow_outside: bool
 ) -> dict[str, Any]:
-    judgement = judge(
-        part.document,
-        str(part.image_root),
-        encoding=part.encoding,
-        allow_outside=allow_outside,
-        found=part.found,
-    )
+    judgement = part.judge(allow_outside=allow_outside)
     title = f"{source.path}" if split is None else f"{source.path} ({split})"
     raise_harm(judgement.findings, title, tolerated=("no_annotations", "no_objects", "all_crowd"))
     log_repairs(judgement.findings, title)

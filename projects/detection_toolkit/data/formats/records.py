@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from ...errors import UserError
 from ...texts import shown
 from ..findings import FindingCollector, raise_harm
+from ..judgement import Judgement, judge
 
 __all__ = [
     "Box",
@@ -68,6 +69,17 @@ class Part(NamedTuple):
     """That holds just this document."""
     encoding: str = "utf-8"
     """Of that file."""
+
+    def judge(self, *, allow_outside: bool = False, num_queries: int | None = None) -> Judgement:
+        """:func:`.judgement.judge`, with what the reader has found."""
+        return judge(
+            self.document,
+            str(self.image_root),
+            encoding=self.encoding,
+            allow_outside=allow_outside,
+            num_queries=num_queries,
+            found=self.found,
+        )
 
 
 class DataSource(ABC):
