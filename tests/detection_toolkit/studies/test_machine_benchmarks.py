@@ -18,9 +18,9 @@ class FakeWorker:
     def __init__(self, quiet: float, loaded: float, state: dict[str, bool]):
         self.quiet, self.loaded, self.state, self.calls = quiet, loaded, state, 0
 
-    def seconds(self, steps: int) -> float:
+    def measure(self, work: str) -> list[float]:
         self.calls += 1
-        return self.loaded if self.state["busy"] else self.quiet
+        return [self.loaded if self.state["busy"] else self.quiet]
 
 
 def test_variants_take_turns_in_both_phases_and_ratios_are_of_neighbours(monkeypatch):
