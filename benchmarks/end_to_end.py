@@ -126,7 +126,8 @@ def training_step(cfg: DictConfig) -> Callable[[], None]:
     ]
 
     def step() -> None:
-        sum(detector(batch).values()).backward()
+        with detector.products():  # as the trainer does
+            sum(detector(batch).values()).backward()
         optimizer.step()
         optimizer.zero_grad()
 

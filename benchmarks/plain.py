@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
 from detection_toolkit.errors import UserError
-from detection_toolkit.modeling.products import OneDnnLinear
 from detection_toolkit.structures import Assignment, ClassTargets, GroundTruth
 from detection_toolkit.training import Criterion, HungarianMatcher
 from detection_toolkit.training.criterion import CriterionResult
@@ -313,8 +312,6 @@ def to_plain(detector: nn.Module) -> nn.Module:
         if form is not None:
             module.__class__ = form
             found = True
-        elif isinstance(module, OneDnnLinear):
-            module.__class__ = nn.Linear
         elif isinstance(module, NormReLU):
             module.__class__ = nn.LayerNorm
     if not found:

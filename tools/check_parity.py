@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from detection_toolkit.parity import Report, Row
 
 DTYPES = ("float32", "float64")
-FORMS = ("default", "direct", "plain")
+FORMS = ("default", "direct", "plain", "onednn")
 HALF = ("bfloat16", "float16")
 
 
@@ -60,7 +60,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         choices=FORMS,
         default="default",
         help="of the detector: default, what the configs choose; direct, all optimisations off "
-        "(model.execution); plain, the transcription that benchmarks compare with",
+        "(model.execution); plain, the transcription that benchmarks compare with; onednn, default "
+        "with float32 products by oneDNN on a CPU",
     )
     parser.add_argument(
         "--autocast",
@@ -96,6 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from detection_toolkit.modeling.execution import PLAIN
     from detection_toolkit.parity import CaseError, Settings, check_case
 
+    executions = {"onednn": {"products": "onednn"}, "direct": PLAIN, "plain": PLAIN}
     torch.backends.cuda.matmul.allow_tf32 = args.tf32
     torch.backends.cudnn.allow_tf32 = args.tf32
     torch.manual_seed(0)
@@ -104,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         device=args.device,
         atol=args.atol,
         autocast=args.autocast and getattr(torch, args.autocast),
-        execution=Execution() if args.form == "default" else Execution(**PLAIN),
+        execution=Execution(**executions.get(args.form, {})),
         replace_parts=load_plain() if args.form == "plain" else None,
     )
     reports = []

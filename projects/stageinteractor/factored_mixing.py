@@ -18,13 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from detection_toolkit.modeling.products import (
-    gradient_of_input,
-    gradient_of_weight,
-    is_by_onednn,
-    product,
-)
-
 from .filter_bank import FilterBank
 from .mixing import CascadeDynamicMixing
 
@@ -57,6 +50,11 @@ class FactoredDynamicMixing(CascadeDynamicMixing):
         super().__init__(channels, **arguments)
         self.channel_norm = NormReLU(self.channel_norm.normalized_shape)
         self.spatial_norm = NormReLU(self.spatial_norm.normalized_shape)
+
+    def generate(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+        channel, spatial = super().generate(queries)
+        # Each product with it copied a view of the generator's output.
+        return channel.contiguous(), spatial
 
     def mix_channels(
         self, x: Tensor, queries: Tensor, own: Tensor, bias: Tensor | float, bank: FilterBank
@@ -107,8 +105,7 @@ class FactoredDynamicMixing(CascadeDynamicMixing):
         projection = self.out_proj
         if _let_autograd_choose(y):
             return projection(x.flatten(2))
-        by_onednn = is_by_onednn(projection, x.flatten(2))
-        return _ProjectNormReLU.apply(x, y, projection.weight, projection.bias, by_onednn)
+        return _ProjectNormReLU.apply(x, y, projection.weight, projection.bias)
 
 
 def _let_autograd_choose(x: Tensor) -> bool:
@@ -182,7 +179,8 @@ class _NormReLU(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         y, mean, scale = ctx.saved_tensors
         # Multiplying by a mask of truth values would take several times as long.
-        grad = torch.ops.aten.threshold_backward(grad, y - mean, 0.0)
+        centred = y - mean
+        grad = torch.ops.aten.threshold_backward.grad_input(grad, centred, 0.0, grad_input=centred)
         grad, _, _ = torch.ops.aten.native_layer_norm_backward(
             grad, y, y.shape[-2:], mean, scale, None, None, [True, False, False]
         )
@@ -193,10 +191,9 @@ class _ProjectNormReLU(torch.autograd.Function):
     """Linear(x) of x = ReLU(LN2(y)), for which y is kept instead of x."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, by_onednn: bool) -> Tensor:
+    def forward(ctx, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(y, weight)
-        ctx.by_onednn = by_onednn
-        return (product if by_onednn else F.linear)(x.flatten(2), weight, bias)
+        return F.linear(x.flatten(2), weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -204,11 +201,7 @@ class _ProjectNormReLU(torch.autograd.Function):
         y, weight = ctx.saved_tensors
         x = _norm_relu(y).flatten(0, 1).flatten(1)  # (B N, G O e)
         grad = grad.flatten(0, 1)
-        if ctx.by_onednn:
-            of_x, of_weight = gradient_of_input(grad, weight), gradient_of_weight(grad, x)
-        else:
-            of_x, of_weight = grad @ weight, grad.t() @ x
-        return of_x.view_as(y), None, of_weight, grad.sum(0), None
+        return (grad @ weight).view_as(y), None, grad.t() @ x, grad.sum(0)
 
 
 class _ReusedFilter(torch.autograd.Function):
@@ -231,21 +224,22 @@ class _ReusedFilter(torch.autograd.Function):
         p, q = len(base_weight) // e, len(sub_weight) // e
         grad = grad.flatten(0, 2)
 
-        # filtered = X M + ((X r) D) c + b
+        # filtered = X M + ((X r) D) c + b. The gradients of M, D, r and c all follow from X^T grad.
         difference = banked - own
-        scaled = mixed * row[:, None]
         grad_bias = grad.sum(1)
-        grad_column = torch.bmm(scaled, difference).mul_(grad).sum(1)
-        grad_change = grad * column[:, None]
-        grad_difference = torch.bmm(scaled.transpose(1, 2), grad_change)
-        grad_own = torch.baddbmm(grad_difference, mixed.transpose(1, 2), grad, beta=-1)
-        grad_scaled = torch.bmm(grad_change, difference.transpose(1, 2))
-        del difference, scaled, grad_change
-        grad_row = (grad_scaled * mixed).sum(1)
-        total = torch.bmm(grad, own.transpose(1, 2)).addcmul_(grad_scaled, row[:, None])
+        grad_own = torch.bmm(mixed.transpose(1, 2), grad)
+        of_gates = grad_own * difference
+        grad_row = torch.bmm(of_gates, column[:, :, None]).squeeze(2)
+        grad_column = torch.bmm(row[:, None], of_gates).squeeze(1)
+        del of_gates
+        grad_difference = (grad_own * row[:, :, None]).mul_(column[:, None])
+        grad_own -= grad_difference
+        total = torch.bmm(grad, own.transpose(1, 2))
+        of_scaled = torch.bmm(grad * column[:, None], difference.transpose(1, 2))
+        total.addcmul_(of_scaled, row[:, None])
         if grad_mixed is not None:
             total += grad_mixed
-        del grad_scaled
+        del difference, of_scaled
 
         # mixed = A(x) + D(x) + residual
         x = _norm_relu(y).flatten(0, 2)

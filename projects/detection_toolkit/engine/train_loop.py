@@ -285,15 +285,20 @@ class DetectionTrainLoop(SimpleTrainer):
                 losses, problem = self._try(self.model, batch, **kwargs)
                 self._agree(problem)
                 self._note_accuracy()
-                self.grad_scaler.scale(sum(losses.values()) * weight).backward()
+                with self._products():
+                    self.grad_scaler.scale(sum(losses.values()) * weight).backward()
             of_batches.append({name: value.detach() for name, value in losses.items()})
             for name, value in of_batches[-1].items():
                 sums[name] = sums.get(name, 0.0) + value * weight
         return sums, of_batches
 
+    def _products(self) -> contextlib.AbstractContextManager[None]:
+        module = self._module
+        return module.products() if isinstance(module, QueryDetector) else contextlib.nullcontext()
+
     def _note_accuracy(self) -> None:
         """The share of matched queries whose class is right, of this process."""
-        module = self.model.module if self._is_distributed else self.model
+        module = self._module
         if not isinstance(module, QueryDetector) or not comm.is_main_process():
             return
         accuracy = module.matched_accuracy
@@ -318,7 +323,7 @@ class DetectionTrainLoop(SimpleTrainer):
     def _normalisation(self, batches: list[list[dict[str, Any]]]) -> tuple[dict, float]:
         if len(batches) == 1:
             return {}, 1.0
-        module = self.model.module if self._is_distributed else self.model
+        module = self._module
         if not isinstance(module, QueryDetector):
             # A model that normalises by itself: the mean over the batches.
             return {}, 1.0 / len(batches)
@@ -344,6 +349,10 @@ class DetectionTrainLoop(SimpleTrainer):
                 return function(batch, **kwargs), None
         except FloatingPointError as error:
             return None, _UnusableStep(str(error), batch, cause=error)
+
+    @property
+    def _module(self) -> nn.Module:
+        return self.model.module if self._is_distributed else self.model
 
     @property
     def _is_distributed(self) -> bool:
@@ -447,7 +456,7 @@ class DetectionTrainLoop(SimpleTrainer):
                 for stage, image in where
             ],
         }
-        module = self.model.module if self._is_distributed else self.model
+        module = self._module
         stem = Path(self.output_dir, "bad_batch", f"iter{self.iter:07d}_rank{comm.get_rank()}")
         return write_bad_batch(
             stem,

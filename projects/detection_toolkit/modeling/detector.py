@@ -19,7 +19,7 @@ from ..structures import GroundTruth, HeadOutput, Predictions, StageOutput
 from .execution import Execution
 from .feature_maps import FeatureMaps
 from .folding import fold_frozen_norms
-from .products import use_onednn, wants_onednn
+from .products import by_onednn, wants_onednn
 from .recording import Recordings
 
 __all__ = ["QueryDetector", "require_query_detector"]
@@ -99,8 +99,9 @@ class QueryDetector(nn.Module):
         decoder.limit_stages_at_test(stages_at_test)
         route = decoder.route
         self.criterion = criterion if None in (criterion, route) else route.supervise(criterion)
-        if wants_onednn(self.execution.products):
-            use_onednn(self)
+        self._by_onednn = wants_onednn(
+            self.execution.products, sum(p.numel() for p in self.parameters())
+        )
         self.num_classes = num_classes
         self.size_divisibility = size_divisibility
         self.max_detections = max_detections
@@ -138,6 +139,16 @@ class QueryDetector(nn.Module):
         finally:
             self._answers_on_host = before
 
+    def products(self) -> contextlib.AbstractContextManager[None]:
+        """While it is open, matrix products are computed as ``model.execution.products`` says.
+
+        :meth:`forward` opens it for itself; who calls ``backward()`` does so around that.
+        """
+        device = self.device.type
+        if self.execution.products == "bfloat16":
+            return torch.autocast(device, torch.bfloat16)
+        return by_onednn() if self._by_onednn and device == "cpu" else contextlib.nullcontext()
+
     def forward(
         self, batched_inputs: list[dict[str, Any]], *, target_counts: Tensor | None = None
     ) -> dict[str, Tensor] | list[dict[str, Instances]]:
@@ -159,10 +170,13 @@ class QueryDetector(nn.Module):
         """
         images = self.preprocess_image(batched_inputs)
         if not self.training:
-            detections = self._detect(*self._answer(images), images, batched_inputs)
+            with self.products():
+                answer = self._answer(images)
+            detections = self._detect(*answer, images, batched_inputs)
             return [{"instances": instances} for instances in detections]
         truth = self.prepare_ground_truth(batched_inputs, images.image_sizes)
-        predictions = self.predict(images, truth)
+        with self.products():
+            predictions = self.predict(images, truth)
         result = self.criterion(predictions, truth, target_counts=target_counts)
         self.matched_accuracy = result.matched_accuracy
         return result.as_dict()
@@ -202,7 +216,9 @@ class QueryDetector(nn.Module):
             counts = torch.tensor(known, dtype=dtype)[:, None].repeat(1, 2)
             return counts.to(self.device, non_blocking=True)
         images = self.preprocess_image(batched_inputs)
-        return self.criterion.count_targets(self.predict(images, truth), truth)
+        with self.products():
+            predictions = self.predict(images, truth)
+        return self.criterion.count_targets(predictions, truth)
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalise, pad and batch the images."""
@@ -296,7 +312,7 @@ class QueryDetector(nn.Module):
         """
         images = self.preprocess_image(batched_inputs)
         context = self.decoder.with_auxiliary() if auxiliary else contextlib.nullcontext()
-        with context, self.decoder.with_all_stages():
+        with context, self.decoder.with_all_stages(), self.products():
             outputs = list(self.predict(images).stages)
         of_heads: dict[str, list[StageOutput | HeadOutput]] = {"": [*outputs]}
         for name in self.decoder.auxiliary_names if auxiliary else ():

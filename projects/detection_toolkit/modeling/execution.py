@@ -24,7 +24,7 @@ PLAIN: Mapping[str, Any] = {
 CHOICES = {
     "sampling": ("auto", "gather", "triton", "grid"),
     "mixing": ("factored", "direct"),
-    "products": ("auto", "torch", "onednn"),
+    "products": ("auto", "torch", "onednn", "bfloat16"),
     "compile": ("", "default", "reduce-overhead", "max-autotune"),
 }
 
@@ -44,7 +44,7 @@ class Execution:
         mixing: str = "factored",
         channels_last: bool = True,
         fold_norms: bool = True,
-        products: str = "torch",
+        products: str = "auto",
         checkpoint: bool = False,
         compile: str = "",
         cuda_graphs: bool = False,
@@ -60,10 +60,11 @@ class Execution:
             channels_last: run the backbone in channels-last memory format.
             fold_norms: let the backbone's convolutions take norms with fixed statistics into their
                 weights, see :class:`~detection_toolkit.modeling.folding.FoldedConv2d`.
-            products: of linear layers in float32 on a CPU. ``torch``: PyTorch's own, mostly MKL's;
-                ``onednn``: those of oneDNN from
-                :data:`~detection_toolkit.modeling.products.LEAST_OPERATIONS` on; ``auto``:
-                ``onednn`` where the processor is AMD's.
+            products: of matrices, in float32 on a CPU. ``torch``: by PyTorch's usual library,
+                mostly MKL; ``onednn``: by oneDNN; ``auto``: ``onednn`` where the processor is AMD's
+                and the model is not small, see :mod:`~detection_toolkit.modeling.products`.
+                ``bfloat16``: products and convolutions of rounded numbers, added up in float32, by
+                autocast, on any device.
             checkpoint: keep only the inputs of each stage for the backward pass, and compute the
                 stage again.
             compile: mode of ``torch.compile`` for the decoder, "" for none. ``reduce-overhead``

@@ -1,44 +1,62 @@
-"""Products of linear layers on a CPU, by PyTorch's own library or by oneDNN."""
+"""Float32 matrix products on a CPU, by PyTorch's usual library or by oneDNN.
+
+PyTorch hands them to oneDNN where ``torch.backends.mkldnn.matmul.fp32_precision`` allows bfloat16.
+Only processors with AMX then round to bfloat16: on all others oneDNN computes in float32, and on
+AMD's it is about twice as fast as MKL, PyTorch's usual library, which does not choose its fastest
+kernels there.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.autograd import forward_ad
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-__all__ = [
-    "LEAST_OPERATIONS",
-    "OneDnnLinear",
-    "gradient_of_input",
-    "gradient_of_weight",
-    "is_by_onednn",
-    "product",
-    "use_onednn",
-    "wants_onednn",
-]
+from ..errors import UserError
 
-LEAST_OPERATIONS = 2**24
-"""Multiplications and additions from which a product goes to oneDNN. Below, a product takes a tenth
-of a millisecond, and calls cost as much as there is to gain."""
+__all__ = ["LEAST_PARAMETERS", "by_onednn", "wants_onednn"]
+
+LEAST_PARAMETERS = 2**23
+"""From which ``auto`` chooses oneDNN. A call of it takes ten microseconds longer: in small models
+that is more than there is to gain."""
 
 CPU_INFO = Path("/proc/cpuinfo")
 
 
-def wants_onednn(choice: str) -> bool:
-    """Whether products go to oneDNN.
+def wants_onednn(choice: str, parameters: int) -> bool:
+    """Whether a model's products go to oneDNN.
 
     Args:
-        choice: ``model.execution.products``. ``auto``: where the processor is AMD's, for which MKL,
-            PyTorch's own, does not choose its fastest kernels. What was timed plays no part, so
-            that a machine always computes the same numbers.
+        choice: ``model.execution.products``.
+        parameters: numbers in the model's parameters.
+
+    Raises:
+        UserError: ``onednn`` is chosen where it cannot be had in float32.
     """
-    has_op = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    return has_op and (choice == "onednn" or (choice == "auto" and _is_amd(CPU_INFO)))
+    if choice in ("torch", "bfloat16"):
+        return False
+    if choice == "auto":
+        # What was timed plays no part, so that a machine always computes the same numbers.
+        return parameters >= LEAST_PARAMETERS and _is_amd(CPU_INFO) and _is_float32()
+    if not _is_float32():
+        raise UserError(
+            "model.execution.products=onednn needs PyTorch 2.9 or newer, built with oneDNN, and a "
+            "processor without AMX, where oneDNN would round to bfloat16: leave it at auto"
+        )
+    return True
+
+
+def _setting() -> Any:
+    """PyTorch's switch; None where this build has none."""
+    if not torch.backends.mkldnn.is_available():
+        return None
+    setting = getattr(torch.backends.mkldnn, "matmul", None)
+    return setting if hasattr(setting, "fp32_precision") else None
 
 
 @functools.cache
@@ -54,111 +72,59 @@ def _is_amd(cpu_info: Path) -> bool:
     return False
 
 
-def use_onednn(module: nn.Module) -> None:
-    """Let all of PyTorch's linear layers in ``module`` compute by oneDNN.
-
-    Parameters and their names stay. Subclasses of :class:`torch.nn.Linear` are left alone.
-    """
-    for part in module.modules():
-        if type(part) is nn.Linear:
-            part.__class__ = OneDnnLinear
-
-
-class OneDnnLinear(nn.Linear):
-    """PyTorch's linear layer, whose large float32 products on a CPU are oneDNN's.
-
-    Where something looks at or changes the operators (autocast, compilers, export, traces,
-    dispatch modes such as counters of operations, transforms of ``torch.func``), and for all other
-    tensors, it is :class:`torch.nn.Linear`.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., C) -> (..., C')."""
-        if not is_by_onednn(self, x):
-            return F.linear(x, self.weight, self.bias)
-        if torch.is_grad_enabled():
-            # The view is made outside, so that who calls may change the result in place.
-            y = _Linear.apply(x.flatten(0, -2), self.weight, self.bias)
-            return y.view(*x.shape[:-1], -1)
-        return product(x, self.weight, self.bias)
-
-
-def is_by_onednn(layer: nn.Linear, x: Tensor) -> bool:
-    """Whether this layer computes its products for ``x`` (..., C) by oneDNN."""
-    if not isinstance(layer, OneDnnLinear) or _is_watched():
+@functools.cache
+def _is_float32() -> bool:
+    """Whether oneDNN keeps all bits of float32 here, in products of matrices and of batches."""
+    if _setting() is None:
         return False
-    weight, bias = layer.weight, layer.bias
-    return (
-        type(x) in (Tensor, nn.Parameter)
-        and type(weight) in (Tensor, nn.Parameter)
-        and (bias is None or type(bias) in (Tensor, nn.Parameter))
-        and x.dtype == weight.dtype == torch.float32
-        and (bias is None or bias.dtype == torch.float32)
-        and x.device.type == weight.device.type == "cpu"
-        and x.layout == torch.strided
-        and x.ndim >= 2
-        and x.shape[-1] == weight.shape[1]
-        and 2 * x.numel() * weight.shape[0] >= LEAST_OPERATIONS
-        and torch.backends.mkldnn.enabled
-    )
+    x = torch.arange(2**16, dtype=torch.float32).view(4, 128, 128) + 2**23  # 24 bits each
+    one = torch.eye(128)
+    with by_onednn():
+        products = x[0] @ one, torch.bmm(x, one.expand_as(x))
+    return all(map(torch.equal, products, (x[0], x)))
 
 
-def _is_watched() -> bool:
-    """Whether something looks at or changes the operators that are called."""
-    return (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or torch.onnx.is_in_onnx_export()
-        or torch.is_autocast_enabled("cpu")
-        or _get_current_dispatch_mode() is not None
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-    )
+class _Scopes:
+    """Those that are open now; PyTorch's switch is one for the whole process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open = 0
+        self._before = ""
+
+    def enter(self, setting: Any) -> bool:
+        """Whether this one is to be left: not where the user has chosen."""
+        with self._lock:
+            if not self._open:
+                self._before = setting.fp32_precision
+                if self._before not in ("none", "ieee"):
+                    return False
+                setting.fp32_precision = "bf16"
+            self._open += 1
+            return True
+
+    def leave(self, setting: Any) -> None:
+        with self._lock:
+            self._open -= 1
+            if not self._open:
+                setting.fp32_precision = self._before
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """X W^T + b by oneDNN, without gradients.
+_scopes = _Scopes()
 
-    Args:
-        x: (..., C) float32; copied unless it is contiguous.
-        weight: (C', C), contiguous or a transposed view of something contiguous.
-        bias: (C',).
+
+@contextlib.contextmanager
+def by_onednn() -> Iterator[None]:
+    """While this lasts, float32 products on a CPU are oneDNN's, forward and backward.
+
+    In all threads; scopes may overlap. A precision of ``torch.backends`` or
+    ``torch.set_float32_matmul_precision`` that the user has set stays.
     """
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-
-
-def gradient_of_input(grad: Tensor, weight: Tensor) -> Tensor:
-    """(n, C') by (C', C) -> (n, C), of :func:`product`."""
-    # Backward passes are watched for themselves: somebody may count in one of the two alone.
-    return grad @ weight if _is_watched() else product(grad, weight.t())
-
-
-def gradient_of_weight(grad: Tensor, x: Tensor) -> Tensor:
-    """(n, C') and (n, C) -> (C', C), of :func:`product`."""
-    if _is_watched():
-        return grad.t() @ x
-    # The first argument is copied if transposed, and so is a transposed result, as gradients lie
-    # in memory as parameters do: whichever of the two ways copies less.
-    (n, outputs), inputs = grad.shape, x.shape[1]
-    if n * outputs <= (n + outputs) * inputs:
-        return product(grad.t(), x.t())
-    return product(x.t(), grad.t()).t().contiguous()
-
-
-class _Linear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return product(x, weight, bias)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        x, weight = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
-        if torch.is_grad_enabled():  # gradients of gradients are PyTorch's own
-            of_x = grad @ weight if needs_x else None
-            of_weight = grad.t() @ x if needs_weight else None
-        else:
-            of_x = gradient_of_input(grad, weight) if needs_x else None
-            of_weight = gradient_of_weight(grad, x) if needs_weight else None
-        return of_x, of_weight, grad.sum(0) if needs_bias else None
+    setting = _setting()
+    if setting is None or not _scopes.enter(setting):
+        yield
+        return
+    try:
+        yield
+    finally:
+        _scopes.leave(setting)

@@ -32,6 +32,7 @@ import torch
 from detectron2.utils.registry import Registry
 
 from ..errors import UserError
+from ..modeling.products import by_onednn, wants_onednn
 from ..projects import project_names
 from .case import Case, CaseError, Settings
 from .compare import Limit, Measurement, Quantity, Row, to_array
@@ -132,11 +133,14 @@ def find_kind(case: Case) -> type[CaseKind]:
 
 def _measure(kind: CaseKind, settings: Settings) -> list[Measurement]:
     case = kind.case
-    autocast = contextlib.nullcontext()
+    autocast = products = contextlib.nullcontext()
+    # Parts of detectors are too small for auto.
+    if wants_onednn(settings.execution.products, parameters=0):
+        products = by_onednn()
     if settings.autocast is not None:
         autocast = torch.autocast(torch.device(settings.device).type, settings.autocast)
     try:
-        with autocast:
+        with autocast, products:
             run = kind.compute(settings)
             return [
                 Measurement(q.name, q.ours(run), case.array(q.name), _limit(q, settings.atol))

@@ -29,7 +29,7 @@ from torch import nn
 
 from ..memory import keep_freed_memory
 from ..modeling import FeatureMaps
-from ..modeling.products import use_onednn, wants_onednn
+from ..modeling.products import by_onednn, wants_onednn
 from ..structures import GroundTruth, HeadOutput, Predictions, Queries
 from .benchmark_tables import print_cells, print_curves, print_parts
 from .environment import processor, today, versions
@@ -93,6 +93,14 @@ class Bench:
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype)
 
+    def products(self, decoder: nn.Module, *, plain: bool) -> Any:
+        """How the form computes matrix products, as the whole detector would."""
+        choice = self.cfg.model.execution.products
+        if plain or self.device.type != "cpu":
+            return nullcontext()
+        parameters = sum(p.numel() for p in decoder.parameters())
+        return by_onednn() if wants_onednn(choice, parameters) else nullcontext()
+
     def decoder(self, *, plain: bool = False, **changes: Any) -> nn.Module:
         """The config's decoder, past its initialisation, where many layers are zero."""
         node = copy.deepcopy(self.cfg.model)
@@ -105,8 +113,6 @@ class Bench:
             other = instantiate(node.decoder)
             other.load_state_dict(decoder.state_dict())
             decoder = self.to_plain(other)
-        elif wants_onednn(node.execution.products):
-            use_onednn(decoder)
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for parameter in decoder.parameters():
@@ -160,18 +166,28 @@ class Bench:
         return GroundTruth.collate(list(boxes), list(labels), sizes, device=self.device)
 
     def inference(
-        self, decoder: nn.Module, maps: FeatureMaps, count: int | None = None
+        self,
+        decoder: nn.Module,
+        maps: FeatureMaps,
+        count: int | None = None,
+        *,
+        plain: bool = False,
     ) -> Callable[[], object]:
         queries = self.queries(maps, count)
 
         def run() -> object:
-            with torch.inference_mode(), self.autocast():
+            with torch.inference_mode(), self.autocast(), self.products(decoder, plain=plain):
                 return decoder(maps, queries)
 
         return run
 
     def training_step(
-        self, decoder: nn.Module, criterion: nn.Module, maps: FeatureMaps
+        self,
+        decoder: nn.Module,
+        criterion: nn.Module,
+        maps: FeatureMaps,
+        *,
+        plain: bool = False,
     ) -> Callable[[], dict[str, float]]:
         """Forward, losses and backward; returns the seconds of each."""
         queries = self.queries(maps)
@@ -185,13 +201,14 @@ class Bench:
 
         def run() -> dict[str, float]:
             times = [now()]
-            with self.autocast():
-                predictions = Predictions(decoder(maps, queries))
-            times.append(now())
-            losses = criterion(predictions, truth).as_dict()
-            times.append(now())
-            sum(losses.values()).backward()
-            times.append(now())
+            with self.products(decoder, plain=plain):
+                with self.autocast():
+                    predictions = Predictions(decoder(maps, queries))
+                times.append(now())
+                losses = criterion(predictions, truth).as_dict()
+                times.append(now())
+                sum(losses.values()).backward()
+                times.append(now())
             for leaf in leaves:
                 leaf.grad = None
             names = ("forward", "matching, targets and losses", "backward")
@@ -211,7 +228,7 @@ def memory_of(bench: Bench, form: str) -> dict[str, float]:
     decoder = bench.decoder(plain=form == "plain")
     plain = form == "plain"
     features = bench.features(bench.conditions.train_batch, plain=plain, requires_grad=True)
-    step = bench.training_step(decoder, bench.criterion(plain=plain), features)
+    step = bench.training_step(decoder, bench.criterion(plain=plain), features, plain=plain)
     for _ in range(3):
         step()
     peak = torch.cuda.max_memory_allocated() if on_gpu else resident_memory(peak=True)
@@ -258,8 +275,8 @@ def compare_decoders(bench: Bench) -> dict[str, dict[str, float]]:
     forms = {"plain": bench.decoder(plain=True).eval(), "ours": bench.decoder().eval()}
 
     runs = {
-        name: bench.inference(decoder, bench.features(conditions.batch, plain=name == "plain"))
-        for name, decoder in forms.items()
+        name: bench.inference(decoder, bench.features(conditions.batch, plain=plain), plain=plain)
+        for name, plain, decoder in ((name, name == "plain", forms[name]) for name in forms)
     }
     if conditions.compile:
         bench.cfg.model.execution.compile = conditions.compile
@@ -274,7 +291,9 @@ def compare_decoders(bench: Bench) -> dict[str, dict[str, float]]:
     for name, decoder in forms.items():
         plain = name == "plain"
         features = bench.features(conditions.train_batch, plain=plain, requires_grad=True)
-        steps[name] = bench.training_step(decoder.train(), bench.criterion(plain=plain), features)
+        steps[name] = bench.training_step(
+            decoder.train(), bench.criterion(plain=plain), features, plain=plain
+        )
     cells["decoder + criterion, training step"] = alternate(
         steps, device=device, rounds=(conditions.rounds + 1) // 2, warm_up=1
     )
@@ -434,10 +453,9 @@ def run(
     """
     memory = memory_of_forms(memory_command) if memory_command else {}
     keeps = keep_freed_memory() if bench.device.type == "cpu" else False
-    rates = {
-        "products": product_rate(bench.device, bench.dtype),
-        "copies": copy_rate(bench.device),
-    }
+    with bench.products(bench.decoder(), plain=False):
+        rates = {"products": product_rate(bench.device, bench.dtype)}
+    rates["copies"] = copy_rate(bench.device)
     results: dict[str, Any] = {
         "command": command,
         "environment": environment(bench, keeps),

@@ -1,291 +1,189 @@
-"""Linear layers by oneDNN compute what PyTorch's own do, and step back where anything looks."""
+"""Products by oneDNN: as exact as PyTorch's own, where they were asked for, and nowhere else."""
 
 from __future__ import annotations
 
-import io
+import threading
 
 import pytest
 import torch
-import torch.nn.functional as F
 from detectron2.config import LazyConfig, instantiate
 from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
 from tolerances import tolerance
-from torch import Tensor, nn
-from torch.autograd import forward_ad
-from torch.utils.flop_counter import FlopCounterMode
 
 from detection_toolkit.config import find_config_file
+from detection_toolkit.engine.train_loop import DetectionTrainLoop
+from detection_toolkit.errors import UserError
 from detection_toolkit.modeling import Execution, products
-from detection_toolkit.modeling.products import OneDnnLinear, use_onednn, wants_onednn
+from detection_toolkit.modeling.products import LEAST_PARAMETERS, by_onednn, wants_onednn
 from detection_toolkit.studies.parts import count_operations
-from stageinteractor import factored_mixing
 
-needs_onednn = pytest.mark.skipif(
-    not wants_onednn("onednn"), reason="this PyTorch has no oneDNN or not its linear product"
+AMD = "processor\t: 0\nvendor_id\t: AuthenticAMD\nmodel\t: 2\n"
+SWITCH = getattr(torch.backends.mkldnn, "matmul", None)
+needs_switch = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available() or not hasattr(SWITCH, "fp32_precision"),
+    reason="this PyTorch has no oneDNN or no switch for its products",
 )
-pytestmark = needs_onednn
-
-# Each with 2^24 operations or more: both ways to get a weight's gradient, and the smallest.
-SHAPES = [((2, 128), 128, 512), ((2, 1024), 512, 128), ((3, 5, 70), 128, 64), ((256,), 256, 128)]
-
-
-def make_layer(inputs=128, outputs=512, *, bias=True, dtype=torch.float32):
-    torch.manual_seed(0)
-    layer = nn.Linear(inputs, outputs, bias=bias, dtype=dtype)
-    use_onednn(layer)
-    assert type(layer) is OneDnnLinear
-    return layer
+needs_float32 = pytest.mark.skipif(
+    not products._is_float32(), reason="oneDNN rounds to bfloat16 on this processor"
+)
 
 
-def draw(*shape, seed=1, dtype=torch.float32):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def with_gradients(linear, x: Tensor, weight: Tensor, bias: Tensor | None, grad: Tensor):
-    leaves = [leaf.detach().clone().requires_grad_() for leaf in (x, weight)]
-    if bias is not None:
-        leaves.append(bias.detach().clone().requires_grad_())
-    y = linear(*leaves, *([None] if bias is None else []))
-    return [y.detach(), *torch.autograd.grad(y, leaves, grad)]
+def draw(*shape, seed=1):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture
-def calls(monkeypatch):
-    """Products that oneDNN is asked for."""
-    made = []
-    plain = products.product
+def products_of_onednn(capfd):
+    """A function: how many products oneDNN has computed in another one."""
 
-    def counted(*arguments):
-        made.append(arguments[0].shape)
-        return plain(*arguments)
+    def count(run) -> int:
+        capfd.readouterr()
+        with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
+            run()
+        lines = capfd.readouterr().out.splitlines()
+        return sum("exec," in line and ",matmul," in line for line in lines)
 
-    monkeypatch.setattr(products, "product", counted)
-    return made
+    with by_onednn():
+        if not count(lambda: draw(128, 128) @ draw(128, 128)):
+            pytest.skip("PyTorch does not hand products to oneDNN on this processor")
+    return count
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("lead, inputs, outputs", SHAPES)
-def test_values_and_gradients_are_those_of_pytorch(lead, inputs, outputs, bias, calls):
-    layer = make_layer(inputs, outputs, bias=bias)
-    x, grad = draw(*lead, inputs), draw(*lead, outputs, seed=2)
+@needs_float32
+@pytest.mark.parametrize("shape", [(), (24,)], ids=["matrices", "batch"])
+@pytest.mark.parametrize("m, k, n", [(200, 128, 64), (33, 70, 129), (1, 512, 300)])
+def test_values_and_gradients_are_as_exact_as_pytorchs(shape, m, k, n, products_of_onednn):
+    x, y, grad = draw(*shape, m, k), draw(*shape, k, n, seed=2), draw(*shape, m, n, seed=3)
+    x.requires_grad_(), y.requires_grad_()
+    found = []
 
-    def by_layer(x, weight, bias):
-        tensors = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
-        return torch.func.functional_call(layer, tensors, x)
+    def compute():
+        with by_onednn():
+            z = x @ y
+            found.extend([z.detach(), *torch.autograd.grad(z, [x, y], grad)])
 
-    ours = with_gradients(by_layer, x, layer.weight, layer.bias, grad)
-    assert len(calls) == 3
-    double = [None if t is None else t.double() for t in (x, layer.weight, layer.bias, grad)]
-    theirs = with_gradients(F.linear, *double)
-    n = x.numel() // inputs
-    x, weight, grad = (t.abs() for t in (x, layer.weight.detach(), grad))
-    # Sums of absolute addends, and how many there are.
-    addends = [
-        (x @ weight.t() + (layer.bias.abs().max() if bias else 0), inputs),
-        (grad @ weight, outputs),
-        (grad.flatten(0, -2).t() @ x.flatten(0, -2), n),
-        (grad.flatten(0, -2).sum(0), n),
+    assert products_of_onednn(compute) == 3
+    a, b, c = x.detach().double(), y.detach().double(), grad.double()
+    for ours, u, v in zip(found, (a, c, a.mT), (b, b.mT, c)):
+        limits = tolerance(torch.float32, (u.abs() @ v.abs()).max().item(), u.shape[-1])
+        torch.testing.assert_close(ours.double(), u @ v, **limits)
+
+
+@needs_float32
+def test_matrices_may_lie_in_memory_in_any_way():
+    wide = draw(300, 512)
+    views = [
+        wide[:256, :256],
+        wide[:256, ::2],
+        wide[:256, :256].t(),
+        wide[:1, :256].expand(256, -1),
     ]
-    for value, expected, (total, roundings) in zip(ours, theirs, addends):
-        assert value.is_contiguous()
-        limits = tolerance(torch.float32, total.max().item(), roundings)
-        torch.testing.assert_close(value.double(), expected, **limits)
+    for x in views:
+        for y in views:
+            with by_onednn():
+                ours = x @ y
+            expected = x.double() @ y.double()
+            scale = (x.double().abs() @ y.double().abs()).max().item()
+            torch.testing.assert_close(
+                ours.double(), expected, **tolerance(torch.float32, scale, 256)
+            )
 
 
-def test_arguments_may_lie_in_memory_in_any_way(calls):
-    layer = make_layer(256, 256)
-    wide, grad = draw(256, 512), draw(256, 512, seed=2)
-    for x, g in ((wide.t()[:256].t(), grad[:, ::2]), (wide[:, ::2], grad[:, 256:].t())):
-        leaf = x.requires_grad_(False).clone(memory_format=torch.preserve_format)
-        leaf = torch.as_strided(wide, x.shape, x.stride(), x.storage_offset()).requires_grad_()
-        y = layer(leaf)
-        ours = torch.autograd.grad(y, [leaf, layer.weight], g)
-        theirs = (g.double() @ layer.weight.double(), g.double().t() @ x.double())
-        scale = 256 * g.abs().max().item() * max(x.abs().max().item(), 1)
-        for value, expected in zip(ours, theirs):
-            limits = tolerance(torch.float32, scale, 256)
-            torch.testing.assert_close(value.double(), expected.detach(), **limits)
-        leaf.requires_grad_(False)
-    assert len(calls) == 6
+@needs_switch
+def test_the_switch_is_as_before_after_the_last_scope():
+    assert SWITCH.fp32_precision == "none"
+    with by_onednn():
+        assert SWITCH.fp32_precision == "bf16"
+        with pytest.raises(KeyError), by_onednn():
+            raise KeyError
+        assert SWITCH.fp32_precision == "bf16"
+    assert SWITCH.fp32_precision == "none"
 
 
-def test_what_needs_no_gradient_is_not_computed(calls):
-    layer = make_layer()
-    layer(draw(256, 128)).sum().backward()
-    assert len(calls) == 2  # the values, and the gradient of the weight
-    layer.requires_grad_(False)
-    x = draw(256, 128).requires_grad_()
-    layer(x).sum().backward()
-    assert len(calls) == 4 and x.grad is not None
+@needs_switch
+def test_scopes_of_several_threads_may_overlap():
+    in_scope, other_is_left = threading.Event(), threading.Event()
+    found = []
+
+    def late():
+        with by_onednn():
+            in_scope.set()
+            assert other_is_left.wait(60)
+            found.append(SWITCH.fp32_precision)
+
+    thread = threading.Thread(target=late)
+    with by_onednn():
+        thread.start()
+        assert in_scope.wait(60)
+    other_is_left.set()
+    thread.join()
+    assert found == ["bf16"] and SWITCH.fp32_precision == "none"
 
 
-@pytest.mark.parametrize("lead", [(256,), (2, 128)])
-def test_results_may_be_changed_in_place(lead, calls):
-    layer = make_layer()
-    x = draw(*lead, 128).requires_grad_()
-    (of_x,) = torch.autograd.grad(layer(x).relu_().sum(), x)
-    assert calls
-    of_y = (layer(x) > 0).double()
-    limits = tolerance(torch.float32, 512 * layer.weight.abs().max().item(), 512)
-    torch.testing.assert_close(of_x.double(), of_y @ layer.weight.double(), **limits)
-
-
-def test_two_runs_agree_bit_for_bit(calls):
-    def run():
-        layer = make_layer()
-        x = draw(512, 128).requires_grad_()
-        layer(x).square().sum().backward()
-        return x.grad, layer.weight.grad, layer.bias.grad
-
-    for first, second in zip(run(), run()):
-        assert torch.equal(first, second)
-    assert len(calls) == 6
-
-
-def test_gradients_of_gradients_are_those_of_pytorch():
-    layer = make_layer()
-    x = draw(256, 128).requires_grad_()
-
-    def penalty(linear):
-        (of_x,) = torch.autograd.grad(linear(x).tanh().sum(), x, create_graph=True)
-        return torch.autograd.grad(of_x.square().sum(), [x, layer.weight])
-
-    plain = penalty(lambda x: F.linear(x, layer.weight, layer.bias))
-    for ours, theirs in zip(penalty(layer), plain):
-        scale = 128 * 512 * theirs.abs().max().item()
-        torch.testing.assert_close(ours, theirs, **tolerance(torch.float32, scale, 4))
-
-
+@needs_switch
 @pytest.mark.parametrize(
-    "lead, inputs, outputs, dtype",
-    [
-        ((256,), 128, 512, torch.float64),
-        ((16,), 128, 512, torch.float32),
-        ((0,), 8, 8, torch.float32),
-    ],
+    "precision, inside, after", [("high", "tf32", "tf32"), ("highest", "bf16", "ieee")]
 )
-def test_other_tensors_are_pytorchs_exactly(lead, inputs, outputs, dtype, calls):
-    layer = make_layer(inputs, outputs, dtype=dtype)
-    x = draw(*lead, inputs, dtype=dtype)
-    assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
-    assert not calls
+def test_a_precision_that_the_user_has_set_stays(precision, inside, after):
+    torch.set_float32_matmul_precision(precision)
+    try:
+        with by_onednn():
+            assert SWITCH.fp32_precision == inside
+        assert SWITCH.fp32_precision == after
+        assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        SWITCH.fp32_precision = "none"
 
 
-def test_one_vector_is_pytorchs(calls):
-    layer = make_layer(4096, 2048)
-    x = draw(4096)
-    assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias)) and not calls
-
-
-def _autocast(layer, x):
-    with torch.autocast("cpu", torch.bfloat16):
-        assert layer(x).dtype == torch.bfloat16
-
-
-def _meta(layer, x):
-    assert layer.to("meta")(x.to("meta")).is_meta
-
-
-def _subclass(layer, x):
-    class Own(Tensor):
-        pass
-
-    assert isinstance(layer(x.as_subclass(Own)), Own)
-
-
-def _func(layer, x):
-    state = dict(layer.named_parameters())
-
-    def loss(state, x):
-        return torch.func.functional_call(layer, state, x).sum()
-
-    assert torch.func.grad(loss)(state, x)["bias"].eq(len(x)).all()
-    assert torch.func.vmap(layer)(x[None]).shape == (1, 256, 512)
-
-
-def _forward_mode(layer, x):
-    with forward_ad.dual_level():
-        y = layer(forward_ad.make_dual(x, torch.ones_like(x)))
-        assert forward_ad.unpack_dual(y).tangent is not None
-
-
-def _trace(layer, x):
-    graph = str(torch.jit.trace(layer, x, check_trace=False).inlined_graph)
-    assert "aten::linear" in graph and "mkldnn" not in graph
-
-
-def _export(layer, x):
-    graph = str(torch.export.export(layer, (x,)).graph)
-    assert "aten.linear" in graph and "mkldnn" not in graph
-
-
-def _compile(layer, x):
-    compiled = torch.compile(layer, backend="eager", fullgraph=True)
-    compiled(x).sum().backward()
-    assert layer.weight.grad is not None
-
-
-def _counter(layer, x):
-    with FlopCounterMode(display=False) as counter:
-        layer(x).sum().backward()
-    # Gradients of what needs none are not computed: of the three products two.
-    assert counter.get_total_flops() == 2 * 2 * 256 * 128 * 512
-
-
-def _disabled(layer, x):
-    with torch.backends.mkldnn.flags(enabled=False):
-        layer(x)
-
-
-@pytest.mark.parametrize(
-    "look",
-    [
-        _autocast,
-        _meta,
-        _subclass,
-        _func,
-        _forward_mode,
-        _trace,
-        _export,
-        _compile,
-        _counter,
-        _disabled,
-    ],
-)
-def test_who_looks_at_operators_sees_pytorchs(look, calls):
-    look(make_layer(), draw(256, 128))
-    assert not calls
-
-
-def test_a_backward_pass_is_counted_apart_from_its_forward_pass(calls):
-    y = make_layer()(draw(256, 128))
-    assert len(calls) == 1
-    with FlopCounterMode(display=False) as counter:
-        y.sum().backward()
-    assert counter.get_total_flops() == 2 * 256 * 128 * 512 and len(calls) == 1
+@pytest.fixture
+def cpu_info(tmp_path, monkeypatch):
+    path = tmp_path / "cpuinfo"
+    monkeypatch.setattr(products, "CPU_INFO", path)
+    return path
 
 
 @pytest.mark.parametrize(
     "text, expected",
     [
-        ("processor\t: 0\nvendor_id\t: AuthenticAMD\nmodel\t: 2\n", True),
+        (AMD, True),
         ("processor\t: 0\nvendor_id\t: GenuineIntel\nmodel name\t: AuthenticAMD\n", False),
         ("processor\t: 0\nCPU implementer\t: 0x41\n", False),
         (None, False),
     ],
 )
-def test_auto_goes_by_the_vendor_of_the_processor(text, expected, tmp_path, monkeypatch):
-    path = tmp_path / "cpuinfo"
+def test_auto_goes_by_the_processor_and_the_size_of_the_model(
+    text, expected, cpu_info, monkeypatch
+):
     if text is not None:
-        path.write_text(text)
-    monkeypatch.setattr(products, "CPU_INFO", path)
-    assert wants_onednn("auto") is expected
-    assert wants_onednn("onednn") and not wants_onednn("torch")
+        cpu_info.write_text(text)
+    monkeypatch.setattr(products, "_is_float32", lambda: True)
+    assert wants_onednn("auto", LEAST_PARAMETERS) is expected
+    assert not wants_onednn("auto", LEAST_PARAMETERS - 1)
+    assert not wants_onednn("torch", LEAST_PARAMETERS)
 
 
-def test_without_the_operator_it_is_pytorch(monkeypatch):
-    monkeypatch.setattr(torch.ops, "mkldnn", object())
-    assert not wants_onednn("onednn") and not wants_onednn("auto")
+@needs_switch
+def test_where_onednn_rounds_auto_leaves_it_and_onednn_is_an_error(cpu_info, monkeypatch):
+    cpu_info.write_text(AMD)
+    bmm = torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda x, y: bmm(x.bfloat16(), y.bfloat16()).float())
+    monkeypatch.setattr(products, "_is_float32", products._is_float32.__wrapped__)
+    assert not wants_onednn("auto", LEAST_PARAMETERS)
+    with pytest.raises(UserError, match="products=onednn needs .* without AMX.* leave it at auto"):
+        wants_onednn("onednn", 0)
+
+
+def test_an_older_pytorch_computes_by_itself(cpu_info, monkeypatch):
+    cpu_info.write_text(AMD)
+    monkeypatch.setattr(torch.backends.mkldnn, "matmul", object(), raising=False)
+    monkeypatch.setattr(products, "_is_float32", products._is_float32.__wrapped__)
+    assert not wants_onednn("auto", LEAST_PARAMETERS)
+    with pytest.raises(UserError, match="products=onednn needs PyTorch 2.9 or newer"):
+        wants_onednn("onednn", 0)
+    with by_onednn():
+        assert torch.equal(torch.eye(64) @ torch.eye(64), torch.eye(64))
 
 
 def test_an_unknown_choice_is_an_error():
@@ -293,76 +191,100 @@ def test_an_unknown_choice_is_an_error():
         Execution(products="mkl")
 
 
-def test_weights_names_and_subclasses_stay():
-    class Own(nn.Linear):
-        pass
-
-    module = nn.Sequential(nn.Linear(2, 3), nn.MultiheadAttention(4, 2), Own(3, 3))
-    state = {name: value.clone() for name, value in module.state_dict().items()}
-    use_onednn(module)
-    assert [type(part) for part in module] == [OneDnnLinear, nn.MultiheadAttention, Own]
-    after = module.state_dict()
-    assert list(after) == list(state) and all(torch.equal(after[k], state[k]) for k in state)
-    file = io.BytesIO()
-    torch.save(module[0], file)
-    file.seek(0)
-    assert type(torch.load(file, weights_only=False)) is OneDnnLinear
-
-
-@pytest.fixture(scope="module")
-def detectors():
-    """The same small detector three times: by oneDNN, by PyTorch, and by PyTorch in float64."""
+def make_detector(choice):
     model = LazyConfig.load(find_config_file("common/models/stageinteractor_tiny.py")).model
-    found = []
-    for choice in ("onednn", "torch", "torch"):
-        model.execution.products = choice
-        torch.manual_seed(0)
-        found.append(instantiate(model).train())
-        with torch.no_grad():  # zero-initialised parts would hide what goes through them
-            for parameter in found[-1].parameters():
-                parameter.add_(0.03 * torch.randn_like(parameter))
-    return found[0], found[1], found[2].double()
+    model.execution.products = choice
+    torch.manual_seed(0)
+    detector = instantiate(model).train()
+    with torch.no_grad():  # zero-initialised parts would hide what goes through them
+        for parameter in detector.parameters():
+            parameter.add_(0.03 * torch.randn_like(parameter))
+    return detector
 
 
-def _losses_and_gradients(detector):
+def make_batch():
     instances = Instances((96, 128))
     instances.gt_boxes = Boxes(torch.tensor([[5.0, 5, 60, 70], [40, 30, 120, 90]]))
     instances.gt_classes = torch.tensor([0, 3])
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(256, (3, 96, 128), generator=generator, dtype=torch.uint8)
+    return [{"image": image, "instances": instances, "height": 96, "width": 128}]
+
+
+def losses_and_gradients(detector):
     detector.zero_grad()
-    losses = detector([{"image": image, "instances": instances}])
-    sum(losses.values()).backward()
+    with detector.products():
+        losses = detector(make_batch())
+        sum(losses.values()).backward()
     values = torch.stack([value.detach().double() for value in losses.values()])
     gradients = [p.grad.double().flatten() for p in detector.parameters() if p.grad is not None]
     return values, torch.cat(gradients)
 
 
-def test_a_detector_has_the_losses_and_gradients_that_it_has_without(detectors, calls, monkeypatch):
-    monkeypatch.setattr(products, "LEAST_OPERATIONS", 1)
-    monkeypatch.setattr(factored_mixing, "product", products.product)
-    by_onednn, by_pytorch, exact = map(_losses_and_gradients, detectors)
-    assert len(calls) > 100
-    for ours, theirs, expected in zip(by_onednn, by_pytorch, exact):
+@needs_float32
+def test_a_detector_has_the_losses_and_gradients_that_it_has_without():
+    found = [
+        losses_and_gradients(detector)
+        for detector in (
+            make_detector("onednn"),
+            make_detector("torch"),
+            make_detector("torch").double(),
+        )
+    ]
+    for ours, theirs, expected in zip(*found):
         # Rounding goes through the whole network; as much of it as PyTorch's is no error.
         rounding = (theirs - expected).norm()
         assert (ours - theirs).norm() < 8 * rounding
         assert rounding < 1e-3 * expected.norm()
 
 
-def test_detectors_that_compute_in_float64_or_by_pytorch_do_not_ask(detectors, calls, monkeypatch):
-    monkeypatch.setattr(products, "LEAST_OPERATIONS", 1)
-    monkeypatch.setattr(factored_mixing, "product", products.product)
-    for detector in detectors[1:]:
-        _losses_and_gradients(detector)
-    assert not calls
-    assert list(detectors[0].state_dict()) == list(detectors[1].state_dict())
+@needs_float32
+def test_all_passes_of_a_detector_are_by_onednn_where_it_is_chosen(products_of_onednn):
+    batch = make_batch()
+    for choice in ("onednn", "torch"):
+        detector = make_detector(choice)
+        optimizer = torch.optim.SGD(detector.parameters(), lr=0.0)
+        loop = DetectionTrainLoop(detector, [batch] * 4, optimizer, device="cpu")
+        loop.iter = 0
+
+        def train(loop=loop):
+            with EventStorage():
+                loop.run_step()
+
+        step = products_of_onednn(train)
+        forward = products_of_onednn(lambda detector=detector: detector(batch))
+        counted = products_of_onednn(lambda detector=detector: detector.count_targets(batch))
+        detector.eval()
+        of_stages = products_of_onednn(lambda detector=detector: detector.inference_stages(batch))
+        with torch.no_grad():
+            inference = products_of_onednn(lambda detector=detector: detector(batch))
+        if choice == "torch":
+            assert not any((step, forward, counted, of_stages, inference))
+        else:
+            assert min(forward, counted, of_stages, inference) > 50
+            assert step > 2 * forward  # nearly every product has two in the backward pass
+        assert SWITCH.fp32_precision == "none"
 
 
-def test_operations_are_counted_whatever_computes(detectors, calls, monkeypatch):
-    monkeypatch.setattr(products, "LEAST_OPERATIONS", 1)
-    by_onednn, by_pytorch = (
-        count_operations(lambda: _losses_and_gradients(detector))  # noqa: B023
-        for detector in detectors[:2]
-    )
-    assert by_onednn == by_pytorch > 0 and not calls
+def test_in_bfloat16_products_are_and_boxes_scores_and_losses_are_not():
+    detector, exact = make_detector("bfloat16"), make_detector("torch")
+    types = set()
+    for module in detector.modules():
+        if type(module) is torch.nn.Linear:
+            module.register_forward_hook(lambda module, x, y: types.add(y.dtype))
+    values, gradients = losses_and_gradients(detector)
+    for ours, theirs in zip((values, gradients), losses_and_gradients(exact)):
+        assert 0 < (ours - theirs).norm() < 0.5 * theirs.norm()
+    assert types == {torch.bfloat16}
+    detector.eval()
+    with torch.no_grad():
+        found = detector(make_batch())[0]["instances"]
+    assert found.scores.dtype == found.pred_boxes.tensor.dtype == torch.float32
+    assert not torch.is_autocast_enabled("cpu")
+
+
+@needs_float32
+def test_operations_are_counted_whatever_computes():
+    ours, theirs = make_detector("onednn"), make_detector("torch")
+    counted = count_operations(lambda: losses_and_gradients(ours))
+    assert counted == count_operations(lambda: losses_and_gradients(theirs)) > 0
