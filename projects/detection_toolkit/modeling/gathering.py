@@ -150,8 +150,11 @@ def _rows_and_factors(
 def _exchange(t: Tensor, of_bag: int) -> Tensor:
     """(L, k, bags of_bag) -> (L, bags, k of_bag): what belongs to a bag, side by side. It is its
     own inverse."""
+    bags = t.shape[-1] // of_bag
     wide = _wide(t.dtype, of_bag)
-    exchanged = t.view(wide).unflatten(-1, (t.shape[-1] // of_bag, -1)).transpose(1, 2)
+    if wide == t.dtype:  # in a compiled program a view as the same type has no gradient either
+        return t.unflatten(-1, (bags, -1)).transpose(1, 2).flatten(2)
+    exchanged = t.view(wide).unflatten(-1, (bags, -1)).transpose(1, 2)
     return exchanged.contiguous().flatten(2).view(t.dtype)
 
 

@@ -271,6 +271,27 @@ def test_the_compiled_decoder_is_one_program_for_all_image_sizes():
     assert counter.frame_count == 1
 
 
+def test_the_compiled_decoder_has_the_gradients_that_it_has_otherwise():
+    torch._dynamo.reset()
+    decoder = make_decoder(Execution(compile="default"))
+    # The compiler's own derivatives, without the minutes for its code.
+    decoder._program = torch.compile(partial(_program, decoder), backend="aot_eager")
+    found = []
+    for each in (decoder, make_decoder(DIRECT)):
+        maps, queries = make_inputs()
+        outputs = each(maps, queries)
+        loss = sum((x.logits.sin().sum() + x.boxes.sin().sum()) for x in outputs)
+        parameters = dict(each.named_parameters())
+        leaves = [*maps.levels, *parameters.values()]
+        gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
+        found.append(dict(zip([*range(len(maps.levels)), *parameters], gradients)))
+    for name, expected in found[1].items():
+        ours = found[0][name]
+        assert (ours is None) == (expected is None), name
+        if ours is not None:
+            torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-8, msg=str(name))
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
