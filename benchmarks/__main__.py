@@ -50,6 +50,11 @@ BENCHMARKS = {
     "adamixer": Benchmark(
         f"{_DECODER} --config-file adamixer/adamixer_r50_100q_1x.py", "--no-curves --no-parts"
     ),
+    # Its queries of all stages before make a step five times as large.
+    "sqr": Benchmark(
+        f"{_DECODER} --config-file sqr/stageinteractor_sqr_r50_100q_1x.py --train-batch 1",
+        "--rounds 1 --no-curves --no-parts --no-memory",
+    ),
     "attention": Benchmark("-m benchmarks.deformable_attention", "--rounds 3", "--rounds 1"),
     "refiner": Benchmark("-m benchmarks.hybrid_refiner", "--rounds 5"),
     "peer": Benchmark("-m benchmarks.transformers_peer --variants two_stage", "--rounds 3"),
