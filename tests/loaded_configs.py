@@ -10,7 +10,7 @@ from functools import cache
 
 import torch
 from detectron2.config import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -27,10 +27,27 @@ def load_config(name: str) -> DictConfig:
     return copy.deepcopy(_loaded(name))
 
 
-@cache
+_empty: dict[str, nn.Module] = {}  # by what the config says of it
+
+
 def empty_model(name: str) -> nn.Module:
     """The detector of a config as it is, on the meta device and shared: to be looked at only."""
-    return build_empty(load_config(name))
+    return shared_empty(load_config(name))
+
+
+def shared_empty(config: DictConfig) -> nn.Module:
+    """As :func:`build_empty`; configs with the same detector, as of 12 and 24 epochs, share it."""
+    _without_pretraining(config)
+    described = repr(OmegaConf.to_container(config.model, resolve=True))
+    if described not in _empty:
+        _empty[described] = build_empty(config)
+    return _empty[described]
+
+
+def _without_pretraining(config: DictConfig) -> None:
+    bottom_up = config.model.backbone.get("bottom_up", {})
+    if "pretrained" in bottom_up:
+        bottom_up.pretrained = False
 
 
 def build_empty(config: DictConfig) -> nn.Module:
@@ -39,9 +56,7 @@ def build_empty(config: DictConfig) -> nn.Module:
     Args:
         config: pretrained weights of a timm backbone are switched off in it.
     """
-    bottom_up = config.model.backbone.get("bottom_up", {})
-    if "pretrained" in bottom_up:
-        bottom_up.pretrained = False
+    _without_pretraining(config)
     with torch.device("meta"), _WithoutInitialValues():
         return instantiate(config.model)
 

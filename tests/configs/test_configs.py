@@ -12,7 +12,7 @@ from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling.backbone import ResNet
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from detectron2.structures import Boxes, Instances
-from loaded_configs import build_empty, empty_model, load_config
+from loaded_configs import build_empty, empty_model, load_config, shared_empty
 from omegaconf import OmegaConf
 
 from detection_toolkit.config import find_config_file
@@ -106,7 +106,7 @@ def test_config_survives_saving(name, tmp_path):
     assert first.read_text() == second.read_text()
     assert not list(tmp_path.glob("*.pkl"))  # Detectron2's fallback for what YAML cannot hold
     shapes = {k: v.shape for k, v in empty_model(name).state_dict().items()}
-    assert shapes == {k: v.shape for k, v in build_empty(loaded).state_dict().items()}
+    assert shapes == {k: v.shape for k, v in shared_empty(loaded).state_dict().items()}
 
 
 @pytest.mark.parametrize("name", sorted(RELEASED))

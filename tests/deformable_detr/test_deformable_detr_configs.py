@@ -9,7 +9,7 @@ import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.layers import FrozenBatchNorm2d
-from loaded_configs import build_empty, empty_model, load_config
+from loaded_configs import build_empty, empty_model, load_config, shared_empty
 from small_runs import make_batch
 
 from detection_toolkit.config import apply_overrides, find_config_file
@@ -68,7 +68,7 @@ def test_config_is_short_and_survives_saving(name, tmp_path):
     assert first.read_text() == second.read_text()
     assert not list(tmp_path.glob("*.pkl"))
     shapes = {k: v.shape for k, v in empty_model(name).state_dict().items()}
-    assert shapes == {k: v.shape for k, v in build_empty(loaded).state_dict().items()}
+    assert shapes == {k: v.shape for k, v in shared_empty(loaded).state_dict().items()}
 
 
 @pytest.mark.parametrize("name", sorted(RELEASED))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable
 
@@ -366,16 +367,22 @@ DESCRIPTION = {
 }
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """A folder of a refined detector, as the hub has it, and the model."""
+@pytest.fixture(scope="module")
+def refined(tmp_path_factory):
+    """A folder of a refined detector, as the hub has it, and the model; to be looked at only."""
     pytest.importorskip("safetensors")
     model = small("refine")
-    folder = tmp_path / "refined"
+    folder = tmp_path_factory.mktemp("hub") / "refined"
     content = official_file(model.state_dict(), model, source="huggingface")
     write_official(folder / "model.safetensors", content)
     (folder / "config.json").write_text(json.dumps(DESCRIPTION))
     return folder, model
+
+
+@pytest.fixture
+def folder(refined, tmp_path):
+    """A copy of that folder, and the model."""
+    return shutil.copytree(refined[0], tmp_path / "refined"), refined[1]
 
 
 def fresh(variant: str = "refine"):

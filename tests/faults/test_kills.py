@@ -13,7 +13,7 @@ from fault_runs import (
 KILLED = -9
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_kills_at_every_kind_of_moment(tmp_path, small_data, undisturbed, workers):
     """In a step, in the writing of a checkpoint, and before and between the two renamings."""
     overrides = run_overrides(tmp_path, small_data, f"dataloader.train.num_workers={workers}")

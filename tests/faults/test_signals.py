@@ -1,7 +1,9 @@
 """Signals to real processes of train_net.py, alone and two together."""
 
+import contextlib
 import os
 import signal
+import subprocess
 import time
 
 import pytest
@@ -15,9 +17,23 @@ def wait_for(condition, process, seconds=120):
     end = time.monotonic() + seconds
     while not condition():
         if process.poll() is not None or time.monotonic() > end:
-            process.kill()
-            raise AssertionError(process.communicate()[0])
+            raise AssertionError(killed(process))
         time.sleep(0.05)
+
+
+def output_at_end(process, seconds=180):
+    """What a process has said when it has ended, which may take a while beside other programs."""
+    try:
+        return process.communicate(timeout=seconds)[0]
+    except subprocess.TimeoutExpired:
+        raise AssertionError(f"no end after {seconds} s:\n{killed(process)}") from None
+
+
+def killed(process):
+    """What a process has said, and those that it has started; none of them is left."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    return process.communicate()[0]
 
 
 def has_checkpoint(output):
@@ -97,10 +113,7 @@ def test_the_command_ends_although_only_it_is_told_and_not_its_loaders(tmp_path,
     process = start(*endless, "dataloader.train.num_workers=2")
     wait_for(has_checkpoint(tmp_path), process)
     process.send_signal(signal.SIGTERM)
-    try:
-        text = process.communicate(timeout=60)[0]
-    finally:
-        process.kill()
+    text = output_at_end(process)
     assert process.returncode == EXIT_INTERRUPTED, text
 
 
@@ -110,10 +123,10 @@ def test_two_processes_end_with_a_checkpoint_that_one_can_go_on_from(tmp_path, s
     process = start("--num-gpus", "2", *endless)
     wait_for(has_checkpoint(tmp_path), process)
     process.send_signal(signal.SIGTERM)
-    text = process.communicate(timeout=60)[0]
+    text = output_at_end(process)
     assert process.returncode == EXIT_INTERRUPTED, text
     done = last_iteration(tmp_path)
-    assert f"a checkpoint is written after iteration {done}" in text
+    assert f"a checkpoint is written after iteration {done}" in text, text
 
     log = tmp_path / "console.txt"
     overrides = [*run_overrides(tmp_path, small_data), f"train.max_iter={done + 3}"]

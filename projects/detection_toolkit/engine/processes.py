@@ -32,6 +32,8 @@ __all__ = [
 
 # What PyTorch says of a port that another program listens at.
 _TAKEN = "EADDRINUSE"
+# A port that is found free may be taken when the processes have imported PyTorch, seconds later.
+_TRIES = 5
 # SLURM gives no port. Jobs on one machine differ in their job id.
 _SLURM_BASE_PORT = 20000
 
@@ -199,17 +201,21 @@ def launch(
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     starts_processes = args.num_gpus * args.num_machines > 1
     passed: list[str] = []
+
+    def start() -> Any:
+        return detectron2_launch(
+            _main_with_share_of_cores,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(main, args, 1 if on_gpu else args.num_gpus),
+            timeout=timeout,
+        )
+
     try:
         with _signals_passed_on(passed) if starts_processes else contextlib.nullcontext():
-            return detectron2_launch(
-                _main_with_share_of_cores,
-                args.num_gpus,
-                num_machines=args.num_machines,
-                machine_rank=args.machine_rank,
-                dist_url=args.dist_url,
-                args=(main, args, 1 if on_gpu else args.num_gpus),
-                timeout=timeout,
-            )
+            return _on_a_free_port(start) if args.dist_url == "auto" else start()
     except ProcessExitedException as error:
         if error.signal_name in passed:  # which came before it could handle signals
             _end_before_training(error.signal_name)
@@ -221,12 +227,31 @@ def launch(
             )
         sys.exit(error.exit_code)
     except ProcessRaisedException as error:
-        if _TAKEN in str(error):
+        if _have_not_met(error):
             raise UserError(_port_is_taken(args.dist_url)) from error
         raise
 
 
+def _have_not_met(error: ProcessRaisedException) -> bool:
+    """Whether the port of the processes was taken; not one of ``main``, perhaps hours later."""
+    return _TAKEN in str(error) and "init_process_group" in str(error)
+
+
+def _on_a_free_port(start: Callable[[], Any]) -> Any:
+    """Start anew where another program was faster to take the port that was found free."""
+    for _ in range(_TRIES - 1):
+        try:
+            return start()
+        except ProcessRaisedException as error:
+            if not _have_not_met(error):
+                raise
+        print("another program has taken the port meanwhile: the next one is tried", flush=True)
+    return start()
+
+
 def _port_is_taken(address: str) -> str:
+    if address == "auto":
+        return f"{_TRIES} ports that were free have been taken by other programs: start again"
     return (
         f"the port of {address} is taken by another program: choose another one (--dist-url, or "
         "MASTER_PORT under srun and torchrun); on one machine leave --dist-url out, and a free one "

@@ -1,9 +1,9 @@
 import hashlib
 import json
+import multiprocessing
 import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
 from dataclasses import replace
 
 import cv2
@@ -24,6 +24,7 @@ from detection_toolkit.data import (
     get_detection_dataset,
     register_shapes,
 )
+from detection_toolkit.data.make_shapes import main
 from detection_toolkit.data.shapes import OUTLINES, render_image
 
 SMALL = ShapesSpec(num_images=4, seed=5)
@@ -296,19 +297,25 @@ def test_what_is_not_generated_cannot_be_ensured(name):
 
 
 def test_the_command_line_in_two_processes_at_once(tmp_path):
-    command = [sys.executable, "-m", "detection_toolkit.data.make_shapes", "shapes_val"]
-    command += ["--output", str(tmp_path), "--num-images", "40"]
-    runs = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
+    output = tmp_path / "output"
+    together = multiprocessing.get_context("fork").Barrier(2)
+
+    def draw(printed):
+        together.wait(60)
+        with printed.open("w") as file, redirect_stdout(file):
+            main(["shapes_val", "--output", str(output), "--num-images", "40"])
+
+    outputs = [tmp_path / name for name in ("first.txt", "second.txt")]
+    runs = [multiprocessing.get_context("fork").Process(target=draw, args=(p,)) for p in outputs]
     for run in runs:
-        out, err = run.communicate(timeout=600)
-        assert run.returncode == 0, err
-        assert out.splitlines()[-1] == str(tmp_path / "shapes_val")
-    assert [p.name for p in tmp_path.iterdir()] == ["shapes_val"]
-    document = json.loads((tmp_path / "shapes_val" / "annotations.json").read_text())
-    assert len(document["images"]) == len(os.listdir(tmp_path / "shapes_val" / "images")) == 40
+        run.start()
+    for run, printed in zip(runs, outputs):
+        run.join(600)
+        assert run.exitcode == 0
+        assert printed.read_text().splitlines()[-1] == str(output / "shapes_val")
+    assert [p.name for p in output.iterdir()] == ["shapes_val"]
+    document = json.loads((output / "shapes_val" / "annotations.json").read_text())
+    assert len(document["images"]) == len(os.listdir(output / "shapes_val" / "images")) == 40
 
 
 @pytest.mark.parametrize(
@@ -320,8 +327,6 @@ def test_the_command_line_in_two_processes_at_once(tmp_path):
     ],
 )
 def test_the_command_line_refuses_nonsense(tmp_path, capsys, arguments, message):
-    from detection_toolkit.data.make_shapes import main
-
     with pytest.raises(SystemExit):
         main([a.replace("{tmp}", str(tmp_path)) for a in arguments])
     assert message in capsys.readouterr().err

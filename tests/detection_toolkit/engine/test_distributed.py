@@ -15,7 +15,7 @@ import torch.distributed as dist
 from detectron2.engine import create_ddp_model, default_argument_parser
 from detectron2.utils.events import EventStorage
 from small_runs import make_batch, make_detector, run_overrides
-from torch.multiprocessing import ProcessExitedException
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from two_processes import run_two_processes
 
 from detection_toolkit.engine import processes
@@ -399,6 +399,59 @@ def test_a_port_that_is_taken_is_one_line_of_the_launcher(taken_port, tmp_path):
     assert done.returncode == 1 and "Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]
     assert last.startswith(f"error: the port of tcp://127.0.0.1:{taken_port} is taken")
+
+
+@pytest.mark.slow
+def test_another_port_is_tried_where_the_free_one_is_taken_meanwhile(
+    taken_port, monkeypatch, capfd
+):
+    """Between the search of the launcher and its processes there are seconds."""
+    launcher = sys.modules["detectron2.engine.launch"]
+    ports = iter([taken_port, free_port()])
+    monkeypatch.setattr(launcher, "_find_free_port", lambda: next(ports))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    args = arguments(num_gpus=2, dist_url="auto", config_file="of both")
+    processes.launch(print, args, device="cpu")
+    out = capfd.readouterr().out
+    assert out.count("another program has taken the port meanwhile") == 1
+    assert out.count("config_file='of both'") == 2  # each process has run once
+
+
+def raised(text):
+    return ProcessRaisedException(text, error_index=0, error_pid=1)
+
+
+def test_ports_are_tried_a_few_times_and_only_until_processes_have_met(monkeypatch):
+    of_meeting = "dist.init_process_group(\n... code: -98, name: EADDRINUSE"
+    errors, calls = [raised(of_meeting)] * 4, []
+
+    def launch(*args, **kwargs):
+        calls.append(kwargs["dist_url"])
+        if errors:
+            raise errors.pop()
+        return "done"
+
+    monkeypatch.setattr(processes, "detectron2_launch", launch)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    args = arguments(num_gpus=2, dist_url="auto")
+    assert processes.launch(print, args, device="cpu") == "done"
+    assert calls == ["auto"] * 5
+    errors[:] = [raised(of_meeting)] * 5
+    with pytest.raises(UserError, match="5 ports that were free have been taken"):
+        processes.launch(print, args, device="cpu")
+    # What a run says of a port of its own, perhaps after hours.
+    del calls[:]
+    errors[:] = [raised("in train: EADDRINUSE")]
+    with pytest.raises(ProcessRaisedException, match="in train"):
+        processes.launch(print, args, device="cpu")
+    assert len(calls) == 1
+    # Whoever names a port means this one.
+    del calls[:]
+    errors[:] = [raised(of_meeting)]
+    with pytest.raises(UserError, match="the port of tcp://127.0.0.1:7 is taken"):
+        args.dist_url = "tcp://127.0.0.1:7"
+        processes.launch(print, args, device="cpu")
+    assert len(calls) == 1
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a service of Linux")

@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -127,33 +129,35 @@ def in_child(call):
 @pytest.mark.parametrize("left", [False, True])
 def test_of_several_that_start_at_once_one_gets_it(tmp_path, left):
     """Also where a killed one has left its file."""
-    for number in range(10):
-        folder = tmp_path / str(number)
-        if left:
-            with holder(folder) as child:
-                end(child)
-        gate, release = os.pipe()
-        results, tell = os.pipe()
-        children = []
-        for _ in range(4):
-            children.append(os.fork())
-            if children[-1] == 0:
-                os.close(release)
-                os.read(gate, 1)  # ends for all of them at once
-                try:
-                    with locked_folder(folder):
-                        os.write(tell, b"1")
-                        time.sleep(0.3)
-                except FolderInUseError:
-                    os.write(tell, b"0")
-                os._exit(0)
-        os.close(gate)
-        os.close(tell)
-        os.close(release)
-        for child in children:
-            os.waitpid(child, 0)
-        with os.fdopen(results) as file:
-            assert sorted(file.read()) == ["0", "0", "0", "1"]
+    folders = [tmp_path / str(number) for number in range(10)]
+    if left:
+        with holder(folders[0]) as child:
+            end(child)
+        for folder in folders[1:]:
+            shutil.copytree(folders[0], folder)
+    together = multiprocessing.get_context("fork").Barrier(4)
+    results, tell = os.pipe()
+    children = []
+    for _ in range(4):
+        children.append(os.fork())
+        if children[-1] == 0:
+            with contextlib.suppress(BaseException):
+                for number, folder in enumerate(folders):
+                    together.wait(60)
+                    try:
+                        with locked_folder(folder):
+                            os.write(tell, b"%d locked\n" % number)
+                            together.wait(60)  # until all have tried
+                    except FolderInUseError:
+                        os.write(tell, b"%d in use\n" % number)
+                        together.wait(60)
+            os._exit(0)
+    os.close(tell)
+    with os.fdopen(results) as file:
+        found = sorted(file.read().splitlines())
+    for child in children:
+        os.waitpid(child, 0)
+    assert found == [f"{n} {r}" for n in range(10) for r in (*["in use"] * 3, "locked")]
 
 
 @pytest.fixture
