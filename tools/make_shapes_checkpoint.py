@@ -4,7 +4,8 @@
     python tools/make_shapes_checkpoint.py
 
 runs ``train_net.py --config-file stageinteractor/shapes_tiny.py`` from scratch, keeps the weights
-alone, evaluates exactly the file that it wrote, and notes beside it how it was made.
+and what they tell of their run (class names, format and resizing of images, recipe), evaluates
+exactly the file that it wrote, and notes beside it how it was made.
 """
 
 from __future__ import annotations
@@ -53,10 +54,10 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def export_weights(source: Path, output: Path) -> dict[str, Tensor]:
-    """Write only the model of a training checkpoint, floating point as float32.
+    """Write the model of a training checkpoint, floating point as float32, and its "run" alone.
 
     Raises:
-        ValueError: the result is larger than what the repository is to carry, or not finite.
+        UserError: the result is larger than what the repository is to carry, or not finite.
     """
     import torch
 
@@ -64,7 +65,8 @@ def export_weights(source: Path, output: Path) -> dict[str, Tensor]:
     from detection_toolkit.checkpoint.damage import damage
     from detection_toolkit.checkpoint.official_files import read_checkpoint
 
-    state = inference_weights(read_checkpoint(source))
+    checkpoint = read_checkpoint(source)
+    state = inference_weights(checkpoint)
     weights = {
         name: (tensor.float() if tensor.is_floating_point() else tensor).clone().contiguous()
         for name, tensor in state.items()
@@ -73,7 +75,7 @@ def export_weights(source: Path, output: Path) -> dict[str, Tensor]:
     if broken:
         raise UserError(f"{source}: values that are not finite in {', '.join(broken)}")
     content = io.BytesIO()
-    torch.save({"model": weights}, content)
+    torch.save({"model": weights, "run": checkpoint["run"]}, content)
     size = len(content.getvalue())
     if size > MAX_BYTES:
         raise UserError(f"{source} makes {size} bytes of weights, more than {MAX_BYTES}")
@@ -88,7 +90,8 @@ def describe(facts: Mapping[str, object], name: str) -> str:
         "# Checkpoints",
         "",
         f"`{name}` holds the weights of `{shipped_config()}`, trained from scratch on",
-        "the built-in data set `shapes_train`. `make demo`, `demo/demo.py` and the tools use it",
+        "the built-in data set `shapes_train`, and, under `run`, the names of its classes and how",
+        "its run prepared images. `make demo`, `demo/demo.py` and the tools use it",
         "when no other weights are named. `make shapes-checkpoint` made it, by",
         "",
         f"    {facts['command']}",

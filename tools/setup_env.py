@@ -8,7 +8,8 @@ kept, only what is missing is installed:
 - If PyTorch and torchvision import in the calling interpreter, the environment sees that
   interpreter's packages, and they are not installed again; likewise Detectron2. Nothing is ever
   written to the calling interpreter.
-- Otherwise the environment is isolated and gets the versions pinned in requirements/.
+- Otherwise the environment is isolated and gets the versions pinned in requirements/; by uv, which
+  is faster than pip, where there is a uv on PATH.
 
 A second run changes nothing. A run that was interrupted is completed by the next one: the file
 ``.ready`` in the environment, on which the Makefile depends, is written last.
@@ -38,6 +39,14 @@ SHARED_PTH_NAME = "_shared_environment.pth"
 # Compiled against each other: where these are kept, pip must not replace one of them to please
 # another package.
 KEPT_TOGETHER = ("torch", "torchvision", "numpy")
+
+# Settings of pip that uv, which does not read them, may go without. Others say where packages come
+# from, or which.
+NEEDLESS_FOR_UV = (
+    *("cache-dir", "config-file", "default-timeout", "disable-pip-version-check", "no-cache-dir"),
+    *("no-color", "no-input", "no-warn-script-location", "progress-bar", "quiet", "retries"),
+    *("require-virtualenv", "root-user-action", "timeout", "verbose"),
+)
 
 PROBE = """
 import contextlib, importlib, importlib.metadata, io, json, sys
@@ -137,6 +146,16 @@ def without_opencv(requirements: Iterable[str]) -> list[str]:
     return [line for line in requirements if not line.startswith("opencv-")]
 
 
+def settings_of_pip(listed: str) -> list[str]:
+    """Names of the settings that an installation by pip follows, and that uv would pass over.
+
+    Args:
+        listed: by ``pip config list``: files and variables of the environment.
+    """
+    found = re.findall(r"(?m)^(?::env:|global|install|site|user)\.([\w-]+)=", listed)
+    return sorted({name.replace("_", "-") for name in found} - {*NEEDLESS_FOR_UV})
+
+
 def check_python_version(version: tuple[int, ...], executable: str) -> None:
     """Raise a SetupError if the Python version is too old."""
     if version[:2] < MIN_PYTHON:
@@ -152,6 +171,7 @@ class Environment:
 
     Args:
         path: its folder; need not exist.
+        uv: that installs in the place of pip, if any.
         run: ``subprocess.run``, or a stand-in for it.
         say: receives one line for each thing that is done.
     """
@@ -160,12 +180,14 @@ class Environment:
         self,
         path: Path,
         *,
+        uv: str | None = None,
         run: Callable[..., subprocess.CompletedProcess[str]] = subprocess.run,
         say: Callable[[str], None],
     ):
         self.path = path
         self.python = path / "bin" / "python"
         self.stamp = path / STAMP_NAME
+        self._uv = uv
         self._run = run
         self._say = say
 
@@ -239,6 +261,24 @@ class Environment:
 
     # -- what goes into it ----------------------------------------------------------------------
 
+    def choose_installer(self) -> None:
+        """Leave uv aside where it would install something else than pip."""
+        if self._uv is None:
+            return
+        reason = ""
+        if self.is_shared():
+            # uv does not see the packages outside, and would install them again.
+            reason = f"{self.path} uses packages of another environment"
+        else:
+            command = [str(self.python), "-m", "pip", "config", "list"]
+            listed = self._run(command, stdout=subprocess.PIPE, text=True)
+            settings = settings_of_pip(listed.stdout)
+            if settings:
+                reason = f"pip has settings here that uv does not read ({', '.join(settings)})"
+        self._say(f"pip installs, and not uv: {reason}" if reason else f"{self._uv} installs")
+        if reason:
+            self._uv = None
+
     def install_packages(self, plan: Plan) -> None:
         """Install what the plan lacks, from the pinned files or around what is kept."""
         for name in remove_unfinished(self.purelib()):
@@ -246,7 +286,7 @@ class Environment:
         # setuptools first: a few run-time packages exist as source only, and building them with
         # the pinned version, not with the newest of the day, keeps the result the same.
         runtime = read_requirements(REQUIREMENTS / ("runtime.txt" if plan.pinned else "runtime.in"))
-        self._pip([line for line in runtime if line.startswith("setuptools")], "setuptools")
+        self._install([line for line in runtime if line.startswith("setuptools")], "setuptools")
         requirements = read_requirements(REQUIREMENTS / "torch.txt") if plan.torch else []
         requirements += runtime if plan.opencv else without_opencv(runtime)
         requirements += read_requirements(REQUIREMENTS / "dev.txt")
@@ -259,7 +299,7 @@ class Environment:
             constraints.write_text("\n".join(plan.constraints) + "\n")
             needed = Path(folder, "needed.txt")
             needed.write_text("\n".join(requirements) + "\n")
-            self._pip(
+            self._install(
                 ["--no-build-isolation", "--constraint", str(constraints), "-r", str(needed)],
                 "the packages of requirements/",
             )
@@ -267,7 +307,7 @@ class Environment:
     def install_alone(self) -> None:
         """Install some packages without what they require; their file says why."""
         requirements = read_requirements(REQUIREMENTS / "alone.txt")
-        self._pip(["--no-deps", *requirements], "the packages of requirements/alone.txt")
+        self._install(["--no-deps", *requirements], "the packages of requirements/alone.txt")
 
     def install_detectron2(self) -> None:
         """Install the Detectron2 wheel, whatever the Python version, checked by its hash.
@@ -277,7 +317,7 @@ class Environment:
         """
         self._say("install Detectron2")
         with tempfile.TemporaryDirectory(dir=self.path) as folder:
-            self._pip(
+            self._install(
                 ["--no-deps", "--only-binary=:all:", "--python-version", "3.10"]
                 + ["--require-hashes", "-r", str(REQUIREMENTS / "detectron2.txt")]
                 + ["--target", folder],
@@ -287,10 +327,20 @@ class Environment:
 
     def install_project(self) -> None:
         self._say("install this project (editable)")
-        self._pip(["--no-deps", "--no-build-isolation", "--editable", str(ROOT)], "this project")
+        self._install(
+            ["--no-deps", "--no-build-isolation", "--editable", str(ROOT)], "this project"
+        )
 
-    def _pip(self, arguments: list[str], what: str) -> None:
+    def _install(self, arguments: list[str], what: str) -> None:
+        """Install by uv or pip, whose options these are."""
         quiet = [] if sys.stdout.isatty() else ["--quiet"]
+        if self._uv is not None:
+            command = [self._uv, "pip", "install", "--python", str(self.python), *quiet]
+            result = self._run([*command, *arguments], stdin=subprocess.DEVNULL)
+            if result.returncode == 0:
+                return
+            self._say(f"uv could not install {what} (exit code {result.returncode}), pip tries it")
+            self._uv = None
         # Detectron2's wheel declares numpy<2 and black, and needs neither: no warning about that.
         options = ["--disable-pip-version-check", "--no-input", "--no-warn-conflicts", *quiet]
         log = self.path / "pip.log"
@@ -318,9 +368,10 @@ class Environment:
 
 
 def remove_unfinished(site_packages: Path) -> list[str]:
-    """Make pip forget packages that it was killed over, which it would take for installed.
+    """Make pip and uv forget packages that they were killed over, and take for installed.
 
-    pip writes the file RECORD of a package last.
+    pip writes the file RECORD of a package last; uv writes INSTALLER after all that the wheel has,
+    RECORD included.
 
     Returns:
         Names and versions of these packages.
@@ -328,7 +379,7 @@ def remove_unfinished(site_packages: Path) -> list[str]:
     unfinished = [
         folder
         for folder in sorted(site_packages.glob("*.dist-info"))
-        if not (folder / "RECORD").is_file()
+        if not all((folder / name).is_file() for name in ("RECORD", "INSTALLER"))
     ]
     for folder in unfinished:
         shutil.rmtree(folder)
@@ -364,6 +415,7 @@ def set_up(environment: Environment, *, say: Callable[[str], None]) -> None:
     environment.stamp.unlink(missing_ok=True)
     environment.ensure_created()
     plan = make_plan(environment.probe(), shared=environment.is_shared())
+    environment.choose_installer()
     environment.install_packages(plan)
     environment.install_alone()
     # Asked again: a Detectron2 that was there may have lacked no more than PyTorch or fvcore.
@@ -398,7 +450,8 @@ def main() -> int:
 
     try:
         check_python_version(tuple(sys.version_info[:3]), sys.executable)
-        set_up(Environment(arguments.venv.absolute(), say=say), say=say)
+        environment = Environment(arguments.venv.absolute(), uv=shutil.which("uv"), say=say)
+        set_up(environment, say=say)
     except SetupError as error:
         print(f"set-up failed: {error}", file=sys.stderr)
         return 1

@@ -13,11 +13,11 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import cv2
 import pytest
 import trove_classifiers
-from coco_files import write_dataset
 from format_files import make_splits, write_coco, write_yolo
-from small_runs import SMALL_MODEL, data_overrides
+from small_runs import SMALL_MODEL
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "stageinteractor/shapes_tiny.py"
@@ -34,7 +34,7 @@ def run(*command: str, cwd: Path, **environment: str) -> str:
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
@@ -210,51 +210,217 @@ def clean(source, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def call(clean, tmp_path):
-    """Runs a program of the environment in a folder of the test."""
+@pytest.fixture(scope="module")
+def work(tmp_path_factory) -> Path:
+    """A user's folder, with data of the same images as YOLO and as COCO files."""
+    folder = tmp_path_factory.mktemp("work")
+    splits = make_splits()
+    write_yolo(folder / "yolo", splits)
+    write_coco(folder / "coco", splits)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def call(clean, work):
+    """Runs a program of the environment in the user's folder."""
 
     def run_program(command: str, *arguments: str) -> str:
         quiet = {"PYTHONPATH": "", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        return run(str(clean / "venv" / "bin" / command), *arguments, cwd=tmp_path, **quiet)
+        return run(str(clean / "venv" / "bin" / command), *arguments, cwd=work, **quiet)
 
     return run_program
 
 
-@pytest.mark.slow
-def test_a_yolo_folder_and_coco_files_of_the_same_images_have_the_same_losses(call, tmp_path):
-    splits = make_splits()
-    write_yolo(tmp_path / "yolo", splits)
-    write_coco(tmp_path / "coco", splits)
-    settings = [*SMALL_MODEL, "train.device=cpu", "train.max_iter=2", "train.eval_period=0"]
-    settings += ["train.seed=1", "train.log_period=1", "dataloader.train.total_batch_size=2"]
-    losses = {}
-    for name in ("yolo", "coco"):
-        assert "Ready to train" in call("stageinteractor", "check", "--data", name)
-        words = ("--config-file", CONFIG, "--data", name, f"train.output_dir={name}_run")
-        call("stageinteractor", "train", *words, *settings)
-        lines = (tmp_path / f"{name}_run" / "metrics.json").read_text().splitlines()
-        steps = [step for step in map(json.loads, lines) if "total_loss" in step]
-        losses[name] = [{k: v for k, v in s.items() if "loss" in k} for s in steps]
-    assert len(losses["coco"]) == 2 and len(losses["coco"][0]) > 3
-    assert losses["yolo"] == losses["coco"]  # to the last digit
+@pytest.fixture(scope="module")
+def runs(call) -> dict[str, str]:
+    """Runs of a few steps by their folders, and what they printed."""
+    settings = [*SMALL_MODEL, "train.device=cpu", "train.eval_period=0", "train.log_period=1"]
+    settings += ["dataloader.train.total_batch_size=2"]
+    printed = {}
+    for name, data, seed, steps in (
+        ("yolo_run", "yolo", 1, 2),
+        ("coco_run", "coco", 1, 2),
+        ("other_run", "coco", 2, 3),
+    ):
+        words = ("--config-file", CONFIG, "--data", data, f"train.output_dir={name}")
+        length = (f"train.seed={seed}", f"train.max_iter={steps}")
+        printed[name] = call("stageinteractor", "train", *words, *settings, *length)
+    return printed
+
+
+@pytest.fixture(scope="module")
+def evaluated(call, runs, work) -> Path:
+    """Folder of what the command ``eval`` wrote of a run."""
+    stages = "train.stage_evaluation=true"
+    call("stageinteractor", "eval", "--config-file", "coco_run/config.yaml", stages)
+    return work / "coco_run" / "inference" / "coco_val"
+
+
+def read(path: Path):
+    return json.loads(path.read_text())
+
+
+def read_detections(path: Path) -> dict[str, list[dict]]:
+    """What ``predict --save-json`` wrote, by the names of the pictures."""
+    found: dict[str, list[dict]] = {}
+    for detection in read(path):
+        found.setdefault(Path(detection["image_id"]).name, []).append(detection)
+    return found
+
+
+ALL = ("--confidence-threshold", "0")  # a detector of two steps is sure of nothing
 
 
 @pytest.mark.slow
-def test_the_command_of_a_clean_environment_works_from_any_folder(call, clean, tmp_path):
-    json_file, images = write_dataset(tmp_path / "my", num_images=5)
+def test_the_command_is_that_of_the_environment(call, clean):
     where = "import detection_toolkit; print(detection_toolkit.__file__)"
     assert call("python", "-c", where).startswith(str(clean / "venv"))
     assert CONFIG in call("stageinteractor", "configs").splitlines()
-    assert "Ready to train" in call("stageinteractor", "check", json_file, images)
-    settings = [*SMALL_MODEL, *data_overrides(json_file, images), "train.device=cpu"]
-    settings += ["train.max_iter=2", "train.output_dir=run", "train.eval_period=0"]
-    printed = call("stageinteractor", "train", "--config-file", CONFIG, *settings)
-    assert "stageinteractor report run" in printed
-    trained = ("--config-file", "run/config.yaml")
-    call("stageinteractor", "eval", *trained, "train.stage_evaluation=true")
-    assert "report.html" in call("stageinteractor", "report", "run", "--images", "1")
-    call("stageinteractor", "predict", *trained, "--input", images, "--output", "drawn")
-    assert len(list((tmp_path / "drawn").iterdir())) == 5
-    export = ("--format", "torch_export", "--output", "model.pt2")
-    assert "wrote model.pt2" in call("stageinteractor", "export", *trained, *export)
+
+
+@pytest.mark.slow
+def test_a_yolo_folder_and_coco_files_of_the_same_images_have_the_same_losses(runs, work):
+    losses = {}
+    for name in ("yolo_run", "coco_run"):
+        assert f"stageinteractor report {name}" in runs[name]
+        lines = (work / name / "metrics.json").read_text().splitlines()
+        steps = [step for step in map(json.loads, lines) if "total_loss" in step]
+        losses[name] = [{k: v for k, v in s.items() if "loss" in k} for s in steps]
+    assert len(losses["coco_run"]) == 2 and len(losses["coco_run"][0]) > 3
+    assert losses["yolo_run"] == losses["coco_run"]  # to the last digit
+
+
+@pytest.mark.slow
+def test_an_installed_eval_writes_metrics_of_the_run_and_its_stages(evaluated):
+    metrics = read(evaluated / "metrics.json")
+    assert metrics["classes"] == ["cat", "dog", "bird"]
+    assert metrics["checkpoint"] == "coco_run/model_final.pth"
+    assert {"AP", "AP50", "AP-bird"} <= set(metrics["results"]["bbox"])
+    assert len(read(evaluated / "stage_metrics.json")["stages"]) == 3
+    assert len(read(evaluated / "coco_instances_results.json")) == 2 * 6  # images, queries
+
+
+@pytest.mark.slow
+def test_an_installed_predict_finds_what_the_evaluation_found(call, evaluated, work):
+    words = ("--input", "coco/images/val", "--output", "drawn", "--save-json", "found.json", *ALL)
+    call("stageinteractor", "predict", "--config-file", "coco_run/config.yaml", *words)
+    pictures = [cv2.imread(str(path)) for path in sorted((work / "drawn").iterdir())]
+    assert len(pictures) == 2 and all(picture is not None for picture in pictures)
+    truth = read(work / "coco" / "annotations" / "instances_val2017.json")
+    names = {c["id"]: c["name"] for c in truth["categories"]}
+    expected = read(evaluated / "coco_instances_results.json")
+    found = read_detections(work / "found.json")
+    for image in truth["images"]:
+        ours = found.pop(image["file_name"])
+        theirs = [d for d in expected if d["image_id"] == image["id"]]
+        assert len(ours) == 6
+        assert [(d["category_name"], d["bbox"], d["score"]) for d in ours] == [
+            (names[d["category_id"]], d["bbox"], d["score"]) for d in theirs
+        ]
+    assert not found
+
+
+@pytest.mark.slow
+def test_an_installed_export_writes_files_that_run(call, evaluated, work):
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    of_run = ("--config-file", "coco_run/config.yaml")
+    program = ("--format", "torch_export", "--output", "model.pt2")
+    assert "wrote model.pt2" in call("stageinteractor", "export", *of_run, *program)
+    done = call("stageinteractor", "export", *of_run, "--output", "model.onnx")
+    assert "compared on" in done and "wrote model.onnx" in done
+    session = onnxruntime.InferenceSession(
+        str(work / "model.onnx"), providers=["CPUExecutionProvider"]
+    )
+    assert "bird" in str(session.get_modelmeta().custom_metadata_map)
+    words = ("--input", "coco/images/val", "--output", "by_onnx", "--save-json", "onnx.json", *ALL)
+    call("stageinteractor", "predict", "--onnx", "model.onnx", *words)
+    found = read_detections(work / "onnx.json")
+    expected = read(evaluated / "coco_instances_results.json")
+    assert len(found) == 2 and {len(of_picture) for of_picture in found.values()} == {6}
+    best = max(d["score"] for of_picture in found.values() for d in of_picture)
+    assert best == pytest.approx(max(d["score"] for d in expected), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_an_installed_check_reads_both_data_sets_and_asks_a_model(call, runs, work):
+    counted = {}
+    for data in ("yolo", "coco"):
+        assert "Ready to train" in call("stageinteractor", "check", "--data", data)
+        counted[data] = read(work / "output" / "check_dataset" / "report.json")
+    assert counted["yolo"] == counted["coco"]
+    assert (counted["coco"]["images"], counted["coco"]["boxes"]) == (4, 8)
+    words = ("--model", "coco_run", "--min-score", "0.0001", "--output", "asked")
+    printed = call("stageinteractor", "check", "coco", *words)
+    suspects = read(work / "asked" / "val_label_errors.json")
+    assert suspects and f"{len(suspects)} suspects" in printed
+    assert {s["file_name"] for s in suspects} <= {"val1.png", "val2.png"}
+    assert "Suspect annotations" in (work / "asked" / "val_label_errors.html").read_text()
+
+
+@pytest.mark.slow
+def test_an_installed_report_tells_what_was_evaluated(call, evaluated, work):
+    printed = call("stageinteractor", "report", "coco_run", "--images", "1")
+    assert "report.html" in printed
+    report = read(work / "coco_run" / "report.json")
+    metrics = read(evaluated / "metrics.json")
+    assert report["dataset"] == "coco_val" and report["config"].startswith(CONFIG)
+    assert (report["images"], report["objects"], report["detections"]) == (2, 4, 12)
+    assert report["coco"]["overall"]["AP"] == pytest.approx(metrics["results"]["bbox"]["AP"])
+    page = (work / "coco_run" / "report.html").read_text()
+    assert "coco_run/model_final.pth" in page and "data:image/" in page
+
+
+@pytest.mark.slow
+def test_an_installed_compare_writes_a_page_of_both_runs(call, evaluated, work):
+    truth = read(work / "coco" / "annotations" / "instances_val2017.json")["annotations"]
+    keys = ("image_id", "category_id", "bbox")
+    right = [{**{key: a[key] for key in keys}, "score": 0.99} for a in truth]
+    # As if this run had learnt something.
+    path = work / "other_run" / "inference" / "coco_val" / "coco_instances_results.json"
+    path.write_text(json.dumps(read(path) + right))
+    words = ("--output", "compared.html", "--resamples", "100")
+    printed = call("stageinteractor", "compare", "coco_run", "other_run", *words)
+    numbers = read(work / "compared.json")
+    assert [Path(numbers[key]["folder"]).name for key in "AB"] == ["coco_run", "other_run"]
+    assert (numbers["images"], numbers["objects"]) == (2, 4)
+    ap = numbers["overall"]["AP"]
+    assert ap["A"] < 50 and ap["B"] == pytest.approx(100)
+    assert numbers["answer"].startswith("Yes: B is better") and numbers["answer"] in printed
+    page = (work / "compared.html").read_text()
+    assert "coco_run, coco_run/model_final.pth" in page and "other_run, iteration 3" in page
+    assert "Yes: B is better" in page
+
+
+@pytest.mark.slow
+def test_an_installed_view_draws_what_training_sees(call, runs, work):
+    words = ("--config-file", "yolo_run/config.yaml", "--number", "3", "--output", "seen")
+    assert "index.html shows them all" in call("stageinteractor", "view", "data", *words)
+    names = {path.name for path in (work / "yolo" / "images" / "train").iterdir()}
+    drawn = sorted(path.name for path in (work / "seen").glob("*.png"))
+    assert len(drawn) == 3 and {name.partition("_")[2] for name in drawn} <= names
+    page = (work / "seen" / "index.html").read_text()
+    assert page.count("data:image/") == 3 and "2 objects" in page
+
+
+@pytest.mark.slow
+def test_an_installed_convert_writes_the_same_boxes(call, work):
+    printed = call("stageinteractor", "convert", "data", "yolo", "converted", "--to", "coco")
+    assert "4 train images, 2 val images with 12 boxes of 3 classes" in printed
+    for split, name in (("train", "instances_train2017"), ("val", "instances_val2017")):
+        ours = read(work / "converted" / "annotations" / f"instances_{split}.json")
+        theirs = read(work / "coco" / "annotations" / f"{name}.json")
+        boxes = []
+        for document in (ours, theirs):
+            classes = {c["id"]: c["name"] for c in document["categories"]}
+            files = {image["id"]: image["file_name"] for image in document["images"]}
+            boxes.append(
+                sorted(
+                    (Path(files[a["image_id"]]).name, classes[a["category_id"]], *a["bbox"])
+                    for a in document["annotations"]
+                )
+            )
+        assert [b[:2] for b in boxes[0]] == [b[:2] for b in boxes[1]]
+        for box, expected in zip(*boxes):
+            assert box[2:] == pytest.approx(expected[2:], abs=1e-3)
+        assert (work / "converted" / "images" / split / f"{split}1.png").is_file()

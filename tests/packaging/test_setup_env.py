@@ -26,6 +26,7 @@ def load_script():
 setup_env = load_script()
 Interpreter, make_plan = setup_env.Interpreter, setup_env.make_plan
 
+UV = "/opt/uv"
 OWN = {"torch": "2.1.0", "torchvision": "0.16.0", "numpy": "1.26.4", "detectron2": "0.6"}
 
 
@@ -37,10 +38,24 @@ class FakeMachine:
         broken: modules that it has but cannot import.
         fail_on: pip fails when one of its arguments contains this text.
         interrupt_on: the user interrupts pip when it has this argument.
+        uv_fails_on: as ``fail_on``, for uv.
+        pip_settings: what ``pip config list`` prints.
     """
 
-    def __init__(self, venv: Path, base=None, *, broken=None, fail_on=None, interrupt_on=None):
+    def __init__(
+        self,
+        venv: Path,
+        base=None,
+        *,
+        broken=None,
+        fail_on=None,
+        interrupt_on=None,
+        uv_fails_on=None,
+        pip_settings="",
+    ):
         self.venv = venv
+        self.uv_fails_on = uv_fails_on
+        self.pip_settings = pip_settings
         self.base = dict(base or {})
         self.broken = dict(broken or {})
         self.fail_on = fail_on
@@ -54,6 +69,8 @@ class FakeMachine:
     def __call__(self, command, **_):
         self.commands.append(list(command))
         python, *arguments = command
+        if python == UV:
+            return self._done(command, code=self._uv(arguments))
         inside = python == str(self.venv / "bin" / "python")
         if inside and not Path(python).exists():
             raise FileNotFoundError(python)
@@ -68,6 +85,8 @@ class FakeMachine:
             return self._done(command)
         if not self.has_pip:
             return self._done(command, code=1)
+        if arguments == ["config", "list"]:
+            return self._done(command, stdout=self.pip_settings)
         return self._done(command, code=self._pip(arguments))
 
     @staticmethod
@@ -97,6 +116,14 @@ class FakeMachine:
         (self.venv / "pyvenv.cfg").write_text(f"include-system-site-packages = {value}\n")
         self.has_pip = True
 
+    def _uv(self, arguments):
+        assert arguments[:4] == ["pip", "install", "--python", str(self.venv / "bin" / "python")]
+        words = {"--log", "--no-input", "--no-warn-conflicts", "--disable-pip-version-check"}
+        assert not words & {*arguments}, "uv knows no such option"
+        if self.uv_fails_on and any(self.uv_fails_on in word for word in arguments):
+            return 2
+        return self._pip(arguments)
+
     def _pip(self, arguments):
         if self.interrupt_on and self.interrupt_on in arguments:
             raise KeyboardInterrupt
@@ -111,7 +138,8 @@ class FakeMachine:
             target = Path(arguments[arguments.index("--target") + 1])
             for name in ("detectron2", "tools", "sal_detectron2-0.7.2.dist-info"):
                 (target / name).mkdir()
-            (target / "sal_detectron2-0.7.2.dist-info" / "RECORD").touch()
+            for name in ("RECORD", "INSTALLER"):
+                (target / "sal_detectron2-0.7.2.dist-info" / name).touch()
         for argument in arguments:
             if argument.startswith(("torch==", "torchvision==", "opencv-python-headless")):
                 name = argument.split("=")[0]
@@ -135,9 +163,9 @@ class FakeMachine:
         return f" {' '.join(part for arguments in self.pip_arguments for part in arguments)} "
 
 
-def set_up(machine: FakeMachine) -> list[str]:
+def set_up(machine: FakeMachine, *, uv: str | None = None) -> list[str]:
     said: list[str] = []
-    environment = setup_env.Environment(machine.venv, run=machine, say=said.append)
+    environment = setup_env.Environment(machine.venv, uv=uv, run=machine, say=said.append)
     setup_env.set_up(environment, say=said.append)
     return said
 
@@ -299,6 +327,77 @@ def test_packages_of_a_calling_virtual_environment_are_seen(venv, monkeypatch):
     assert line == "import site; site.addsitedir('/somewhere/environment/lib')"
 
 
+# -- uv -------------------------------------------------------------------------------------------
+
+
+def installs(machine: FakeMachine, program: str) -> list[list[str]]:
+    """What uv or pip was told to install, without what only one of the two is told."""
+    heads = {"uv": [UV, "pip", "install", "--python"], "pip": ["-m", "pip", "install"]}
+    pips = {"--disable-pip-version-check", "--no-input", "--no-warn-conflicts", "--quiet", "--log"}
+    found = []
+    for command in machine.commands:
+        words = command if program == "uv" else command[1:]
+        head = heads[program]
+        if words[: len(head)] != head:
+            continue
+        # Files of requirements lie in a new folder each time, whose name does not count.
+        words = [Path(w).name if w.startswith("/") and w != str(ROOT) else w for w in words]
+        if "--target" in words:
+            words[words.index("--target") + 1] = "FOLDER"
+        found.append([w for w in words[len(head) :] if w not in {*pips, "pip.log", "python"}])
+    return found
+
+
+def test_uv_installs_the_same_as_pip_where_there_is_one(venv, tmp_path):
+    by_pip, by_uv = FakeMachine(tmp_path / "pip"), FakeMachine(venv)
+    set_up(by_pip)
+    said = set_up(by_uv, uv=UV)
+    assert f"{UV} installs" in said
+    assert len(installs(by_uv, "uv")) == 5 and not installs(by_uv, "pip")
+    assert installs(by_uv, "uv") == installs(by_pip, "pip")
+    assert "torch==2.11.0" in by_uv.installed() and "--require-hashes" in by_uv.installed()
+    assert (venv / "lib" / "detectron2").is_dir() and (venv / ".ready").exists()
+
+
+@pytest.mark.parametrize(
+    ("base", "settings", "reason"),
+    [
+        (OWN, "", "uses packages of another environment"),
+        ({}, "global.index-url='https://mirror/simple'\n", "does not read (index-url)"),
+        ({}, ":env:.no-index='1'\n:env:.find-links='wheels'\n", "(find-links, no-index)"),
+    ],
+)
+def test_where_uv_would_install_something_else_pip_does(venv, base, settings, reason):
+    machine = FakeMachine(venv, base, pip_settings=settings)
+    said = set_up(machine, uv=UV)
+    (line,) = [line for line in said if "pip installs, and not uv" in line]
+    assert reason in line
+    assert not installs(machine, "uv") and installs(machine, "pip")
+
+
+def test_settings_of_pip_that_do_not_count_leave_uv_alone():
+    listed = ":env:.disable-pip-version-check='1'\nglobal.timeout='60'\ndownload.no-index='1'\n"
+    assert setup_env.settings_of_pip(listed) == []
+    assert setup_env.settings_of_pip("install.extra_index_url='x'") == ["extra-index-url"]
+
+
+@pytest.mark.parametrize("fails_on", ["setuptools", "needed.txt", "detectron2.txt", "--editable"])
+def test_what_uv_cannot_install_pip_tries_with_one_line(venv, fails_on):
+    machine = FakeMachine(venv, uv_fails_on=fails_on)
+    said = set_up(machine, uv=UV)
+    (line,) = [line for line in said if "pip tries it" in line]
+    assert "exit code 2" in line
+    assert (venv / ".ready").exists()
+    assert installs(machine, "uv")[-1] == installs(machine, "pip")[0]
+    assert len(installs(machine, "uv") + installs(machine, "pip")) == 6  # uv is asked no more
+
+
+def test_what_neither_can_install_is_pips_error(venv):
+    machine = FakeMachine(venv, fail_on="torch==")
+    with pytest.raises(setup_env.SetupError, match="pip could not install the packages"):
+        set_up(machine, uv=UV)
+
+
 # -- failure and recovery -------------------------------------------------------------------------
 
 
@@ -333,17 +432,24 @@ def test_an_interrupted_run_leaves_no_stamp_and_the_next_completes(venv):
     assert (venv / ".ready").exists()
 
 
-def test_a_package_that_pip_was_killed_over_is_installed_again(venv):
+def test_a_package_that_pip_or_uv_was_killed_over_is_installed_again(venv):
     machine = FakeMachine(venv)
     set_up(machine)
-    for name, files in {"whole-1.0": ("METADATA", "RECORD"), "half-2.0": ("METADATA",)}.items():
+    left = {
+        "whole-1.0": ("METADATA", "INSTALLER", "RECORD"),
+        "half-2.0": ("METADATA", "INSTALLER"),  # by pip
+        "quarter-3.0": ("METADATA", "RECORD"),  # by uv, whose wheel's RECORD comes with the rest
+    }
+    for name, files in left.items():
         folder = venv / "lib" / f"{name}.dist-info"
         folder.mkdir()
         for file in files:
             (folder / file).touch()
     said = "\n".join(set_up(machine))
     assert "half-2.0 was not installed completely" in said and "whole" not in said
+    assert "quarter-3.0 was not installed completely" in said and "detectron2-" not in said
     assert not (venv / "lib" / "half-2.0.dist-info").exists()
+    assert not (venv / "lib" / "quarter-3.0.dist-info").exists()
     assert (venv / "lib" / "whole-1.0.dist-info").is_dir()
 
 

@@ -155,6 +155,14 @@ def _require_same_data(a: _Run, b: _Run) -> None:
         return
     of = f"{shown(a.output_dir)} and {shown(b.output_dir)} cannot be compared"
     names = [{entry["id"]: entry["name"] for entry in run.document["categories"]} for run in (a, b)]
+    ids = [{name: number for number, name in n.items()} for n in names]
+    if ids[0] != ids[1] and ids[0].keys() == ids[1].keys():
+        name = next(name for name, number in ids[0].items() if number != ids[1][name])
+        raise UserError(
+            f"{of}: the same classes have other ids in their data ({shown(name)}: "
+            f"{shown(ids[0][name])} for A, {shown(ids[1][name])} for B), as in data of two "
+            "formats: evaluate both on one"
+        )
     if names[0] != names[1]:
         texts = (", ".join(sorted(map(shown, n.values()))[:5]) for n in names)
         raise UserError("{}: their classes are others ({}; {})".format(of, *texts))

@@ -247,7 +247,10 @@ def chart_calibration(bins: Sequence[Mapping[str, float]]) -> str:
 def chart_resamples(differences: Sequence[float], interval: Sequence[float]) -> str:
     """How often each difference of AP came out among the resamples."""
     figure, axis = _figure(5.6, 3.4)
-    axis.hist(differences, bins=40, color="tab:blue", alpha=0.75)
+    low, high = min(differences), max(differences)
+    if high - low < 1e-6:  # one value, or one and its rounding: no width for bins
+        low, high = low - 0.5, high + 0.5
+    axis.hist(differences, bins=40, range=(low, high), color="tab:blue", alpha=0.75)
     axis.axvline(0, color="0.2", lw=1.2)
     for end in interval:
         axis.axvline(end, color="tab:red", lw=1.2, ls="--")

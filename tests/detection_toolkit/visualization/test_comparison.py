@@ -20,6 +20,7 @@ from detection_toolkit.evaluation.stage_predictions import (
     STAGE_PREDICTIONS,
     read_stage_predictions,
 )
+from detection_toolkit.visualization.report_charts import chart_resamples
 
 HEADINGS = ["Is B better than A?", "Classes", "Stages", "Images"]
 
@@ -110,6 +111,28 @@ def test_the_same_run_twice_is_no_difference(runs, tmp_path, capsys):
         assert row is None or (row["difference"], row["better"]) == (0, 0.5)
 
 
+def test_a_run_that_finds_all_where_the_other_finds_nothing(evaluated, tmp_path, capsys):
+    """The difference is the same in all resamples, but for rounding."""
+    runs = []
+    for name, share in (("none", 0), ("all", 2)):
+        shutil.copytree(evaluated.parent, tmp_path / name)
+        runs.append(tmp_path / name / "output")
+        (path,) = runs[-1].glob(f"inference/*/{PREDICTIONS}")
+        path.write_text("[]")
+        add_right_ones(runs[-1], share)
+    first = read_results(next(runs[1].glob(f"inference/*/{PREDICTIONS}")))[0]
+    (path,) = runs[0].glob(f"inference/*/{PREDICTIONS}")
+    path.write_text(json.dumps([{**first, "bbox": [90, 60, 2, 2]}]))
+    assert compare(runs, tmp_path / "page.html", "--images", "0") == 0
+    assert "Yes: B is better than A" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("differences", [[100.0, 100 - 1e-13, 100.0], [0.0, 0.0], [-3.0, 5.0]])
+def test_the_chart_of_the_resamples_needs_no_spread(differences):
+    chart = chart_resamples(differences, [differences[0], differences[-1]])
+    assert chart.startswith("data:image/svg+xml")
+
+
 def test_ap_is_that_of_the_evaluation(evaluated, tmp_path):
     output = tmp_path / "page.html"
     assert compare([evaluated, evaluated], output, "--images", "0") == 0
@@ -160,9 +183,17 @@ def drop_an_image(document):
     del document["images"][0]
 
 
+def renumber_classes(document):
+    for entry in document["categories"]:
+        entry["id"] += 100
+    for annotation in document["annotations"]:
+        annotation["category_id"] += 100
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (renumber_classes, r"same classes have other ids in their data \(cat: 3 for A, 103 for B"),
         (drop_an_image, r"other images \(A on 24 of \w+, B on 23 of \w+, 23 in both"),
         (lambda d: d["annotations"].pop(), "1 annotations of their test sets differ"),
         (lambda d: d["annotations"][0].update(bbox=[1, 2, 3, 4]), "annotations of their test sets"),
