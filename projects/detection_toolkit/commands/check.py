@@ -207,7 +207,9 @@ def inspect(args: argparse.Namespace) -> Iterator[tuple[str, DatasetReport]]:
         "allow_outside": args.allow_outside,
         "max_pixels": args.max_pixels,
         "workers": args.workers,
-        "progress": lambda items, total: tqdm(items, "reading images", total, unit=" images"),
+        "progress": lambda items, total: tqdm(
+            items, "reading images", total, unit=" images", disable=None
+        ),
     }
     if args.data is None:
         yield "train", inspect_dataset(args.json_file, args.image_root, **options)
@@ -259,7 +261,7 @@ def suspect_labels(
         report,
         threshold=args.min_score,
         max_pixels=args.max_pixels,
-        progress=lambda items: tqdm(items, "asking the model", unit=" images"),
+        progress=lambda items: tqdm(items, "asking the model", unit=" images", disable=None),
     )
     findings = [e.as_dict(report.images[e.image_id]["file_name"]) for e in found]
     rows = [

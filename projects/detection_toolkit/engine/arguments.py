@@ -111,7 +111,8 @@ def parse_arguments(
 
     Returns:
         what the parser returns; ``opts`` holds the overrides, among them those that ``--data``,
-        ``--weights`` and ``--allow-partial`` stand for.
+        ``--weights`` and ``--allow-partial`` stand for. Weights of a run are also its config, where
+        none is named and nothing is trained.
     """
     others: list[str] = []
     overrides: list[str] = []
@@ -135,11 +136,22 @@ def parse_arguments(
         if args.data:  # first: what is named in full wins
             args.opts = [*_data_overrides(args), *args.opts]
     if hasattr(args, "allow_partial"):
+        is_named = any(text.startswith("--conf") for text in others)
+        if not is_named and getattr(args, "eval_only", True) and _is_of_run(args.weights):
+            args.config_file, args.weights = args.weights, None
         if args.weights:
             args.opts.append(f"train.init_checkpoint={_quoted(args.weights)}")
         if args.allow_partial:  # the configs of older runs lack it
             args.opts.append("+train.allow_partial=true")
     return args
+
+
+def _is_of_run(weights: str | None) -> bool:
+    """Whether weights lie in the folder of a run, whose config goes with them."""
+    if not weights:
+        return False
+    path = Path(weights).expanduser()
+    return path.exists() and ((path if path.is_dir() else path.parent) / "config.yaml").is_file()
 
 
 def _data_overrides(args: argparse.Namespace) -> list[str]:
