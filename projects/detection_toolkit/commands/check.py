@@ -122,6 +122,10 @@ def parse_args(argv: Sequence[str] | None, prog: str | None = None) -> argparse.
         args.data, args.json_file = args.json_file, None
     if args.data is None and args.json_file is None:
         parser.error("a data set is missing: PATH, or JSON and IMAGES")
+    if args.json_file is not None and Path(args.json_file).expanduser().is_dir():
+        parser.error(
+            f"{shown(args.json_file)} is a folder: give it alone, or a COCO JSON and its IMAGES"
+        )
     if args.data is not None and args.json_file is not None:
         parser.error("--data takes the place of JSON and IMAGES")
     if args.data is None and (args.root or args.format):
@@ -207,9 +211,7 @@ def inspect(args: argparse.Namespace) -> Iterator[tuple[str, DatasetReport]]:
         "allow_outside": args.allow_outside,
         "max_pixels": args.max_pixels,
         "workers": args.workers,
-        "progress": lambda items, total: tqdm(
-            items, "reading images", total, unit=" images", disable=None
-        ),
+        "progress": lambda items, total: tqdm(items, "reading images", total, unit=" images"),
     }
     if args.data is None:
         yield "train", inspect_dataset(args.json_file, args.image_root, **options)

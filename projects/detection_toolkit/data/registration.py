@@ -9,6 +9,7 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
+from detectron2.utils.logger import log_first_n
 
 from ..errors import UserError
 from ..texts import shown
@@ -128,7 +129,8 @@ def register_data(
         data = open_source(given, format=format, image_root=image_root, allow_outside=allow_outside)
         own = given if given.is_dir() else given.parent
         if image_root is None and not is_below(data.image_root, own):
-            logger.info("%s leads to the images of %s", shown(given), shown(data.image_root))
+            told = f"{shown(given)} leads to the images of {shown(data.image_root)}"
+            log_first_n(logging.INFO, told, key="message", name=__name__)
         part = read_split(data, split, val_share=val_share, split_seed=split_seed)
         judgement = part.judge(allow_outside=allow_outside)
     title = f"{given}" if split is None else f"{given} ({split})"

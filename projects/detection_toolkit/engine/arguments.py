@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..texts import shown
 from .shipped import shipped_config
 
 __all__ = [
@@ -128,7 +129,13 @@ def parse_arguments(
             overrides.append(text)
         else:
             others.append(text)
-    args = parser.parse_args(others)
+    args, unknown = parser.parse_known_args(others)
+    if unknown:
+        parser.error(
+            f"unrecognized arguments: {' '.join(map(shown, unknown))}. Settings of the config have "
+            "no dashes: KEY=VALUE, as in train.max_epochs=10; docs/coming_from.md has the options "
+            "of other projects"
+        )
     args.opts = [*(args.opts or ()), *overrides]
     if hasattr(args, "image_root") and hasattr(args, "data"):
         if (args.image_root or args.format) and not args.data:

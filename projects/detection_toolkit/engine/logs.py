@@ -211,8 +211,9 @@ def log_end(
     weights = folder / "model_final.pth"
     if best is not None and best.iteration is not None:
         weights = folder / "model_best.pth"
+        done = min(best.iteration + 1, iterations)  # it is counted from 0, after the last from 1
         lines.append(
-            f"best {best.metric}: {best.value:.2f} after iteration {best.iteration}, with the "
+            f"best {best.metric}: {best.value:.2f} after {done} iterations, with the "
             f"{best.weights or 'plain'} weights"
         )
     elif last is not None:

@@ -63,6 +63,15 @@ def test_after_opts_a_key_needs_no_dot(parser):
         parse_arguments(parser, ["size=3"])
 
 
+@pytest.mark.parametrize("words", [["--epochs", "3"], ["--train.max_iter=1"]])
+def test_an_unknown_option_is_told_how_settings_are_written(parser, words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse_arguments(parser, words)
+    assert ended.value.code == 2
+    *_, line = capsys.readouterr().err.splitlines()
+    assert f"unrecognized arguments: {words[0]}" in line and "KEY=VALUE, as in" in line
+
+
 @pytest.mark.parametrize(
     "name", ["a.pth", "a, b.pth", "it's.pth", "1_0", "x\\\\'y", "end\\", "[a]"]
 )

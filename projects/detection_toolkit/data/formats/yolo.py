@@ -48,6 +48,12 @@ _BEYOND = 2.0  # no share of an image, however sloppy, but pixels
 def find(path: Path) -> str | None:
     """What speaks for the format; None for nothing."""
     if path.suffix.lower() in (".yaml", ".yml"):
+        if not path.is_file():
+            return None
+        try:
+            _read_yaml(path)
+        except UserError:
+            return f"{path.name} is a YAML"  # it is named, and why it cannot be read is told later
         return f"{path.name} names classes" if _names_classes(path) else None
     if not path.is_dir():
         return None
@@ -137,6 +143,7 @@ class YoloSource(RecordSource):
             content = _read_yaml(table)
             self._names = _class_names(table, content)
             self._has_keypoints = "kpt_shape" in content
+            self._has_download = "download" in content
             self._table, self._path = table, content.get("path")
             self._named = {
                 split: (key, _as_list(table, key, content[key]))
@@ -265,6 +272,7 @@ class YoloSource(RecordSource):
             place = _place(self.image_root, text)
             if not place.exists():
                 path = f", as path is {shown(self._path)}" if isinstance(self._path, str) else ""
+                path += ", and download is not followed: unpack it yourself" * self._has_download
                 raise UserError(
                     f"{self._table}: {key} is {shown(text)}, and there is no "
                     f"{shown(self.image_root / text)}{path}. --image-root names another folder"

@@ -418,6 +418,17 @@ def test_where_the_path_is_nowhere_the_message_says_what_to_do(folder):
     refuses(folder / "data.yaml", "images/x, as path is elsewhere. --image-root names another")
 
 
+def test_what_a_yaml_would_download_is_not(folder):
+    text = "path: coco8\ntrain: images/x\ndownload: https://example.com/a.zip\nnames: [a]\n"
+    (folder / "coco8.yaml").write_text(text)
+    refuses(folder / "coco8.yaml", "as path is coco8, and download is not followed: unpack it")
+
+
+def test_a_yaml_that_cannot_be_read_is_named_whatever_its_name(folder):
+    (folder / "pets.yaml").write_text("train:\timages\n\tval: x\nnames: [a\n")
+    refuses(folder / "pets.yaml", "pets.yaml cannot be read as YAML: .*line 1")
+
+
 @pytest.mark.parametrize("is_relative", [False, True])
 def test_lists_may_name_images_of_their_folder_in_full(folder, splits, monkeypatch, is_relative):
     images = sorted((folder / "images" / "train").glob("*.png"))
