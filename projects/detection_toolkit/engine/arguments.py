@@ -154,9 +154,9 @@ def parse_arguments(
 
 
 def _is_of_run(weights: str | None) -> bool:
-    """Whether weights lie in the folder of a run, whose config goes with them."""
-    if not weights:
-        return False
+    """Whether weights lie in the folder of a run, or on the hub, and a config goes with them."""
+    if not weights or weights.startswith("hf://"):
+        return bool(weights)
     path = Path(weights).expanduser()
     return path.exists() and ((path if path.is_dir() else path.parent) / "config.yaml").is_file()
 
