@@ -158,7 +158,9 @@ def _is_of_run(weights: str | None) -> bool:
     if not weights or weights.startswith("hf://"):
         return bool(weights)
     path = Path(weights).expanduser()
-    return path.exists() and ((path if path.is_dir() else path.parent) / "config.yaml").is_file()
+    if path.suffix in (".pth", ".safetensors") and path.is_file():
+        path = path.parent
+    return (path / "config.yaml").is_file()
 
 
 def _data_overrides(args: argparse.Namespace) -> list[str]:

@@ -85,7 +85,7 @@ def test_weights_are_an_override_whatever_their_name(parser, name):
 def test_weights_of_a_run_or_of_the_hub_are_its_config_where_none_is_named(parser, tmp_path):
     run = tmp_path / "a run"
     run.mkdir()
-    for name in ("config.yaml", "model_best.pth"):
+    for name in ("config.yaml", "model_best.pth", "model.bin"):
         (run / name).touch()
     (tmp_path / "alone.pth").touch()
     for given in (str(run), str(run / "model_best.pth"), "hf://OWNER/NAME"):
@@ -93,7 +93,7 @@ def test_weights_of_a_run_or_of_the_hub_are_its_config_where_none_is_named(parse
         assert (args.config_file, args.opts) == (given, [])
         args = parse_arguments(parser, ["--weights", given, "--config-file", "a.py"])
         assert args.config_file == "a.py" and given in args.opts[0]
-    for given in (str(run / "gone.pth"), str(tmp_path / "alone.pth")):
+    for given in map(str, (run / "gone.pth", run / "model.bin", tmp_path / "alone.pth")):
         args = parse_arguments(parser, ["--weights", given])
         assert args.config_file == parser.get_default("config_file") and given in args.opts[0]
 
