@@ -23,6 +23,7 @@ from ..files import check_file_name
 from ..findings import FindingCollector
 from .image_files import (
     is_below,
+    locate,
     picture_files,
     picture_sizes,
     relative_name,
@@ -41,6 +42,7 @@ _COLUMNS = (
 )
 _NAME_FILES = ("classes.txt", "obj.names")
 _LABEL = re.compile(r"\d+( -?[\d.]+(e-?\d+)?){4,}\s")
+_ABSOLUTE = re.compile(r"([A-Za-z]:)?[/\\]+")
 _FIRST = 20  # files that are looked into, to know the format
 _BEYOND = 2.0  # no share of an image, however sloppy, but pixels
 
@@ -409,7 +411,13 @@ def _place(root: Path, text: str) -> Path:
     while text.startswith("../") and not inner.exists():  # of Roboflow's exports
         text = text[3:]
         inner = root / text
-    return inner if inner.exists() else place
+    if inner.exists():
+        return inner
+    # A full path of another computer is cut at the left. What is left names a split, at least.
+    is_full = _ABSOLUTE.match(text)
+    parts = text[is_full.end() :].replace("\\", "/").split("/") if is_full else []
+    ends = (root.joinpath(*parts[start:]) for start in range(len(parts) - 1))
+    return next((end for end in ends if end.exists()), place)
 
 
 def _common_folder(places: Sequence[Path]) -> Path:
@@ -429,11 +437,17 @@ def _names_in(table: Path) -> list[str]:
 
 
 def _listed(root: Path, table: Path, text: str) -> Path:
-    """An image of a list, which is relative to the list, or else to the folder."""
+    """An image of a list, which is relative to the list, or else to the folder.
+
+    Names that CVAT has put data/ before, and paths of another computer, are cut at the left.
+    """
     name = text.replace("\\", "/")
     path = table.parent / name
-    if not path.is_file() and (root / name).is_file():
-        path = root / name
+    if not path.is_file():
+        inner = root / name
+        if not inner.is_file():
+            inner = root / locate(name, root, [root])
+        path = inner if inner.is_file() else path
     if path.is_absolute() and is_below(path, root):
         return root / relative_name(path, root.absolute())
     return path

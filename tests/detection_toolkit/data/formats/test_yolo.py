@@ -418,6 +418,23 @@ def test_where_the_path_is_nowhere_the_message_says_what_to_do(folder):
     refuses(folder / "data.yaml", "images/x, as path is elsewhere. --image-root names another")
 
 
+@pytest.mark.parametrize("base", ["/content/pets-4", "C:\\\\data\\\\pets-4", "D:/pets"])
+@pytest.mark.parametrize("named", ["data.yaml", "."])
+def test_full_paths_of_another_computer_are_found_in_the_folder(folder, splits, base, named):
+    slash = "\\\\" if "\\" in base else "/"
+    entries = "".join(f'{s}: "{base}{slash}images{slash}{s}"\n' for s in ("train", "val"))
+    (folder / "data.yaml").write_text(f"{entries}names: [cat, dog, bird]\n")
+    for split in ("train", "val"):
+        dicts = get_detection_dataset(path=str(folder / named), split=split)
+        assert boxes(dicts) == expected(splits[split])
+
+
+def test_the_end_of_a_full_path_must_name_a_split(folder):
+    entries = "train: /content/pets/train/images\nval: /content/pets/val/images\n"
+    (folder / "data.yaml").write_text(f"{entries}names: [cat, dog, bird]\n")
+    refuses(folder, "train is /content/pets/train/images, and there is no")  # there is images/
+
+
 def test_what_a_yaml_would_download_is_not(folder):
     text = "path: coco8\ntrain: images/x\ndownload: https://example.com/a.zip\nnames: [a]\n"
     (folder / "coco8.yaml").write_text(text)
@@ -427,6 +444,16 @@ def test_what_a_yaml_would_download_is_not(folder):
 def test_a_yaml_that_cannot_be_read_is_named_whatever_its_name(folder):
     (folder / "pets.yaml").write_text("train:\timages\n\tval: x\nnames: [a\n")
     refuses(folder / "pets.yaml", "pets.yaml cannot be read as YAML: .*line 1")
+
+
+@pytest.mark.parametrize("begin", ["data/", "/old/place/", "C:\\\\pets\\\\", "./"])
+def test_lists_of_cvat_and_of_another_computer_are_found(folder, splits, begin):
+    images = sorted((folder / "images" / "train").glob("*.png"))
+    text = "".join(f"{begin}{path.relative_to(folder)}\n" for path in images)
+    (folder / "train.txt").write_text(text)
+    (folder / "data.yaml").write_text("path: .\ntrain: train.txt\nnames: [cat, dog, bird]\n")
+    found = get_detection_dataset(path=str(folder), split=None, format="yolo")
+    assert boxes(found) == expected(splits["train"])
 
 
 @pytest.mark.parametrize("is_relative", [False, True])
