@@ -13,7 +13,10 @@ import logging
 import re
 from typing import Any
 
-__all__ = ["Printable", "in_markdown", "parse_json", "printable", "shown"]
+__all__ = ["FILE_ONLY", "Printable", "in_markdown", "parse_json", "printable", "shown"]
+
+# ``extra`` of a message that is for log.txt alone, and not for the console.
+FILE_ONLY = {"file_only": True}
 
 # Colours and bold type, which Detectron2 and this project's tables have.
 _COLOURS = re.compile(r"(\x1b\[[0-9;]*m)")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +16,15 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from detectron2.config import LazyConfig
 from detectron2.data import MetadataCatalog
 from small_disks import small_disk
 from tolerances import tolerance
 
+from detection_toolkit.config import get_config
 from detection_toolkit.data.videos import check_video
-from detection_toolkit.engine.arguments import find_pictures
+from detection_toolkit.engine import shipped_config
+from detection_toolkit.engine.arguments import find_pictures, parse_arguments
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -76,6 +81,49 @@ def test_without_detections_the_picture_is_written_all_the_same(run, tmp_path, p
     (line,) = [x for x in (shown.out + shown.err).splitlines() if "0 detections" in x]
     assert re.search(r"\(the best score is 0\.\d\d: lower --confidence-threshold; a detec", line)
     assert np.array_equal(cv2.imread(str(output)), picture)
+
+
+def test_advice_is_given_once(run, tmp_path, picture, capfd):
+    for name in "abc":
+        write(tmp_path / "in" / f"{name}.png", picture)
+    threshold = ["--confidence-threshold", 1.1]
+    assert run("--input", tmp_path / "in", "--output", tmp_path / "out", *threshold) == 0
+    shown = capfd.readouterr()
+    assert (shown.out + shown.err).count("0 detections") == 3
+    assert (shown.out + shown.err).count("the best score is 0.") == 3
+    assert (shown.out + shown.err).count("lower --confidence-threshold") == 1
+    assert "picture/s" not in shown.err  # no bar where there is no terminal
+
+
+def test_without_config_and_weights_the_shipped_detector_is_named(demo, caplog, monkeypatch):
+    logger = logging.getLogger("demo")
+    monkeypatch.setattr(logger, "handlers", [caplog.handler])
+    monkeypatch.setattr(logger, "level", logging.INFO)
+    arguments = ["--input", "a.png", "train.device=cpu"]
+    demo.build_predictor(parse_arguments(demo.get_parser(), arguments))
+    assert "shipped detector, which knows drawn shapes alone (circle, squ" in caplog.text
+    caplog.clear()
+    arguments += ["--config-file", shipped_config()]
+    demo.build_predictor(parse_arguments(demo.get_parser(), arguments))
+    assert not caplog.text
+
+
+def test_weights_of_a_run_bring_their_config(demo, weights, tmp_path, picture, capfd):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    cfg = get_config("stageinteractor/shapes_tiny.py")
+    cfg.dataloader.test.mapper.image_format = "BGR"  # as no packaged config has it
+    LazyConfig.save(cfg, str(folder / "config.yaml"))
+    shutil.copy(weights, folder / "model_best.pth")
+    file = write(tmp_path / "a.png", picture)
+    for given in (folder, folder / "model_best.pth"):
+        arguments = ["--input", file, "--weights", str(given), "train.device=cpu"]
+        args = parse_arguments(demo.get_parser(), arguments)
+        assert demo.build_predictor(args).input_format == "BGR"
+    # A config that is named counts.
+    named = ["--config-file", "stageinteractor/shapes_tiny.py"]
+    args = parse_arguments(demo.get_parser(), [*arguments[:2], "--weights", weights, *named])
+    assert demo.build_predictor(args).input_format == "RGB"
 
 
 def test_detections_as_json(run, tmp_path, picture, monkeypatch):
@@ -189,6 +237,8 @@ def test_an_input_is_never_overwritten(run, tmp_path, picture, capfd):
             "1.0 is not between 0 and 0.9",
         ),
         (["--input", "a.png", "--output", "out", "--track"], "--track is for --video-input"),
+        (["--input", "a.png", "b.MP4", "--output", "out"], "b.MP4 is a video: give it by itself"),
+        (["--input", "b.mp4", "--output", "out"], "no such video: b.mp4"),
     ],
 )
 def test_mistakes_are_named(run, monkeypatch, tmp_path, capfd, arguments, message):
@@ -207,9 +257,10 @@ def make_video(path, picture, frames: int) -> str:
     return str(path)
 
 
-def test_a_video_becomes_an_mp4_of_the_same_length(run, tmp_path, picture):
+@pytest.mark.parametrize("option", ["--video-input", "--input"])
+def test_a_video_becomes_an_mp4_of_the_same_length(run, tmp_path, picture, option):
     source = make_video(tmp_path / "clip.mp4", picture, frames=6)
-    assert run("--video-input", source, "--output", tmp_path / "out") == 0
+    assert run(option, source, "--output", tmp_path / "out") == 0
     result = cv2.VideoCapture(str(tmp_path / "out" / "clip.mp4"))
     assert result.isOpened() and result.get(cv2.CAP_PROP_FPS) == pytest.approx(12.0)
     frames = 0

@@ -140,6 +140,13 @@ def test_links_out_of_the_folder_are_found(tmp_path):
     assert inspect_dataset(json_file, root, allow_outside=True).findings == []
 
 
+def test_two_folders_are_no_json_and_its_images(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        tool.main([str(tmp_path), str(tmp_path)])
+    assert ended.value.code == 2
+    assert "is a folder: give it alone, or a COCO JSON and its IMAGES" in capsys.readouterr().err
+
+
 def test_the_worst_images_are_drawn(tmp_path, capsys):
     def spoil(document):
         annotation(document, bbox=[80, 5, 30, 9], area=270)

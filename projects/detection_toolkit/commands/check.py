@@ -122,6 +122,10 @@ def parse_args(argv: Sequence[str] | None, prog: str | None = None) -> argparse.
         args.data, args.json_file = args.json_file, None
     if args.data is None and args.json_file is None:
         parser.error("a data set is missing: PATH, or JSON and IMAGES")
+    if args.json_file is not None and Path(args.json_file).expanduser().is_dir():
+        parser.error(
+            f"{shown(args.json_file)} is a folder: give it alone, or a COCO JSON and its IMAGES"
+        )
     if args.data is not None and args.json_file is not None:
         parser.error("--data takes the place of JSON and IMAGES")
     if args.data is None and (args.root or args.format):
@@ -259,7 +263,7 @@ def suspect_labels(
         report,
         threshold=args.min_score,
         max_pixels=args.max_pixels,
-        progress=lambda items: tqdm(items, "asking the model", unit=" images"),
+        progress=lambda items: tqdm(items, "asking the model", unit=" images", disable=None),
     )
     findings = [e.as_dict(report.images[e.image_id]["file_name"]) for e in found]
     rows = [

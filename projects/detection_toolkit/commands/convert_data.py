@@ -132,7 +132,9 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
             sample=args.sample,
             images=args.images,
             allow_outside=args.allow_outside,
-            progress=lambda items, total: tqdm(items, "writing images", total, unit=" images"),
+            progress=lambda items, total: tqdm(
+                items, "writing images", total, unit=" images", disable=None
+            ),
         )
         print(shown(summary(done, FORMATS[args.to].title)))
         words = f"--data {folder}"

@@ -87,7 +87,7 @@ def draw_each(
 
     page, failures = ContactPage(title, len(files)), 0
     stems = figure_stems(files, args.output, kind)
-    for number, stem in enumerate(tqdm(stems, unit="picture", disable=len(stems) == 1)):
+    for number, stem in enumerate(tqdm(stems, unit="picture", disable=len(stems) == 1 or None)):
         name = shown(files[number])
         try:
             written = draw(number, stem)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import logging
 import os
 import re
 import sys
@@ -43,6 +44,7 @@ PROG --input large.jpg --output out/ --tile 640 --tile-overlap 0.3
 PROG --video-input clip.mp4 --output out/ --track --save-json out/tracks.json
 """
 WINDOW = "detections"
+VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv")
 WRITTEN_AS_IS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 ESCAPE = 27
 
@@ -72,7 +74,10 @@ def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
-        "--input", nargs="+", metavar="PATH", help="pictures, folders of pictures, or globs"
+        "--input",
+        nargs="+",
+        metavar="PATH",
+        help="pictures, folders of pictures, or globs; or one video",
     )
     source.add_argument("--video-input", metavar="FILE", help="a video")
     source.add_argument("--webcam", action="store_true", help="the first camera")
@@ -132,12 +137,17 @@ def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Before anything is loaded; ``tile`` becomes a ``Tiling``.
+    """Before anything is loaded; ``tile`` becomes a ``Tiling``, a video as input a video input.
 
     Raises:
         UserError: arguments that do not fit together, or values that cannot be.
         ImportError: ``--track`` without its packages.
     """
+    videos = [given for given in args.input or () if given.lower().endswith(VIDEOS)]
+    if videos and len(args.input) > 1:
+        raise UserError(f"{shown(videos[0])} is a video: give it by itself")
+    if videos:
+        args.video_input, args.input = videos[0], None
     if args.onnx is None and (args.runtime or args.provider):
         raise UserError("--runtime and --provider are for --onnx FILE")
     if args.runtime == "openvino" and args.provider:
@@ -227,13 +237,13 @@ def read_picture(path: Path) -> np.ndarray:
         raise UnreadablePicture(f"{shown(path)}: cannot be decoded ({error})") from error
 
 
-def why_nothing(instances: Instances) -> str:
-    """What to try where no detection is shown."""
+def why_nothing(instances: Instances, *, advise: bool = True) -> str:
+    """Why no detection is shown, and what to try."""
     if not len(instances):
-        return "none of any score: are these the weights of this config?"
-    return (
-        f"the best score is {float(instances.scores.max()):.2f}: lower --confidence-threshold; a "
-        "detector that is to find these objects is trained on pictures like these"
+        return "none of any score" + ": are these the weights of this config?" * advise
+    return f"the best score is {float(instances.scores.max()):.2f}" + (
+        ": lower --confidence-threshold; a detector that is to find these objects is trained on "
+        "pictures like these" * advise
     )
 
 
@@ -317,7 +327,10 @@ def run_on_pictures(args: argparse.Namespace, predictor: PicturePredictor, logge
         unreadable.append(file)
         tqdm.write(f"skipped {error}", file=sys.stderr)
 
-    progress = tqdm(zip(files, outputs), total=len(files), unit="picture", disable=len(files) == 1)
+    progress = tqdm(
+        zip(files, outputs), total=len(files), unit="picture", disable=len(files) == 1 or None
+    )
+    advise = True
     for found in detect_in_files(progress, predictor, args.batch_size, skip):
         drawn = draw_detections(
             found.picture[:, :, ::-1],
@@ -330,7 +343,8 @@ def run_on_pictures(args: argparse.Namespace, predictor: PicturePredictor, logge
         results += coco_results(kept, str(found.file), names)
         note = f"{shown(found.file)}: {len(kept)} detections in {found.seconds:.2f} s"
         if not len(kept):
-            note += f" ({why_nothing(found.instances)})"
+            note += f" ({why_nothing(found.instances, advise=advise)})"
+            advise = False
         if found.output is not None:
             save_picture(drawn, found.output)
             tqdm.write(f"{note} -> {shown(found.output)}")
@@ -364,6 +378,13 @@ def build_predictor(args: argparse.Namespace) -> Predictor | OnnxPredictor:
             trust_config=args.trust_config,
         )
         keep_memory_on_cpu(predictor.model)
+        if args.config_file is None and not any("init_checkpoint" in text for text in args.opts):
+            names = ", ".join(predictor.metadata.get("thing_classes", ()))
+            logging.getLogger("demo").info(
+                "without --config-file this is the shipped detector, which knows drawn shapes "
+                "alone (%s)",
+                names,
+            )
         return predictor
     if args.config_file or args.opts:
         raise UserError(

@@ -102,7 +102,7 @@ def draw_video(
         if args.track:
             tracker = Tracker(frame_rate=rate, threshold=args.confidence_threshold)
         found = detect(read_frames(capture, args.webcam, rate), predictor, args.batch_size)
-        progress = tqdm(found, total=max(total, 0) or None, unit="frame")
+        progress = tqdm(found, total=max(total, 0) or None, unit="frame", disable=None)
         try:
             for seconds, frame, instances in progress:
                 if tracker is None:

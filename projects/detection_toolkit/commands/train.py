@@ -101,7 +101,7 @@ def load_config(args: Namespace) -> DictConfig:
     if not args.config_file:
         raise UserError(
             f"--config-file is missing, for example {shipped_config()}; --list-configs names them "
-            "all"
+            "all, and those called ..._custom.py are for data of your own"
         )
     from ..checkpoint.hub import HUB
     from ..engine.runs import find_run, is_published, usable_device

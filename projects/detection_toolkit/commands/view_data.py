@@ -13,7 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..engine import user_errors
-from ..engine.arguments import add_overrides_argument, add_trust_argument, parse_arguments
+from ..engine.arguments import (
+    add_data_arguments,
+    add_overrides_argument,
+    add_trust_argument,
+    parse_arguments,
+)
 from ..engine.parsers import make_parser
 from ..engine.shipped import shipped_config
 from .figures import PAGE
@@ -26,6 +31,7 @@ if TYPE_CHECKING:
 EXAMPLES = """
 PROG --config-file CONFIG --number 8
 PROG --config-file CONFIG --start 16000 dataloader.train.total_batch_size=8
+PROG --config-file CONFIG --data my/data.yaml
 PROG --config-file output/mine/config.yaml --output output/seen
 """
 
@@ -58,6 +64,7 @@ def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
         help=f"where a PNG of each image is written, and {PAGE}, which shows them all "
         "(default: %(default)s)",
     )
+    add_data_arguments(parser)
     add_trust_argument(parser)
     add_overrides_argument(parser, "changes to the config, as for the run")
     return parser
@@ -148,7 +155,9 @@ def run(args: argparse.Namespace) -> None:
         f"{args.start + args.number - 1} in the order of a run by one process, counted from 0.",
     )
     batch = None
-    for image in tqdm(stream.since(args.start, args.number), total=args.number, unit="image"):
+    for image in tqdm(
+        stream.since(args.start, args.number), total=args.number, unit="image", disable=None
+    ):
         if image.batch != batch:
             batch = image.batch
             page.begin_section(f"Batch {batch}")

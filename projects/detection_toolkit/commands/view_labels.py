@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..durable import write_text
 from ..engine import user_errors
-from ..engine.arguments import parse_arguments
+from ..engine.arguments import add_data_arguments, parse_arguments
 from ..errors import UserError
 from .figures import draw_each, figures_parser, open_detector
 
@@ -34,6 +34,7 @@ def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
     """The command line."""
     suffixes = ".png, .pdf and .json"
     parser = figures_parser(__doc__, EXAMPLES, prog, kind="assignment", suffixes=suffixes)
+    add_data_arguments(parser)
     parser.add_argument(
         "--images",
         nargs="+",

@@ -9,15 +9,19 @@ from typing import Any
 
 import numpy as np
 from detectron2.structures import Instances
+from PIL import Image
 
 from ..errors import UserError
-from .images import check_picture, read_image
+from .images import check_picture, read_image, to_array
 
-__all__ = ["as_picture", "detect_in_batches"]
+__all__ = ["AnyPicture", "as_picture", "detect_in_batches", "each_picture"]
+
+AnyPicture = np.ndarray | str | os.PathLike[str] | Image.Image
+"""A BGR picture (H, W, 3), a file, or a picture of Pillow."""
 
 
-def as_picture(image: np.ndarray | str | os.PathLike[str]) -> np.ndarray:
-    """A BGR picture (H, W, 3), read if it is a file.
+def as_picture(image: AnyPicture) -> np.ndarray:
+    """A BGR picture (H, W, 3), read if it is a file; one of Pillow is turned as its EXIF data say.
 
     Raises:
         ValueError: not a picture of three channels.
@@ -25,12 +29,22 @@ def as_picture(image: np.ndarray | str | os.PathLike[str]) -> np.ndarray:
     """
     if isinstance(image, (str, os.PathLike)):
         image = read_image(image, "BGR")
+    elif isinstance(image, Image.Image):
+        image = to_array(image, "BGR")
     check_picture(image)
     return image
 
 
+def each_picture(images: AnyPicture | Iterable[AnyPicture]) -> Iterable[AnyPicture]:
+    """Many pictures as they are, and one as a list of itself."""
+    is_array = isinstance(images, np.ndarray) and images.ndim < 4
+    if is_array or isinstance(images, (str, os.PathLike, Image.Image)):
+        return [images]
+    return images
+
+
 def detect_in_batches(
-    images: Iterable[np.ndarray | str | os.PathLike[str]],
+    images: AnyPicture | Iterable[AnyPicture],
     batch_size: int,
     preprocess: Callable[[np.ndarray], Mapping[str, Any]],
     detect: Callable[[Sequence[Mapping[str, Any]]], Sequence[Instances]],
@@ -41,7 +55,7 @@ def detect_in_batches(
     Others do not: padding them to one size would change what is found.
 
     Args:
-        images: files, or (H, W, 3) BGR pictures; a generator may make them.
+        images: files, (H, W, 3) BGR pictures, or Pillow's; a generator may make them. Or one.
         batch_size: at most so many go through the network together.
         preprocess: one picture -> the detector's input, whose "image" has a ``shape``.
         detect: inputs of one shape -> the detections of each.
@@ -54,7 +68,7 @@ def detect_in_batches(
     """
     if batch_size < 1:
         raise UserError(f"batch_size must be at least 1, got {batch_size}")
-    remaining = iter(images)
+    remaining = iter(each_picture(images))
     while batch := list(itertools.islice(remaining, batch_size)):
         inputs = [preprocess(as_picture(image)) for image in batch]
         sizes: dict[tuple[int, ...], list[int]] = {}

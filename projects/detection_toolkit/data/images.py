@@ -35,6 +35,7 @@ __all__ = [
     "open_picture",
     "read_image",
     "shown_size",
+    "to_array",
 ]
 
 # What a picture may be, whatever its name says. Pillow knows some forty more formats, among them
@@ -124,10 +125,7 @@ def read_image(
                 raise Image.DecompressionBombError(
                     f"{width}x{height} pixels are more than the limit of {max_pixels}"
                 )
-            image = _apply_exif_orientation(image)
-            if image.mode.startswith(("I", "F")):
-                image = _to_8_bits(image)
-            return convert_PIL_to_numpy(image, image_format)
+            return to_array(image, image_format)
     except MemoryError:
         raise
     except Exception as error:  # decoders of damaged files raise nearly everything
@@ -136,6 +134,14 @@ def read_image(
         raise UnreadableImageError(
             f"image {shown(file_name)} cannot be read ({type(error).__name__}: {error})"
         ) from error
+
+
+def to_array(image: Image.Image, image_format: str) -> np.ndarray:
+    """A picture of Pillow as :func:`read_image` gives that of a file."""
+    image = _apply_exif_orientation(image)
+    if image.mode.startswith(("I", "F")):
+        image = _to_8_bits(image)
+    return convert_PIL_to_numpy(image, image_format)
 
 
 def check_picture(picture: np.ndarray) -> None:

@@ -78,7 +78,10 @@ class DatasetReport:
         """One line: ready to train, or what to fix first."""
         harm = [f for f in self.findings if f.severity == "harm"]
         if harm:
-            return f"To fix first: {'; '.join(f'{f.count} {f.message}' for f in harm)}."
+            counts: Counter[str] = Counter()  # two kinds may have one message
+            for finding in harm:
+                counts[finding.message] += finding.count
+            return f"To fix first: {'; '.join(f'{n} {text}' for text, n in counts.items())}."
         if any(f.severity == "repaired" for f in self.findings):
             return "Ready to train, with what is repaired in a copy."
         return "Ready to train."

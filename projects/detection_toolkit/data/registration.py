@@ -9,11 +9,14 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
+from detectron2.utils.logger import log_first_n
 
 from ..errors import UserError
+from ..texts import shown
 from .documents import KEPT_KEYS, collector_paused, write_copy
 from .findings import log_repairs, raise_harm
 from .formats import VAL_SHARE, open_source, read_split
+from .formats.image_files import is_below
 from .judgement import Judgement, judge_file
 
 __all__ = ["name_of_path", "register_coco_json", "register_data"]
@@ -124,6 +127,10 @@ def register_data(
         return name
     with collector_paused():
         data = open_source(given, format=format, image_root=image_root, allow_outside=allow_outside)
+        own = given if given.is_dir() else given.parent
+        if image_root is None and not is_below(data.image_root, own):
+            told = f"{shown(given)} leads to the images of {shown(data.image_root)}"
+            log_first_n(logging.INFO, told, key="message", name=__name__)
         part = read_split(data, split, val_share=val_share, split_seed=split_seed)
         judgement = part.judge(allow_outside=allow_outside)
     title = f"{given}" if split is None else f"{given} ({split})"

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..texts import shown
 from .shipped import shipped_config
 
 __all__ = [
@@ -111,7 +112,8 @@ def parse_arguments(
 
     Returns:
         what the parser returns; ``opts`` holds the overrides, among them those that ``--data``,
-        ``--weights`` and ``--allow-partial`` stand for.
+        ``--weights`` and ``--allow-partial`` stand for. Weights of a run are also its config, where
+        none is named and nothing is trained.
     """
     others: list[str] = []
     overrides: list[str] = []
@@ -127,7 +129,13 @@ def parse_arguments(
             overrides.append(text)
         else:
             others.append(text)
-    args = parser.parse_args(others)
+    args, unknown = parser.parse_known_args(others)
+    if unknown:
+        parser.error(
+            f"unrecognized arguments: {' '.join(map(shown, unknown))}. Settings of the config have "
+            "no dashes: KEY=VALUE, as in train.max_epochs=10; docs/coming_from.md has the options "
+            "of other projects"
+        )
     args.opts = [*(args.opts or ()), *overrides]
     if hasattr(args, "image_root") and hasattr(args, "data"):
         if (args.image_root or args.format) and not args.data:
@@ -135,11 +143,24 @@ def parse_arguments(
         if args.data:  # first: what is named in full wins
             args.opts = [*_data_overrides(args), *args.opts]
     if hasattr(args, "allow_partial"):
+        is_named = any(text.startswith("--conf") for text in others)
+        if not is_named and getattr(args, "eval_only", True) and _is_of_run(args.weights):
+            args.config_file, args.weights = args.weights, None
         if args.weights:
             args.opts.append(f"train.init_checkpoint={_quoted(args.weights)}")
         if args.allow_partial:  # the configs of older runs lack it
             args.opts.append("+train.allow_partial=true")
     return args
+
+
+def _is_of_run(weights: str | None) -> bool:
+    """Whether weights lie in the folder of a run, or on the hub, and a config goes with them."""
+    if not weights or weights.startswith("hf://"):
+        return bool(weights)
+    path = Path(weights).expanduser()
+    if path.suffix in (".pth", ".safetensors") and path.is_file():
+        path = path.parent
+    return (path / "config.yaml").is_file()
 
 
 def _data_overrides(args: argparse.Namespace) -> list[str]:

@@ -33,7 +33,7 @@ from ..evaluation import (
     run_evaluator,
 )
 from ..evaluation.stage_predictions import STAGE_PREDICTIONS
-from ..texts import parse_json
+from ..texts import FILE_ONLY, parse_json
 from .evaluators import check_evaluator, coco_backend, max_dets_per_image
 from .interruption import Interruption
 from .precision import autocast_dtype
@@ -59,6 +59,9 @@ _RESULTS = (
     "coco_instances_results.json",
     "instances_predictions.pth",
 )
+
+# Tasks whose metrics Detectron2's evaluator shows as tables.
+_WITH_TABLES = ("bbox", "segm")
 
 _facts_of_run: ContextVar[EvaluationFacts | None] = ContextVar("_facts_of_run", default=None)
 
@@ -271,8 +274,14 @@ def _report(name: str, results: dict[str, Any], *, folder: Path, about: Mapping[
             folder / "coco_instances_results.json",
         )
         return
-    logger.info("Evaluation results for %s (%s weights) in csv format:", name, about["weights"])
-    print_csv_format(of_evaluator)
+    line = "Evaluation results for %s (%s weights) in csv format:"
+    logger.info(line, name, about["weights"], extra=FILE_ONLY)
+    print_csv_format(of_evaluator)  # for log.txt; the console has the tables of COCO's tasks
+    others = {task: of_task for task, of_task in of_evaluator.items() if task not in _WITH_TABLES}
+    if others:
+        values = flatten_results_dict(others).items()
+        words = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values)
+        logger.info("results for %s (%s weights): %s", name, about["weights"], words)
     path = folder / "metrics.json"
     document = {
         "dataset": name,

@@ -399,7 +399,7 @@ class BestCheckpoint:
         is_better = self.value is None or self._is_better(value, self.value)
         if not (math.isfinite(value) and is_better):
             logger.info(
-                "%s is %.5g after iteration %d (%s weights), not better than the best so far (%s)",
+                "%s is %.5g at iteration %d (%s weights), not better than the best so far (%s)",
                 self.metric,
                 value,
                 iteration,
@@ -408,7 +408,7 @@ class BestCheckpoint:
             )
             return
         logger.info(
-            "%s is %.5g after iteration %d (%s weights), the best so far",
+            "%s is %.5g at iteration %d (%s weights), the best so far",
             self.metric,
             value,
             iteration,

@@ -24,13 +24,12 @@ from ..durable import refuse_links, write_text
 from ..errors import UserError
 from ..program import command_line
 from ..projects import project_names
-from ..texts import Printable
+from ..texts import FILE_ONLY, Printable
 from .hooks import BestCheckpoint
 from .runs import CONFIG_NAME, EVALUATION_CONFIG_NAME, holds_run
 from .settings import RunSettings
 
 __all__ = [
-    "FILE_ONLY",
     "log_end",
     "log_start",
     "log_training_set",
@@ -42,12 +41,19 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# ``extra`` of a message that is for log.txt alone.
-FILE_ONLY = {"file_only": True}
 # By Detectron2's loggers and writers.
 _APPENDED_TO = ("log.txt*", "metrics.json", "events.out.tfevents.*")
 # Of these, warnings and errors alone: what they report, a run says in its own lines.
-_QUIET = ("detectron2.data", "detectron2.checkpoint", "fvcore.common.checkpoint")
+_QUIET = (
+    "detectron2.data",
+    "detectron2.checkpoint",
+    "detectron2.evaluation.coco_evaluation",
+    "detectron2.evaluation.evaluator",
+    "detectron2.evaluation.testing",
+    "fvcore.common.checkpoint",
+)
+# And what nobody else says: the tables, and how far an evaluation is.
+_TELLING = ("Evaluation results for ", "Per-category ", "Inference done ")
 
 
 # A warning that asks for nothing: ids may be any, and the data are judged before.
@@ -62,7 +68,9 @@ class _ForConsole(logging.Filter):
             return False
         if record.levelno >= logging.WARNING:
             return True
-        return not getattr(record, "file_only", False) and not record.name.startswith(_QUIET)
+        if getattr(record, "file_only", False):
+            return False
+        return not record.name.startswith(_QUIET) or str(record.msg).startswith(_TELLING)
 
 
 def set_up_console(name: str) -> logging.Logger:
@@ -203,8 +211,9 @@ def log_end(
     weights = folder / "model_final.pth"
     if best is not None and best.iteration is not None:
         weights = folder / "model_best.pth"
+        done = min(best.iteration + 1, iterations)  # it is counted from 0, after the last from 1
         lines.append(
-            f"best {best.metric}: {best.value:.2f} after iteration {best.iteration}, with the "
+            f"best {best.metric}: {best.value:.2f} after {done} iterations, with the "
             f"{best.weights or 'plain'} weights"
         )
     elif last is not None:

@@ -20,8 +20,7 @@ from ..checkpoint.checkpointer import Checkpointer
 from ..checkpoint.official_files import read_class_names
 from ..config import apply_overrides, get_config, require_lazy_config
 from ..data import dataset_names
-from ..data.batches import detect_in_batches
-from ..data.images import check_picture
+from ..data.batches import AnyPicture, as_picture, detect_in_batches
 from ..data.mapper import augment, shown_frame
 from ..errors import UserError
 from .runs import find_run, plain_values, usable_device
@@ -185,10 +184,11 @@ class Predictor:
         )
 
     @torch.no_grad()
-    def __call__(self, original_image: np.ndarray) -> dict[str, Instances]:
+    def __call__(self, original_image: AnyPicture) -> dict[str, Instances]:
         """
         Args:
-            original_image: (H, W, 3) picture in BGR order, of 0..255, as OpenCV reads it.
+            original_image: (H, W, 3) picture in BGR order, of 0..255, as OpenCV reads it; or a
+                file, or a picture of Pillow.
 
         Returns:
             {"instances": Instances}, with ``pred_boxes`` in pixels of the given picture,
@@ -196,14 +196,13 @@ class Predictor:
 
         Raises:
             ValueError: not a picture of three channels.
-            UnreadableImageError: the picture is too thin to be resized.
+            UnreadableImageError: the picture is too thin to be resized, or the file cannot be read.
         """
-        check_picture(original_image)
-        return self.model([self.preprocess(original_image)])[0]
+        return self.model([self.preprocess(as_picture(original_image))])[0]
 
     @torch.no_grad()
     def predict(
-        self, images: Iterable[np.ndarray | str | os.PathLike[str]], *, batch_size: int = 1
+        self, images: AnyPicture | Iterable[AnyPicture], *, batch_size: int = 1
     ) -> Iterator[Instances]:
         """Detect in many pictures, a batch at a time; no more than a batch is in memory.
 
@@ -211,8 +210,7 @@ class Predictor:
         Others do not: padding them to one size would change what is found.
 
         Args:
-            images: files, or (H, W, 3) pictures in BGR order, see :meth:`__call__`; a generator
-                may make them.
+            images: pictures as :meth:`__call__` takes them; a generator may make them. Or one.
             batch_size: at most so many go through the network together.
 
         Yields:

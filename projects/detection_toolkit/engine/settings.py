@@ -247,6 +247,11 @@ class RunSettings:
         _check(
             bool(self.output_dir.strip()), "train.output_dir must name a folder", self.output_dir
         )
+        try:
+            torch.device(self.device)
+        except RuntimeError as error:
+            rule = "train.device must be a device of PyTorch, such as cpu, cuda or cuda:1"
+            raise UserError(f"{rule}, got {self.device!r}") from error
         epochs = self.max_epochs
         _check(epochs is None or epochs > 0, "train.max_epochs must be > 0", epochs)
         _check(0 <= self.mix_until <= 1, "train.mix_until must be from 0 to 1", self.mix_until)

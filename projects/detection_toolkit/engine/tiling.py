@@ -9,7 +9,6 @@ whole object with the part of it that the edge of another tile has cut off, too.
 from __future__ import annotations
 
 import itertools
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import torch
 from detectron2.data import Metadata
 from detectron2.structures import Boxes, Instances
 
-from ..data.batches import as_picture
+from ..data.batches import AnyPicture, as_picture, each_picture
 from ..defaults import TILE_OVERLAP
 from ..errors import UserError
 
@@ -38,7 +37,7 @@ class PicturePredictor(Protocol):
     metadata: Metadata
 
     def predict(
-        self, images: Iterable[np.ndarray | str | os.PathLike[str]], *, batch_size: int = 1
+        self, images: AnyPicture | Iterable[AnyPicture], *, batch_size: int = 1
     ) -> Iterator[Instances]: ...
 
 
@@ -103,18 +102,18 @@ class TiledPredictor:
         self.tiling = tiling
         self.metadata = predictor.metadata
 
-    def __call__(self, original_image: np.ndarray) -> dict[str, Instances]:
+    def __call__(self, original_image: AnyPicture) -> dict[str, Instances]:
         """See :meth:`Predictor.__call__`."""
         return {"instances": next(self.predict([original_image]))}
 
     def predict(
-        self, images: Iterable[np.ndarray | str | os.PathLike[str]], *, batch_size: int = 1
+        self, images: AnyPicture | Iterable[AnyPicture], *, batch_size: int = 1
     ) -> Iterator[Instances]:
         """See :meth:`Predictor.predict`; a batch is of tiles, also those of several pictures."""
         divided: deque[tuple[tuple[int, int], list[tuple[int, int, int, int]]]] = deque()
 
         def tiles() -> Iterator[np.ndarray]:
-            for image in images:
+            for image in each_picture(images):
                 picture = as_picture(image)
                 size = picture.shape[:2]
                 regions = self.tiling.regions(*size)

@@ -32,6 +32,7 @@ from ..config import require_lazy_config
 from ..data import build_train_loader, dataset_names, loader_process_errors
 from ..errors import NonFinitePredictionError, UserError
 from ..evaluation import check_stage_evaluation, configured_label_assigners
+from ..texts import FILE_ONLY
 from .evaluation import (
     EvaluationFacts,
     better_weights,
@@ -52,7 +53,7 @@ from .hooks import (
     build_ema,
 )
 from .interruption import Interruption
-from .logs import FILE_ONLY, log_end, log_start, log_training_set, refuse_linked_logs
+from .logs import log_end, log_start, log_training_set, refuse_linked_logs
 from .random_states import is_random_state, restore_random_state
 from .runs import changes_of_recipe, describe_run, plain_values
 from .scaling import auto_scale_workers, log_effective_batch

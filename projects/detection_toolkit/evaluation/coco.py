@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
 import json
 import logging
@@ -16,6 +18,7 @@ from pycocotools.coco import COCO
 
 from ..durable import write_text
 from ..errors import UnknownNameError, UserError
+from ..texts import FILE_ONLY
 from .errors import require_hotcoco
 
 __all__ = ["BACKENDS", "CocoEvaluator", "check_backend", "evaluate_by_hotcoco"]
@@ -86,6 +89,14 @@ class CocoEvaluator(COCOEvaluator):
     def _eval_predictions(
         self, predictions: list[dict[str, Any]], img_ids: Sequence[Any] | None = None
     ) -> None:
+        with io.StringIO() as printed, contextlib.redirect_stdout(printed):
+            try:
+                self._evaluate(predictions, img_ids)
+            finally:
+                # pycocotools prints what Detectron2's tables have once more.
+                logger.info("pycocotools:\n%s", printed.getvalue(), extra=FILE_ONLY)
+
+    def _evaluate(self, predictions: list[dict[str, Any]], img_ids: Sequence[Any] | None) -> None:
         if self.backend == "pycocotools":
             super()._eval_predictions(predictions, img_ids)
             return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,7 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
-from ..data.batches import detect_in_batches
-from ..data.images import check_picture
+from ..data.batches import AnyPicture, as_picture, detect_in_batches
 from ..data.mapper import augment, shown_frame
 from ..errors import NonFinitePredictionError, UserError
 from .runtime import open_onnx, open_runtime, run_session
@@ -66,10 +64,11 @@ class OnnxPredictor:
             self.metadata.thing_classes = list(self.description.class_names)
         self._augmentations = self.description.augmentations()
 
-    def __call__(self, original_image: np.ndarray) -> dict[str, Instances]:
+    def __call__(self, original_image: AnyPicture) -> dict[str, Instances]:
         """
         Args:
-            original_image: (H, W, 3) uint8 picture in BGR order, as OpenCV reads it.
+            original_image: (H, W, 3) uint8 picture in BGR order, as OpenCV reads it; or a file, or
+                a picture of Pillow.
 
         Returns:
             {"instances": Instances}, with ``pred_boxes`` in pixels of the given picture,
@@ -81,11 +80,11 @@ class OnnxPredictor:
             NonFinitePredictionError: no detection is finite.
             UserError: the graph fails, or gives something else than detections.
         """
-        check_picture(original_image)
-        return {"instances": self._detect([self._preprocess(original_image)])[0]}
+        picture = as_picture(original_image)
+        return {"instances": self._detect([self._preprocess(picture)])[0]}
 
     def predict(
-        self, images: Iterable[np.ndarray | str | os.PathLike[str]], *, batch_size: int = 1
+        self, images: AnyPicture | Iterable[AnyPicture], *, batch_size: int = 1
     ) -> Iterator[Instances]:
         """Detect in many pictures, a batch at a time.
 

@@ -11,6 +11,7 @@ import visualize_data
 from coco_files import make_document, write_dataset
 from detectron2.data import Metadata
 from detectron2.structures import BitMasks, Boxes, Instances
+from format_files import make_splits, write_yolo
 from PIL import Image
 from small_runs import SMALL_MODEL, data_overrides
 
@@ -57,6 +58,14 @@ def test_a_picture_of_each_image_and_a_page_of_all(options, tmp_path, capsys):
     assert "96x64; 2 objects" in text
     assert "://" not in text and not re.search(r"<script|src='(?!data:)", text)
     assert str(out / "index.html") in capsys.readouterr().out
+
+
+def test_data_may_be_named_as_for_training(tmp_path):
+    files = write_yolo(tmp_path / "pets", make_splits())
+    options = [*SMALL_MODEL, "train.device=cpu", "--data", str(files / "data.yaml")]
+    config = ["--config-file", "stageinteractor/stageinteractor_tiny_custom.py"]
+    assert call(tmp_path / "out", "--number", "2", *config, *options) == 0
+    assert len(list((tmp_path / "out").glob("*train*.png"))) == 2
 
 
 def test_names_of_strangers_are_escaped_and_crowds_counted(options, tmp_path):

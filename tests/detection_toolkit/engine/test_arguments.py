@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from detection_toolkit.commands import train
 from detection_toolkit.config import apply_overrides, get_config
 from detection_toolkit.engine.arguments import add_config_arguments, parse_arguments
 from detection_toolkit.visualization import DEFAULT_SCORE_THRESHOLD
@@ -63,6 +64,15 @@ def test_after_opts_a_key_needs_no_dot(parser):
         parse_arguments(parser, ["size=3"])
 
 
+@pytest.mark.parametrize("words", [["--epochs", "3"], ["--train.max_iter=1"]])
+def test_an_unknown_option_is_told_how_settings_are_written(parser, words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse_arguments(parser, words)
+    assert ended.value.code == 2
+    *_, line = capsys.readouterr().err.splitlines()
+    assert f"unrecognized arguments: {words[0]}" in line and "KEY=VALUE, as in" in line
+
+
 @pytest.mark.parametrize(
     "name", ["a.pth", "a, b.pth", "it's.pth", "1_0", "x\\\\'y", "end\\", "[a]"]
 )
@@ -70,6 +80,31 @@ def test_weights_are_an_override_whatever_their_name(parser, name):
     args = parse_arguments(parser, ["train.init_checkpoint=b.pth", "--weights", name])
     cfg = apply_overrides(get_config("stageinteractor/shapes_tiny.py"), args.opts)
     assert cfg.train.init_checkpoint == name and cfg.train.allow_partial is False
+
+
+def test_weights_of_a_run_or_of_the_hub_are_its_config_where_none_is_named(parser, tmp_path):
+    run = tmp_path / "a run"
+    run.mkdir()
+    for name in ("config.yaml", "model_best.pth", "model.bin"):
+        (run / name).touch()
+    (tmp_path / "alone.pth").touch()
+    for given in (str(run), str(run / "model_best.pth"), "hf://OWNER/NAME"):
+        args = parse_arguments(parser, ["--weights", given])
+        assert (args.config_file, args.opts) == (given, [])
+        args = parse_arguments(parser, ["--weights", given, "--config-file", "a.py"])
+        assert args.config_file == "a.py" and given in args.opts[0]
+    for given in map(str, (run / "gone.pth", run / "model.bin", tmp_path / "alone.pth")):
+        args = parse_arguments(parser, ["--weights", given])
+        assert args.config_file == parser.get_default("config_file") and given in args.opts[0]
+
+
+@pytest.mark.parametrize("words", [["--eval-only"], []])
+def test_training_begins_from_weights_of_a_run_by_a_config_of_its_own(tmp_path, words):
+    for name in ("config.yaml", "model_best.pth"):
+        (tmp_path / name).touch()
+    weights = str(tmp_path / "model_best.pth")
+    args = parse_arguments(train.get_parser("train"), ["--weights", weights, *words])
+    assert args.config_file == (weights if words else "")
 
 
 def test_partial_weights_are_allowed_in_configs_that_do_not_know_of_them(parser):

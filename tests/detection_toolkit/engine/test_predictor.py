@@ -17,6 +17,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.engine import DefaultPredictor
 from format_files import make_splits, write_yolo
+from PIL import Image
 from small_runs import SMALL_MODEL
 from tolerances import tolerance
 
@@ -26,8 +27,8 @@ from detection_toolkit.commands import view_labels
 from detection_toolkit.commands.export import judge_by_ap
 from detection_toolkit.config import apply_overrides, config_text, get_config
 from detection_toolkit.data import SHAPES, UnreadableImageError, register_shapes, registration
+from detection_toolkit.engine import TiledPredictor, Tiling, prepare_config
 from detection_toolkit.engine import predictor as predictor_module
-from detection_toolkit.engine import prepare_config
 from detection_toolkit.engine.predictor import Predictor
 from detection_toolkit.engine.runs import describe_run
 from detection_toolkit.engine.shipped import is_shipped_config, shipped_config
@@ -329,6 +330,20 @@ def test_many_pictures_give_what_each_gives(predictor, picture, tmp_path, batch_
         assert instances.image_size == expected.image_size == image.shape[:2]
         limits = tolerance(torch.float32, 1.0, 1000)
         torch.testing.assert_close(instances.scores, expected.scores, **limits)
+
+
+def test_one_picture_may_be_a_file_or_of_pillow(predictor, picture, tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), picture)
+    turned = Image.fromarray(np.ascontiguousarray(np.rot90(picture)[:, :, ::-1]))
+    turned.getexif()[0x0112] = 6  # a quarter to the right
+    alone = [str(tmp_path / "a.png"), tmp_path / "a.png", Image.open(tmp_path / "a.png"), turned]
+    expected = predictor(picture)["instances"]
+    for given in (picture, *alone):
+        (of_one,) = predictor.predict(given)
+        (in_tiles,) = TiledPredictor(predictor, Tiling(640, 640)).predict(given)
+        for found in (predictor(given)["instances"], of_one, in_tiles):
+            assert torch.equal(found.scores, expected.scores)
+            assert torch.equal(found.pred_boxes.tensor, expected.pred_boxes.tensor)
 
 
 def test_many_pictures_are_none_at_all_or_a_batch_at_least(predictor, tmp_path):

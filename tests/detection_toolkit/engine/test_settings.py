@@ -75,6 +75,8 @@ def test_an_unknown_key_is_refused_with_the_nearest(given, message):
         ({"max_iter": True}, "train.max_iter must be a whole number, got True"),
         ({"deterministic": 1}, "train.deterministic must be true or false, got 1"),
         ({"device": 0}, "train.device must be a text, got 0"),
+        ({"device": "gpu"}, "train.device must be a device of PyTorch, such as cpu, .*'gpu'"),
+        ({"device": "cuda:x"}, "train.device must be a device of PyTorch, .*'cuda:x'"),
         ({"output_dir": None}, "train.output_dir must be a text, got None"),
         (
             {"ema": True},

@@ -135,6 +135,9 @@ def test_the_console_is_short_and_the_file_has_everything(run, tmp_path, capfd):
     assert "\x1b" not in console  # colour is for terminals
     assert f"python tools/report.py {tmp_path / 'output'}" in console
     assert "weights: " in console
+    assert "Evaluation results for bbox" in console and "Per-category bbox AP" in console
+    for text in (" Average Precision  (AP)", "copypaste: AP,AP50", "Fast COCO eval"):
+        assert text in log and text not in console, text
     # What is found out before anything is built as well.
     for text in (console, log):
         assert "model.num_classes is set to 3" in text

@@ -1,6 +1,7 @@
 import copy
 import json
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -462,6 +463,7 @@ def test_what_a_person_wants_to_know_is_said_before_the_first_step_and_after_the
     done = said[-1]
     assert done.startswith("done: 4 iterations")
     assert "best bbox/AP: " in done and "with the plain weights" in done
+    assert re.search("best bbox/AP: .* after [24] iterations, with", done)
     assert str(tmp_path / "output" / "model_best.pth") in done
     caplog.clear()
     with caplog.at_level(logging.INFO, logger="detection_toolkit"):

@@ -142,6 +142,7 @@ class CocoSource(DataSource):
         words = [w for w in re.findall(r"[A-Za-z]+\d*", path.stem) if _split_of_name(w)]
         spellings = [w for word in words for w in (word, re.sub(r"\d+$", "", word))]
         spellings += ["valid", "validation"] if _split_of_name(path.stem) == "val" else []
+        spellings += ["default"] if path.stem.endswith("_default") else []  # of CVAT
         places = [base, base / "images", above, above / "images"]
         places += [above / w for w in spellings] + [above / "images" / w for w in spellings]
         places += [above / w / "images" for w in spellings]

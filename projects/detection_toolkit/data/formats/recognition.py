@@ -16,6 +16,9 @@ from .records import DataSource
 __all__ = ["FORMATS", "Format", "open_source"]
 
 
+_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
+
+
 class Format(NamedTuple):
     """How data sets in a format are recognised and read."""
 
@@ -78,8 +81,10 @@ def open_source(
             raise UserError(f"{path}: {_nothing(path)}. Known are {_titles()}")
         if len(found) > 1:
             kinds = " and ".join(f"{FORMATS[name].title} ({shown(e)})" for name, e in found.items())
+            names = " or ".join(found)
             raise UserError(
-                f"{path} has {len(found)} formats: {kinds}. Name one: format={' or '.join(found)}"
+                f"{path} has {len(found)} formats: {kinds}. Name one: --format {names} beside "
+                "--data, or format= beside path"
             )
         (format,) = found
     elif format not in found:
@@ -98,6 +103,8 @@ def _titles() -> str:
 
 def _nothing(path: Path) -> str:
     """What is there, where it is no known format."""
+    if path.suffix.lower() in _ARCHIVES:
+        return "it is an archive: unpack it, and name the folder"
     if path.is_file():
         return "it is a file of no known format of annotations"
     children = list(path.iterdir())

@@ -6,9 +6,11 @@ or a class and a polygon. Folders of Ultralytics, Roboflow, Label Studio and CVA
 
 from __future__ import annotations
 
+import itertools
 import math
+import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from ..files import check_file_name
 from ..findings import FindingCollector
 from .image_files import (
     is_below,
+    locate,
     picture_files,
     picture_sizes,
     relative_name,
@@ -39,6 +42,7 @@ _COLUMNS = (
 )
 _NAME_FILES = ("classes.txt", "obj.names")
 _LABEL = re.compile(r"\d+( -?[\d.]+(e-?\d+)?){4,}\s")
+_ABSOLUTE = re.compile(r"([A-Za-z]:)?[/\\]+")
 _FIRST = 20  # files that are looked into, to know the format
 _BEYOND = 2.0  # no share of an image, however sloppy, but pixels
 
@@ -46,6 +50,12 @@ _BEYOND = 2.0  # no share of an image, however sloppy, but pixels
 def find(path: Path) -> str | None:
     """What speaks for the format; None for nothing."""
     if path.suffix.lower() in (".yaml", ".yml"):
+        if not path.is_file():
+            return None
+        try:
+            _read_yaml(path)
+        except UserError:
+            return f"{path.name} is a YAML"  # it is named, and why it cannot be read is told later
         return f"{path.name} names classes" if _names_classes(path) else None
     if not path.is_dir():
         return None
@@ -110,7 +120,8 @@ class YoloSource(RecordSource):
     Args:
         path: of folder or YAML.
         image_root: the folder in the place of the YAML's own, and of its ``path``.
-        allow_outside: the YAML may lead out of its folder.
+        allow_outside: the YAML may lead out of its folder. A YAML that is named itself may do so in
+            any case, if it leads to images with labels (:meth:`_find_root`).
 
     Raises:
         UserError: there are no classes, the YAML may not or cannot be followed, or is itself a link
@@ -134,14 +145,23 @@ class YoloSource(RecordSource):
             content = _read_yaml(table)
             self._names = _class_names(table, content)
             self._has_keypoints = "kpt_shape" in content
-            self.image_root = image_root or self._root_of(table, content)
-            self._table = table
+            self._has_download = "download" in content
+            self._table, self._path = table, content.get("path")
             self._named = {
                 split: (key, _as_list(table, key, content[key]))
                 for split, key in _split_keys(content).items()
             }
+            self.image_root = image_root or self._find_root()
+            is_elsewhere = not (
+                image_root or allow_outside or is_below(self.image_root, table.parent)
+            )
+            if is_elsewhere:
+                self.evidence += f", and leads to {self.image_root}"
+            tests = self._named.get("test", ("", []))[1]
             # Tools name a folder of test images whether there are any or not.
-            if not any(self._place(text).exists() for text in self._named.get("test", ("", []))[1]):
+            if not any(_place(self.image_root, text).exists() for text in tests) or (
+                is_elsewhere and not self._has_labels(self.image_root, tests)
+            ):
                 self._named.pop("test", None)
         self.splits = tuple(s for s in SPLITS if s in self._named or s in self._places)
 
@@ -180,37 +200,68 @@ class YoloSource(RecordSource):
         found = divided or exported or {None: [folder]}
         return {None: [folder]} if list(found) == ["train"] else found
 
-    def _root_of(self, table: Path, content: dict[str, Any]) -> Path:
-        """The folder that entries of the YAML are relative to."""
-        own = table.parent
-        given = content.get("path")
-        if not isinstance(given, str) or not given.strip():
-            return own
-        try:
-            root = own / Path(given.strip()).expanduser()
-        except RuntimeError:  # of a user whom this computer does not have
-            return own
-        if not root.is_dir():
-            return own  # that of another computer, or of Ultralytics' settings
-        if self.allow_outside or is_below(root, own):
-            return root
-        keys = _split_keys(content).values()
-        texts = [t for key in keys for t in _as_list(table, key, content[key])]
-        if texts and all((own / text).exists() for text in texts):
-            return own
+    def _find_root(self) -> Path:
+        """The folder that entries of the YAML are relative to.
+
+        It may lie outside of the YAML's folder if the YAML is named itself, as Ultralytics' are,
+        whose data lie elsewhere, and if its images have labels there: then a YAML from somebody
+        else reaches nothing but data sets.
+
+        Raises:
+            UserError: it lies outside, and may not.
+        """
+        own, given = self._table.parent, self._path
+        named = {split: texts for split, (_, texts) in self._named.items()}
+        tests = named.pop("test", [])
+        texts = [text for some in named.values() for text in some] or tests
+        roots = _roots(own, given)
+        refused = None
+        for enough, root in itertools.product((all, any), (*roots, own)):
+            if not enough(_place(root, text).exists() for text in texts) or not texts:
+                continue
+            if self.allow_outside:
+                return root
+            places = [Path(os.path.abspath(_place(root, text))) for text in texts]
+            if all(is_below(place, root) for place in places):
+                if is_below(root, own):
+                    return root
+                outside = Path(os.path.abspath(root))
+            else:
+                outside = _common_folder(places)
+            if self.path == self._table and self._has_labels(outside, map(str, places)):
+                return outside
+            refused = refused or (root if root != own else None)
+        if refused is None:
+            known = (r for r in roots if r.is_dir() and (self.allow_outside or is_below(r, own)))
+            return next(known, own)  # what is missing there is named later
+        way = (
+            "its images have no labels there"
+            if self.path == self._table
+            else f"if it is right, name the file itself, path={shown(self._table)}"
+        )
         raise UserError(
-            f"{table}: its path {shown(given)} leads out of the folder of the file. If it is "
-            f"right, name it yourself: image_root={shown(root)} beside path, or --image-root "
-            f"{shown(root)} beside --data"
+            f"{self._table}: its path {shown(given)} leads out of the folder of the file, and "
+            f"{way}. Or name the folder yourself: image_root={shown(refused)} beside path, or "
+            f"--image-root {shown(refused)} beside --data"
         )
 
-    def _place(self, text: str) -> Path:
-        """Of an entry of the YAML."""
-        place = self.image_root / text
-        while not place.exists() and text.startswith("../"):  # of Roboflow's exports
-            text = text[3:]
-            place = self.image_root / text
-        return place
+    def _has_labels(self, root: Path, texts: Iterable[str]) -> bool:
+        """Whether half of the images of each entry or more have files of labels."""
+        for place in (_place(root, text) for text in texts):
+            if not place.exists():
+                continue
+            if place.is_dir():
+                images = picture_files(place)
+            elif place.suffix.lower() == ".txt":
+                images = [_listed(root, place, name) for name in _names_in(place)]
+            else:
+                images = [place]
+            labels = [path for image in images if (path := _label_file(root, image)).is_file()]
+            if not labels or len(labels) < len(images) / 2:
+                return False
+            if not any(_LABEL.match(read_head(path)) for path in labels[:_FIRST]):
+                return False
+        return True
 
     def _entries(self, key: str, texts: Sequence[str]) -> list[Path]:
         """Folders, lists and images of a split.
@@ -220,11 +271,13 @@ class YoloSource(RecordSource):
         """
         entries = []
         for text in texts:
-            place = self._place(text)
+            place = _place(self.image_root, text)
             if not place.exists():
+                path = f", as path is {shown(self._path)}" if isinstance(self._path, str) else ""
+                path += ", and download is not followed: unpack it yourself" * self._has_download
                 raise UserError(
                     f"{self._table}: {key} is {shown(text)}, and there is no "
-                    f"{shown(self.image_root / text)}"
+                    f"{shown(self.image_root / text)}{path}. --image-root names another folder"
                 )
             if not (self.allow_outside or is_below(place, self.image_root)):
                 raise UserError(
@@ -242,7 +295,7 @@ class YoloSource(RecordSource):
         places = dict(self._image_files(split))
         files = sorted(places, key=lambda p: p.as_posix())
         sizes = picture_sizes(files, root, found, allow_outside=self.allow_outside)
-        labels = {path: self._label_file(path) for path in files}
+        labels = {path: _label_file(root, path) for path in files}
         self._find_orphans(split, set(labels.values()), found)
         for path, (width, height) in sizes.items():
             label, name = labels[path], relative_name(path, root)
@@ -268,30 +321,10 @@ class YoloSource(RecordSource):
                 for number, line in enumerate(read_lines(place), start=1):
                     if line.strip():
                         name = shown(relative_name(place, self.image_root))
-                        yield self._listed(place, line.strip()), f"{name}, line {number}"
+                        image = _listed(self.image_root, place, line.strip())
+                        yield image, f"{name}, line {number}"
             else:
                 yield place, self.evidence
-
-    def _listed(self, table: Path, text: str) -> Path:
-        """An image of a list, which is relative to the list, or else to the folder."""
-        name = text.replace("\\", "/")
-        path = table.parent / name
-        if not path.is_file() and (self.image_root / name).is_file():
-            path = self.image_root / name
-        if path.is_absolute() and is_below(path, self.image_root):
-            return self.image_root / relative_name(path, self.image_root)
-        return path
-
-    def _label_file(self, image: Path) -> Path:
-        """The last folder of the name "images" becomes "labels"; else it lies beside the image."""
-        parts = list(image.parts)
-        root = self.image_root
-        first = len(root.parts) if image.is_relative_to(root) else 0
-        for index in range(len(parts) - 2, first - 1, -1):
-            if parts[index] == "images":
-                parts[index] = "labels"
-                break
-        return Path(*parts).with_suffix(".txt")
 
     def _find_orphans(self, split: str | None, labels: set[Path], found: FindingCollector) -> None:
         """Labels whose image is not there; nobody knows the size that they are shares of."""
@@ -356,6 +389,79 @@ class YoloSource(RecordSource):
         xs, ys = [v * width for v in shares[::2]], [v * height for v in shares[1::2]]
         polygon = tuple(v for point in zip(xs, ys) for v in point)
         return Box(label, (min(xs), min(ys), max(xs), max(ys)), place, (polygon,))
+
+
+def _roots(own: Path, given: Any) -> list[Path]:
+    """Folders that the ``path`` of a YAML may mean; Ultralytics looks for it in its datasets."""
+    if not isinstance(given, str) or not given.strip():
+        return [own]
+    try:
+        path = Path(given.strip()).expanduser()
+    except RuntimeError:  # of a user whom this computer does not have
+        return [own]
+    if path.is_absolute():
+        return [path]
+    bases = (own, own / "datasets", own.parent, own.parent / "datasets")
+    return [base / path for base in bases]
+
+
+def _place(root: Path, text: str) -> Path:
+    """Of an entry of the YAML."""
+    place = inner = root / text
+    while text.startswith("../") and not inner.exists():  # of Roboflow's exports
+        text = text[3:]
+        inner = root / text
+    if inner.exists():
+        return inner
+    # A full path of another computer is cut at the left. What is left names a split, at least.
+    is_full = _ABSOLUTE.match(text)
+    parts = text[is_full.end() :].replace("\\", "/").split("/") if is_full else []
+    ends = (root.joinpath(*parts[start:]) for start in range(len(parts) - 1))
+    return next((end for end in ends if end.exists()), place)
+
+
+def _common_folder(places: Sequence[Path]) -> Path:
+    """That holds images and their labels."""
+    folders = []
+    for place in places:
+        folder = place if place.is_dir() else place.parent
+        parts = Path(os.path.abspath(folder)).parts
+        last = max((i for i, part in enumerate(parts) if part == "images"), default=len(parts))
+        folders.append(str(Path(*parts[:last])))
+    return Path(os.path.commonpath(folders))
+
+
+def _names_in(table: Path) -> list[str]:
+    """Images of a list."""
+    return [line.strip() for line in read_lines(table) if line.strip()]
+
+
+def _listed(root: Path, table: Path, text: str) -> Path:
+    """An image of a list, which is relative to the list, or else to the folder.
+
+    Names that CVAT has put data/ before, and paths of another computer, are cut at the left.
+    """
+    name = text.replace("\\", "/")
+    path = table.parent / name
+    if not path.is_file():
+        inner = root / name
+        if not inner.is_file():
+            inner = root / locate(name, root, [root])
+        path = inner if inner.is_file() else path
+    if path.is_absolute() and is_below(path, root):
+        return root / relative_name(path, root.absolute())
+    return path
+
+
+def _label_file(root: Path, image: Path) -> Path:
+    """The last folder of the name "images" becomes "labels"; else it lies beside the image."""
+    parts = list(image.parts)
+    first = len(root.parts) if image.is_relative_to(root) else 0
+    for index in range(len(parts) - 2, first - 1, -1):
+        if parts[index] == "images":
+            parts[index] = "labels"
+            break
+    return Path(*parts).with_suffix(".txt")
 
 
 def _split_keys(content: dict[str, Any]) -> dict[str, str]:

@@ -5,7 +5,7 @@ import json
 import pytest
 from coco_files import make_document, write_dataset
 from detectron2.data import MetadataCatalog
-from format_files import make_splits, write_coco, write_roboflow_coco
+from format_files import make_splits, write_coco, write_images, write_roboflow_coco
 
 from detection_toolkit.data import dataset_names, get_detection_dataset
 from detection_toolkit.errors import UserError
@@ -37,6 +37,15 @@ def test_images_are_found_near_a_folder_of_annotations(tmp_path, splits, images)
     everything = load(folder)
     assert len({d["file_name"] for d in everything}) == 6
     assert all(d["annotations"] for d in everything)
+
+
+def test_the_undivided_export_of_cvat(tmp_path, splits):
+    document = splits["train"]
+    (tmp_path / "annotations").mkdir()
+    json_file = tmp_path / "annotations" / "instances_default.json"
+    json_file.write_text(json.dumps(document))
+    write_images(tmp_path / "images" / "default", document["images"])
+    assert len(load(tmp_path)) == len(load(json_file)) == 4
 
 
 def test_roboflow_by_its_name_alone_and_without_the_group(tmp_path, splits):

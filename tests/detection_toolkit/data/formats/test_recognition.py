@@ -37,6 +37,9 @@ def test_a_folder_with_other_things(tmp_path):
         open_source(tmp_path)
     with pytest.raises(UserError, match="a file of no known format"):
         open_source(tmp_path / "c.docx")
+    (tmp_path / "export.ZIP").touch()
+    with pytest.raises(UserError, match=r"\.ZIP: it is an archive: unpack it, and name"):
+        open_source(tmp_path / "export.ZIP")
     with pytest.raises(FileNotFoundError, match=r"data set .*nowhere does not exist"):
         open_source(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"image folder .*nowhere of .* does not exist"):
@@ -47,7 +50,7 @@ def test_two_formats_in_one_folder_and_the_one_that_is_named(tmp_path):
     write_yolo(tmp_path, make_splits())
     (tmp_path / "all.json").write_text(json.dumps(make_document()))
     message = r"2 formats: COCO JSON \(all\.json .*\) and YOLO \(data\.yaml names classes\)\. Name"
-    with pytest.raises(UserError, match=f"{message} one: format=coco or yolo"):
+    with pytest.raises(UserError, match=f"{message} one: --format coco or yolo"):
         get_detection_dataset(path=str(tmp_path))
     assert len(get_detection_dataset(path=str(tmp_path), format="yolo", split="val")) == 2
 

@@ -10,6 +10,7 @@ from detectron2.data import MetadataCatalog
 from format_files import make_splits, write_images, write_yolo
 
 from detection_toolkit.data import dataset_names, get_detection_dataset, register_data
+from detection_toolkit.data.formats import open_source
 from detection_toolkit.errors import UserError
 
 
@@ -322,7 +323,7 @@ def test_a_yaml_does_not_lead_out_of_its_folder(folder, secret, entry):
     assert len(dicts) == 4
 
 
-@pytest.mark.parametrize("path", ["../secret", "{}", ".."])
+@pytest.mark.parametrize("path", ["../secret", "{}", "{}/../secret"])
 def test_the_path_of_a_yaml_does_not_lead_out_but_may_be_named(folder, secret, path):
     text = f"path: {path.format(secret)}\ntrain: images/train\nval: images/val\nnames: [a, b, c]\n"
     alone = folder.parent / "alone"
@@ -331,6 +332,138 @@ def test_the_path_of_a_yaml_does_not_lead_out_but_may_be_named(folder, secret, p
     refuses(alone, "its path .* leads out of the folder of the file.*image_root=")
     dicts = get_detection_dataset(path=str(alone), split="train", image_root=str(secret))
     assert len(dicts) == 4
+
+
+@pytest.mark.parametrize(
+    ("place", "path"),
+    [
+        ("project/my.yaml", "../secret"),
+        ("project/my.yaml", "{}"),
+        ("project/configs/my.yaml", "../secret"),  # as from the project's folder
+        ("project/my.yaml", "{}/."),
+        ("my.yaml", "secret"),
+        ("my.yaml", "{}"),
+    ],
+)
+def test_a_yaml_that_is_named_itself_leads_to_its_images(
+    tmp_path, secret, splits, place, path, caplog
+):
+    table = tmp_path / place
+    table.parent.mkdir(parents=True, exist_ok=True)
+    entries = "train: images/train\nval: images/val\ntest:\nnc: 3\nnames: [cat, dog, bird]\n"
+    table.write_text(f"path: {path.format(secret)}  # of the data\n{entries}")
+    with caplog.at_level("INFO"):
+        for split in ("train", "val"):
+            dicts = get_detection_dataset(path=str(table), split=split)
+            assert boxes(dicts) == expected(splits[split])
+    if table.parent != tmp_path:  # the folder is told
+        assert str(secret) in open_source(table).evidence
+        assert f"my.yaml leads to the images of {secret}" in caplog.text
+
+
+@pytest.mark.parametrize("base", ["datasets", "../datasets"])
+def test_the_path_of_a_yaml_is_looked_for_where_ultralytics_keeps_its_data(tmp_path, splits, base):
+    folder = tmp_path / "project"
+    folder.mkdir()
+    write_yolo(folder / base / "pets8", splits)
+    entries = "train: images/train\nval: images/val\n"
+    (folder / "my.yaml").write_text(f"path: pets8\n{entries}names: [a, b, c]\n")
+    assert len(get_detection_dataset(path=str(folder / "my.yaml"), split="train")) == 4
+
+
+def test_a_yaml_that_is_named_itself_may_name_its_images_in_full(tmp_path, secret, splits):
+    (tmp_path / "project").mkdir()
+    table = tmp_path / "project" / "my.yaml"
+    entries = f"train: {secret}/images/train\nval: {secret}/images/val\n"
+    table.write_text(f"{entries}names: [cat, dog, bird]\n")
+    for split in ("train", "val"):
+        assert boxes(get_detection_dataset(path=str(table), split=split)) == expected(splits[split])
+
+
+def test_a_yaml_that_is_named_itself_leads_to_no_images_without_labels(tmp_path, secret):
+    (tmp_path / "alone").mkdir()
+    table = tmp_path / "alone" / "my.yaml"
+    entries = "train: images/train\nval: images/val\nnames: [a, b, c]\n"
+    table.write_text(f"path: {secret}\n{entries}")
+    table.with_name("full.yaml").write_text(f"train: {secret}/images/train\nnames: [a, b, c]\n")
+    shutil.rmtree(secret / "labels" / "val")
+    refuses(table, "its path .* leads out of the folder .*images have no labels there.*image-root")
+    assert open_source(table.with_name("full.yaml")).splits == ("train",)
+    shutil.rmtree(secret / "labels")
+    refuses(table.with_name("full.yaml"), "train is .*, which leads out of the folder")
+
+
+def test_a_yaml_that_is_named_itself_leads_to_labelled_test_images_alone(tmp_path, secret, splits):
+    (tmp_path / "alone").mkdir()
+    table = tmp_path / "alone" / "my.yaml"
+    entries = "train: images/train\ntest: images/val\nnames: [a, b, c]\n"
+    table.write_text(f"path: {secret}\n{entries}")
+    assert open_source(table).splits == ("train", "test")
+    shutil.rmtree(secret / "labels" / "val")
+    assert open_source(table).splits == ("train",)
+
+
+def test_a_yaml_does_not_lead_from_outside_to_elsewhere(tmp_path, folder, secret):
+    (tmp_path / "alone").mkdir()
+    table = tmp_path / "alone" / "my.yaml"
+    table.write_text(f"path: {secret}\ntrain: images/train\nval: images/val\nnames: [a, b, c]\n")
+    image = secret / "images/train/train1.png"
+    image.unlink()
+    image.symlink_to(folder / "images/train/train1.png")
+    refuses(table, r"links to files outside.*train1\.png")
+
+
+def test_where_the_path_is_nowhere_the_message_says_what_to_do(folder):
+    (folder / "data.yaml").write_text("path: elsewhere\ntrain: images/x\nnames: [a, b, c]\n")
+    refuses(folder / "data.yaml", "images/x, as path is elsewhere. --image-root names another")
+
+
+@pytest.mark.parametrize("base", ["/content/pets-4", "C:\\\\data\\\\pets-4", "D:/pets"])
+@pytest.mark.parametrize("named", ["data.yaml", "."])
+def test_full_paths_of_another_computer_are_found_in_the_folder(folder, splits, base, named):
+    slash = "\\\\" if "\\" in base else "/"
+    entries = "".join(f'{s}: "{base}{slash}images{slash}{s}"\n' for s in ("train", "val"))
+    (folder / "data.yaml").write_text(f"{entries}names: [cat, dog, bird]\n")
+    for split in ("train", "val"):
+        dicts = get_detection_dataset(path=str(folder / named), split=split)
+        assert boxes(dicts) == expected(splits[split])
+
+
+def test_the_end_of_a_full_path_must_name_a_split(folder):
+    entries = "train: /content/pets/train/images\nval: /content/pets/val/images\n"
+    (folder / "data.yaml").write_text(f"{entries}names: [cat, dog, bird]\n")
+    refuses(folder, "train is /content/pets/train/images, and there is no")  # there is images/
+
+
+def test_what_a_yaml_would_download_is_not(folder):
+    text = "path: coco8\ntrain: images/x\ndownload: https://example.com/a.zip\nnames: [a]\n"
+    (folder / "coco8.yaml").write_text(text)
+    refuses(folder / "coco8.yaml", "as path is coco8, and download is not followed: unpack it")
+
+
+def test_a_yaml_that_cannot_be_read_is_named_whatever_its_name(folder):
+    (folder / "pets.yaml").write_text("train:\timages\n\tval: x\nnames: [a\n")
+    refuses(folder / "pets.yaml", "pets.yaml cannot be read as YAML: .*line 1")
+
+
+@pytest.mark.parametrize("begin", ["data/", "/old/place/", "C:\\\\pets\\\\", "./"])
+def test_lists_of_cvat_and_of_another_computer_are_found(folder, splits, begin):
+    images = sorted((folder / "images" / "train").glob("*.png"))
+    text = "".join(f"{begin}{path.relative_to(folder)}\n" for path in images)
+    (folder / "train.txt").write_text(text)
+    (folder / "data.yaml").write_text("path: .\ntrain: train.txt\nnames: [cat, dog, bird]\n")
+    found = get_detection_dataset(path=str(folder), split=None, format="yolo")
+    assert boxes(found) == expected(splits["train"])
+
+
+@pytest.mark.parametrize("is_relative", [False, True])
+def test_lists_may_name_images_of_their_folder_in_full(folder, splits, monkeypatch, is_relative):
+    images = sorted((folder / "images" / "train").glob("*.png"))
+    (folder / "a.txt").write_text("".join(f"{path}\n" for path in images))
+    (folder / "data.yaml").write_text("train: a.txt\nval: images/val\nnames: [cat, dog, bird]\n")
+    monkeypatch.chdir(folder.parent)
+    path = folder.name if is_relative else str(folder)
+    assert boxes(get_detection_dataset(path=path, split="train")) == expected(splits["train"])
 
 
 def test_where_the_path_leads_out_and_the_images_are_here_they_are_used(folder, secret):
