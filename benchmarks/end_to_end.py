@@ -126,8 +126,9 @@ def training_step(cfg: DictConfig) -> Callable[[], None]:
     ]
 
     def step() -> None:
-        with detector.products():  # as the trainer does
-            sum(detector(batch).values()).backward()
+        losses = detector(batch)
+        with detector.products_of_backward():  # as the trainer does
+            sum(losses.values()).backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -136,7 +136,7 @@ def draw(predictor: Predictor, record: dict[str, Any], stem: Path) -> list[str]:
     batched_input, image = prepare(predictor, record)
     images = model.preprocess_image([batched_input])
     truth = model.prepare_ground_truth([batched_input], images.image_sizes)
-    with torch.no_grad(), model.decoder.with_all_stages():
+    with torch.no_grad(), model.decoder.with_all_stages(), model.products():
         outputs = model.predict(images).stages
     logits = torch.stack([o.logits.float() for o in outputs])
     boxes = torch.stack([o.boxes.float() for o in outputs])

@@ -285,16 +285,18 @@ class DetectionTrainLoop(SimpleTrainer):
                 losses, problem = self._try(self.model, batch, **kwargs)
                 self._agree(problem)
                 self._note_accuracy()
-                with self._products():
+                with self._products_of_backward():
                     self.grad_scaler.scale(sum(losses.values()) * weight).backward()
             of_batches.append({name: value.detach() for name, value in losses.items()})
             for name, value in of_batches[-1].items():
                 sums[name] = sums.get(name, 0.0) + value * weight
         return sums, of_batches
 
-    def _products(self) -> contextlib.AbstractContextManager[None]:
+    def _products_of_backward(self) -> contextlib.AbstractContextManager[None]:
         module = self._module
-        return module.products() if isinstance(module, QueryDetector) else contextlib.nullcontext()
+        if not isinstance(module, QueryDetector):
+            return contextlib.nullcontext()
+        return module.products_of_backward()
 
     def _note_accuracy(self) -> None:
         """The share of matched queries whose class is right, of this process."""

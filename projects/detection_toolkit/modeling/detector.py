@@ -19,7 +19,7 @@ from ..structures import GroundTruth, HeadOutput, Predictions, StageOutput
 from .execution import Execution
 from .feature_maps import FeatureMaps
 from .folding import fold_frozen_norms
-from .products import by_onednn, wants_onednn
+from .products import Products
 from .recording import Recordings
 
 __all__ = ["QueryDetector", "require_query_detector"]
@@ -99,8 +99,10 @@ class QueryDetector(nn.Module):
         decoder.limit_stages_at_test(stages_at_test)
         route = decoder.route
         self.criterion = criterion if None in (criterion, route) else route.supervise(criterion)
-        self._by_onednn = wants_onednn(
-            self.execution.products, sum(p.numel() for p in self.parameters())
+        self._products = Products(
+            self.execution.products,
+            parameters=sum(p.numel() for p in self.parameters()),
+            compile=self.execution.compile,
         )
         self.num_classes = num_classes
         self.size_divisibility = size_divisibility
@@ -140,14 +142,15 @@ class QueryDetector(nn.Module):
             self._answers_on_host = before
 
     def products(self) -> contextlib.AbstractContextManager[None]:
-        """While it is open, matrix products are computed as ``model.execution.products`` says.
+        """Around a forward pass: matrix products as ``model.execution.products`` says.
 
-        :meth:`forward` opens it for itself; who calls ``backward()`` does so around that.
+        :meth:`forward` opens it for itself; who calls :meth:`predict` does so around that.
         """
-        device = self.device.type
-        if self.execution.products == "bfloat16":
-            return torch.autocast(device, torch.bfloat16)
-        return by_onednn() if self._by_onednn and device == "cpu" else contextlib.nullcontext()
+        return self._products.forward(self.device.type)
+
+    def products_of_backward(self) -> contextlib.AbstractContextManager[None]:
+        """Around ``backward()``: the same for that."""
+        return self._products.backward(self.device.type)
 
     def forward(
         self, batched_inputs: list[dict[str, Any]], *, target_counts: Tensor | None = None

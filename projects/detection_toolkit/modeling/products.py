@@ -19,7 +19,7 @@ import torch
 
 from ..errors import UserError
 
-__all__ = ["LEAST_PARAMETERS", "by_onednn", "wants_onednn"]
+__all__ = ["LEAST_PARAMETERS", "Products", "by_onednn", "wants_onednn"]
 
 LEAST_PARAMETERS = 2**23
 """From which ``auto`` chooses oneDNN. A call of it takes ten microseconds longer: in small models
@@ -77,9 +77,11 @@ def _is_float32() -> bool:
     """Whether oneDNN keeps all bits of float32 here, in products of matrices and of batches."""
     if _setting() is None:
         return False
-    x = torch.arange(2**16, dtype=torch.float32).view(4, 128, 128) + 2**23  # 24 bits each
-    one = torch.eye(128)
-    with by_onednn():
+    # Whatever the device and the type are that a model is just being built with.
+    x = torch.arange(2**16, dtype=torch.float32, device="cpu").view(4, 128, 128)
+    x += 2**23  # 24 bits each
+    one = torch.eye(128, dtype=torch.float32, device="cpu")
+    with by_onednn(), torch.autocast("cpu", enabled=False):
         products = x[0] @ one, torch.bmm(x, one.expand_as(x))
     return all(map(torch.equal, products, (x[0], x)))
 
@@ -117,8 +119,8 @@ _scopes = _Scopes()
 def by_onednn() -> Iterator[None]:
     """While this lasts, float32 products on a CPU are oneDNN's, forward and backward.
 
-    In all threads; scopes may overlap. A precision of ``torch.backends`` or
-    ``torch.set_float32_matmul_precision`` that the user has set stays.
+    In all threads; scopes may overlap. A precision below float32 that the user has set, by
+    ``torch.backends`` or ``torch.set_float32_matmul_precision``, stays.
     """
     setting = _setting()
     if setting is None or not _scopes.enter(setting):
@@ -128,3 +130,30 @@ def by_onednn() -> Iterator[None]:
         yield
     finally:
         _scopes.leave(setting)
+
+
+class Products:
+    """How a detector computes matrix products: scopes for its passes."""
+
+    def __init__(self, choice: str, *, parameters: int, compile: str = ""):
+        """
+        Args:
+            choice, parameters: see :func:`wants_onednn`.
+            compile: ``model.execution.compile``. ``max-autotune`` asks PyTorch for one precision of
+                all libraries, which fails in :func:`by_onednn`.
+
+        Raises:
+            UserError: see :func:`wants_onednn`.
+        """
+        self._in_bfloat16 = choice == "bfloat16"
+        self._by_onednn = wants_onednn(choice, parameters) and compile != "max-autotune"
+
+    def forward(self, device: str) -> contextlib.AbstractContextManager[None]:
+        """Around a forward pass on a type of device."""
+        if self._in_bfloat16:
+            return torch.autocast(device, torch.bfloat16)
+        return self.backward(device)
+
+    def backward(self, device: str) -> contextlib.AbstractContextManager[None]:
+        """Around a backward pass, which knows the types of its forward pass."""
+        return by_onednn() if self._by_onednn and device == "cpu" else contextlib.nullcontext()

@@ -32,7 +32,7 @@ import torch
 from detectron2.utils.registry import Registry
 
 from ..errors import UserError
-from ..modeling.products import by_onednn, wants_onednn
+from ..modeling.products import Products
 from ..projects import project_names
 from .case import Case, CaseError, Settings
 from .compare import Limit, Measurement, Quantity, Row, to_array
@@ -133,14 +133,13 @@ def find_kind(case: Case) -> type[CaseKind]:
 
 def _measure(kind: CaseKind, settings: Settings) -> list[Measurement]:
     case = kind.case
-    autocast = products = contextlib.nullcontext()
+    autocast = contextlib.nullcontext()
     # Parts of detectors are too small for auto.
-    if wants_onednn(settings.execution.products, parameters=0):
-        products = by_onednn()
+    products = Products(settings.execution.products, parameters=0)
     if settings.autocast is not None:
         autocast = torch.autocast(torch.device(settings.device).type, settings.autocast)
     try:
-        with autocast, products:
+        with autocast, products.forward(torch.device(settings.device).type):
             run = kind.compute(settings)
             return [
                 Measurement(q.name, q.ours(run), case.array(q.name), _limit(q, settings.atol))

@@ -29,7 +29,7 @@ from torch import nn
 
 from ..memory import keep_freed_memory
 from ..modeling import FeatureMaps
-from ..modeling.products import by_onednn, wants_onednn
+from ..modeling.products import Products
 from ..structures import GroundTruth, HeadOutput, Predictions, Queries
 from .benchmark_tables import print_cells, print_curves, print_parts
 from .environment import processor, today, versions
@@ -86,20 +86,18 @@ class Bench:
         self.device, self.dtype = conditions.device, conditions.dtype
         self.height, self.width = conditions.image_size
         self.generator = torch.Generator().manual_seed(0)
+        with torch.device("meta"):
+            parameters = sum(p.numel() for p in instantiate(cfg.model).parameters())
+        execution = cfg.model.execution
+        ours = Products(execution.products, parameters=parameters, compile=conditions.compile)
+        # By whether the form is the plain one.
+        self.products = {True: Products("torch", parameters=0), False: ours}
 
     def autocast(self) -> Any:
         """Mixed precision as in training, or nothing for float32."""
         if self.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype)
-
-    def products(self, decoder: nn.Module, *, plain: bool) -> Any:
-        """How the form computes matrix products, as the whole detector would."""
-        choice = self.cfg.model.execution.products
-        if plain or self.device.type != "cpu":
-            return nullcontext()
-        parameters = sum(p.numel() for p in decoder.parameters())
-        return by_onednn() if wants_onednn(choice, parameters) else nullcontext()
 
     def decoder(self, *, plain: bool = False, **changes: Any) -> nn.Module:
         """The config's decoder, past its initialisation, where many layers are zero."""
@@ -176,7 +174,8 @@ class Bench:
         queries = self.queries(maps, count)
 
         def run() -> object:
-            with torch.inference_mode(), self.autocast(), self.products(decoder, plain=plain):
+            products = self.products[plain].forward(self.device.type)
+            with torch.inference_mode(), self.autocast(), products:
                 return decoder(maps, queries)
 
         return run
@@ -201,14 +200,15 @@ class Bench:
 
         def run() -> dict[str, float]:
             times = [now()]
-            with self.products(decoder, plain=plain):
-                with self.autocast():
-                    predictions = Predictions(decoder(maps, queries))
-                times.append(now())
-                losses = criterion(predictions, truth).as_dict()
-                times.append(now())
+            products = self.products[plain]
+            with self.autocast(), products.forward(self.device.type):
+                predictions = Predictions(decoder(maps, queries))
+            times.append(now())
+            losses = criterion(predictions, truth).as_dict()
+            times.append(now())
+            with products.backward(self.device.type):
                 sum(losses.values()).backward()
-                times.append(now())
+            times.append(now())
             for leaf in leaves:
                 leaf.grad = None
             names = ("forward", "matching, targets and losses", "backward")
@@ -453,7 +453,7 @@ def run(
     """
     memory = memory_of_forms(memory_command) if memory_command else {}
     keeps = keep_freed_memory() if bench.device.type == "cpu" else False
-    with bench.products(bench.decoder(), plain=False):
+    with bench.products[False].forward(bench.device.type):
         rates = {"products": product_rate(bench.device, bench.dtype)}
     rates["copies"] = copy_rate(bench.device)
     results: dict[str, Any] = {

@@ -213,8 +213,8 @@ def make_batch():
 
 def losses_and_gradients(detector):
     detector.zero_grad()
-    with detector.products():
-        losses = detector(make_batch())
+    losses = detector(make_batch())
+    with detector.products_of_backward():
         sum(losses.values()).backward()
     values = torch.stack([value.detach().double() for value in losses.values()])
     gradients = [p.grad.double().flatten() for p in detector.parameters() if p.grad is not None]
@@ -266,21 +266,32 @@ def test_all_passes_of_a_detector_are_by_onednn_where_it_is_chosen(products_of_o
         assert SWITCH.fp32_precision == "none"
 
 
-def test_in_bfloat16_products_are_and_boxes_scores_and_losses_are_not():
-    detector, exact = make_detector("bfloat16"), make_detector("torch")
+def test_bfloat16_is_autocast_around_the_network(monkeypatch):
+    detector, plain = make_detector("bfloat16"), make_detector("torch")
     types = set()
     for module in detector.modules():
         if type(module) is torch.nn.Linear:
             module.register_forward_hook(lambda module, x, y: types.add(y.dtype))
-    values, gradients = losses_and_gradients(detector)
-    for ours, theirs in zip((values, gradients), losses_and_gradients(exact)):
-        assert 0 < (ours - theirs).norm() < 0.5 * theirs.norm()
+    ours = losses_and_gradients(detector)
+    monkeypatch.setattr(plain, "products", lambda: torch.autocast("cpu", torch.bfloat16))
+    assert all(map(torch.equal, ours, losses_and_gradients(plain)))
     assert types == {torch.bfloat16}
     detector.eval()
     with torch.no_grad():
         found = detector(make_batch())[0]["instances"]
     assert found.scores.dtype == found.pred_boxes.tensor.dtype == torch.float32
     assert not torch.is_autocast_enabled("cpu")
+
+
+def test_a_model_may_be_built_without_memory_and_under_autocast(cpu_info, monkeypatch):
+    cpu_info.write_text(AMD)
+    monkeypatch.setattr(products, "LEAST_PARAMETERS", 1)
+    for place in (torch.device("meta"), torch.autocast("cpu", torch.bfloat16)):
+        products._is_float32.cache_clear()
+        with place:
+            make = LazyConfig.load(find_config_file("common/models/stageinteractor_tiny.py")).model
+            detector = instantiate(make)
+        assert detector._products._by_onednn is products._is_float32()
 
 
 @needs_float32
