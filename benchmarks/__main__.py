@@ -50,7 +50,7 @@ BENCHMARKS = {
     "adamixer": Benchmark(
         f"{_DECODER} --config-file adamixer/adamixer_r50_100q_1x.py", "--no-curves --no-parts"
     ),
-    # Its queries of all stages before make a step five times as large.
+    # A step of SQR runs stages on the queries of all earlier stages: five times the work.
     "sqr": Benchmark(
         f"{_DECODER} --config-file sqr/stageinteractor_sqr_r50_100q_1x.py --train-batch 1",
         "--rounds 1 --no-curves --no-parts --no-memory",

@@ -24,9 +24,9 @@ _IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 if not _IS_WORKER:
     os.environ["DETECTRON2_DATASETS"] = tempfile.mkdtemp(prefix="stageinteractor-tests-")
 
-# A worker has close to a million objects when it has collected the tests. Looking through them for
-# cycles, again and again, took a fifth of the time of the tests: not while modules are imported,
-# never through what these have left, and less often (Python's own value is 700).
+# A worker has close to a million objects when it has collected the tests. Python looks through them
+# for cycles again and again: here not while modules are imported, never through what these have
+# left, and less often (its own value is 700).
 gc.disable()
 
 

@@ -1,9 +1,9 @@
 """Float32 matrix products on a CPU, by PyTorch's usual library or by oneDNN.
 
 PyTorch hands them to oneDNN where ``torch.backends.mkldnn.matmul.fp32_precision`` allows bfloat16.
-Only processors with AMX then round to bfloat16: on all others oneDNN computes in float32, and on
-AMD's it is about twice as fast as MKL, PyTorch's usual library, which does not choose its fastest
-kernels there.
+Only processors with AMX then round to bfloat16: on all others oneDNN computes in float32. On AMD's
+it is faster than MKL, PyTorch's usual library, which does not choose its fastest kernels there
+(``python tools/benchmark.py``).
 """
 
 from __future__ import annotations
