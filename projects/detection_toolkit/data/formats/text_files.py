@@ -26,7 +26,7 @@ def check_inside(path: Path, root: Path | None) -> None:
     if root is not None and not is_within(os.path.realpath(path), os.path.realpath(root)):
         raise UserError(
             f"{shown(path)} is a link out of the folder {shown(root)}. If you trust its author, "
-            "set allow_outside=true beside path"
+            "set dataloader.train.dataset.allow_outside=true"
         )
 
 

@@ -10,7 +10,7 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from .image_files import (
     picture_sizes,
     relative_name,
 )
+from .labelled_folders import FIRST, data_folders, file_lookup, is_label
 from .records import Box, Picture, RecordSource
 from .splits import SPLITS, split_folders, split_name
 from .text_files import check_inside, read_head, read_lines
@@ -41,9 +42,7 @@ _COLUMNS = (
     "points or more"
 )
 _NAME_FILES = ("classes.txt", "obj.names")
-_LABEL = re.compile(r"\d+( -?[\d.]+(e-?\d+)?){4,}\s")
 _ABSOLUTE = re.compile(r"([A-Za-z]:)?[/\\]+")
-_FIRST = 20  # files that are looked into, to know the format
 _BEYOND = 2.0  # no share of an image, however sloppy, but pixels
 
 
@@ -82,8 +81,8 @@ def _label_files(folder: Path) -> Iterator[Path]:
 def _is_flat(folder: Path) -> bool:
     """Whether labels lie beside the images."""
     return any(
-        _LABEL.match(read_head(path))
-        for path in sorted(folder.glob("*.txt"))[:_FIRST]
+        is_label(read_head(path))
+        for path in sorted(folder.glob("*.txt"))[:FIRST]
         if path.name not in _NAME_FILES
     )
 
@@ -137,7 +136,7 @@ class YoloSource(RecordSource):
         self._places: dict[str | None, list[Path]] = {}
         self._named: dict[str, tuple[str, list[str]]] = {}
         if table is None:
-            self.image_root = image_root or path
+            self.image_root = self._base = image_root or path
             self._names = self._names_of_folder()
             self._places = self._places_of_folder()
         else:
@@ -151,17 +150,15 @@ class YoloSource(RecordSource):
                 split: (key, _as_list(table, key, content[key]))
                 for split, key in _split_keys(content).items()
             }
-            self.image_root = image_root or self._find_root()
-            is_elsewhere = not (
-                image_root or allow_outside or is_below(self.image_root, table.parent)
-            )
-            if is_elsewhere:
+            self.image_root = self._base = image_root or table.parent
+            self._is_root_given = image_root is not None
+            if not self._is_root_given:
+                self._find_root()
+            if not (image_root or allow_outside or is_below(self.image_root, table.parent)):
                 self.evidence += f", and leads to {self.image_root}"
             tests = self._named.get("test", ("", []))[1]
             # Tools name a folder of test images whether there are any or not.
-            if not any(_place(self.image_root, text).exists() for text in tests) or (
-                is_elsewhere and not self._has_labels(self.image_root, tests)
-            ):
+            if not any(_place(self._base, text).exists() for text in tests):
                 self._named.pop("test", None)
         self.splits = tuple(s for s in SPLITS if s in self._named or s in self._places)
 
@@ -200,8 +197,8 @@ class YoloSource(RecordSource):
         found = divided or exported or {None: [folder]}
         return {None: [folder]} if list(found) == ["train"] else found
 
-    def _find_root(self) -> Path:
-        """The folder that entries of the YAML are relative to.
+    def _find_root(self) -> None:
+        """Find the folder that entries of the YAML are relative to, and the one of the images.
 
         It may lie outside of the YAML's folder if the YAML is named itself, as Ultralytics' are,
         whose data lie elsewhere, and if its images have labels there: then a YAML from somebody
@@ -210,57 +207,73 @@ class YoloSource(RecordSource):
         Raises:
             UserError: it lies outside, and may not.
         """
-        own, given = self._table.parent, self._path
+        own = self._table.parent
         named = {split: texts for split, (_, texts) in self._named.items()}
         tests = named.pop("test", [])
         texts = [text for some in named.values() for text in some] or tests
-        roots = _roots(own, given)
+        roots = _roots(own, self._path)
         refused = None
+        judged = set()
         for enough, root in itertools.product((all, any), (*roots, own)):
             if not enough(_place(root, text).exists() for text in texts) or not texts:
                 continue
-            if self.allow_outside:
-                return root
-            places = [Path(os.path.abspath(_place(root, text))) for text in texts]
-            if all(is_below(place, root) for place in places):
-                if is_below(root, own):
-                    return root
-                outside = Path(os.path.abspath(root))
-            else:
-                outside = _common_folder(places)
-            if self.path == self._table and self._has_labels(outside, map(str, places)):
-                return outside
+            is_inside = all(is_below(_place(root, text), root) for text in texts)
+            if self.allow_outside or (is_inside and is_below(root, own)):
+                self.image_root = self._base = root
+                return
+            if self.path == self._table and root not in judged and self._lead_outside(root, texts):
+                return
+            judged.add(root)
             refused = refused or (root if root != own else None)
         if refused is None:
             known = (r for r in roots if r.is_dir() and (self.allow_outside or is_below(r, own)))
-            return next(known, own)  # what is missing there is named later
-        way = (
-            "its images have no labels there"
-            if self.path == self._table
-            else f"if it is right, name the file itself, path={shown(self._table)}"
-        )
+            self.image_root = self._base = next(known, own)  # what is missing is named later
+            return
         raise UserError(
-            f"{self._table}: its path {shown(given)} leads out of the folder of the file, and "
-            f"{way}. Or name the folder yourself: image_root={shown(refused)} beside path, or "
+            f"{self._table}: its path {shown(self._path)} leads out of the folder of the file"
+            f"{self._why_not()}. Name the folder: image_root={shown(refused)} beside path, or "
             f"--image-root {shown(refused)} beside --data"
         )
 
-    def _has_labels(self, root: Path, texts: Iterable[str]) -> bool:
-        """Whether half of the images of each entry or more have files of labels."""
-        for place in (_place(root, text) for text in texts):
-            if not place.exists():
-                continue
-            if place.is_dir():
-                images = picture_files(place)
-            elif place.suffix.lower() == ".txt":
-                images = [_listed(root, place, name) for name in _names_in(place)]
-            else:
-                images = [place]
-            labels = [path for image in images if (path := _label_file(root, image)).is_file()]
-            if not labels or len(labels) < len(images) / 2:
+    def _why_not(self) -> str:
+        """Why a YAML may not lead out of its folder; "" for one that the user has named."""
+        if self._is_root_given:
+            return ""
+        if self.path == self._table:
+            return ", and its images have no labels there, or some of them lie beside the file"
+        return (
+            ", which it may if you name the file itself and its images have labels there: "
+            f"--data {shown(self._table)}"
+        )
+
+    def _lead_outside(self, root: Path, texts: Sequence[str]) -> bool:
+        """Take images outside of the YAML's folder if all lie in folders with labels.
+
+        The image folder is the one that holds them all, once links are followed, and never the
+        given one, which may hold anything else. That a YAML leads to its own folder and others is
+        no reason to open the folder that holds both.
+        """
+        places = [_real(place) for text in texts if (place := _place(root, text)).exists()]
+        is_inside = all(is_below(place, root) for place in places)
+        base = _real(root) if is_inside else _common_folder(places)
+        folders = _folders_of(base, places)
+        if folders is None:
+            return False
+        _, tests = self._named.get("test", ("", []))
+        tested = [_real(place) for text in tests if (place := _place(root, text)).exists()]
+        of_tests = _folders_of(base, tested)
+        found = folders + (of_tests or [])
+        image_root, own = Path(os.path.commonpath(found)), _real(self._table.parent)
+        if image_root != own and own.is_relative_to(image_root):
+            if any(folder.is_relative_to(own) for folder in found):
                 return False
-            if not any(_LABEL.match(read_head(path)) for path in labels[:_FIRST]):
-                return False
+        if of_tests is None:
+            self._named.pop("test")
+        for split, (key, given) in self._named.items():
+            ends = ((text, _place(root, text)) for text in given)
+            followed = [str(_real(end)) if end.exists() else text for text, end in ends]
+            self._named[split] = key, followed
+        self.image_root, self._base = image_root, base
         return True
 
     def _entries(self, key: str, texts: Sequence[str]) -> list[Path]:
@@ -271,19 +284,19 @@ class YoloSource(RecordSource):
         """
         entries = []
         for text in texts:
-            place = _place(self.image_root, text)
+            place = _place(self._base, text)
             if not place.exists():
                 path = f", as path is {shown(self._path)}" if isinstance(self._path, str) else ""
                 path += ", and download is not followed: unpack it yourself" * self._has_download
                 raise UserError(
                     f"{self._table}: {key} is {shown(text)}, and there is no "
-                    f"{shown(self.image_root / text)}{path}. --image-root names another folder"
+                    f"{shown(self._base / text)}{path}. --image-root names another folder"
                 )
             if not (self.allow_outside or is_below(place, self.image_root)):
                 raise UserError(
                     f"{self._table}: {key} is {shown(text)}, which leads out of the folder "
-                    f"{shown(self.image_root)}. If you trust its author, set allow_outside=true "
-                    "beside path"
+                    f"{shown(self.image_root)}{self._why_not()}. If you trust its author, set "
+                    "dataloader.train.dataset.allow_outside=true"
                 )
             entries.append(place)
         return entries
@@ -321,7 +334,7 @@ class YoloSource(RecordSource):
                 for number, line in enumerate(read_lines(place), start=1):
                     if line.strip():
                         name = shown(relative_name(place, self.image_root))
-                        image = _listed(self.image_root, place, line.strip())
+                        image = _listed(self._base, place, line.strip())
                         yield image, f"{name}, line {number}"
             else:
                 yield place, self.evidence
@@ -441,16 +454,48 @@ def _listed(root: Path, table: Path, text: str) -> Path:
 
     Names that CVAT has put data/ before, and paths of another computer, are cut at the left.
     """
-    name = text.replace("\\", "/")
-    path = table.parent / name
-    if not path.is_file():
-        inner = root / name
-        if not inner.is_file():
-            inner = root / locate(name, root, [root])
-        path = inner if inner.is_file() else path
+    path = _listed_file(root, table, text, Path.is_file)
     if path.is_absolute() and is_below(path, root):
         return root / relative_name(path, root.absolute())
     return path
+
+
+def _listed_file(root: Path, table: Path, text: str, is_file: Callable[[Path], bool]) -> Path:
+    name = text.replace("\\", "/")
+    path = table.parent / name
+    if not is_file(path):
+        inner = root / name
+        if not is_file(inner):
+            inner = root / locate(name, root, [root])
+        path = inner if is_file(inner) else path
+    return path
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))
+
+
+def _folders_of(base: Path, places: Iterable[Path]) -> list[Path] | None:
+    """Folders of lists, and of images and their labels; None if there are images without labels.
+
+    Args:
+        base: of images in lists.
+        places: folders, lists and images.
+    """
+    found, is_file = [], file_lookup()
+    for place in places:
+        if place.is_dir():
+            images = picture_files(place)
+        elif place.suffix.lower() == ".txt":
+            images = [_listed_file(base, place, name, is_file) for name in _names_in(place)]
+            found.append(place.parent)
+        else:
+            images = [place]
+        folders = data_folders(images)
+        if not folders:
+            return None
+        found += folders
+    return found
 
 
 def _label_file(root: Path, image: Path) -> Path:

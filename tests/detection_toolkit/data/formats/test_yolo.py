@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -318,7 +319,11 @@ def secret(tmp_path, splits):
 def test_a_yaml_does_not_lead_out_of_its_folder(folder, secret, entry):
     text = f"train: {entry.format(secret)}\nval: images/val\nnames: [cat, dog, bird]\n"
     (folder / "data.yaml").write_text(text)
-    refuses(folder, "train is .*, which leads out of the folder .*allow_outside")
+    refuses(
+        folder,
+        r"train is .*, which leads out of the folder .*, which it may if you name the file itself "
+        r".*--data .*data\.yaml\. .*set dataloader\.train\.dataset\.allow_outside=true",
+    )
     dicts = get_detection_dataset(path=str(folder), split="train", allow_outside=True)
     assert len(dicts) == 4
 
@@ -387,7 +392,9 @@ def test_a_yaml_that_is_named_itself_leads_to_no_images_without_labels(tmp_path,
     table.write_text(f"path: {secret}\n{entries}")
     table.with_name("full.yaml").write_text(f"train: {secret}/images/train\nnames: [a, b, c]\n")
     shutil.rmtree(secret / "labels" / "val")
-    refuses(table, "its path .* leads out of the folder .*images have no labels there.*image-root")
+    refuses(
+        table, "leads out of the folder .*have no labels there.*[.] Name the folder: image_root"
+    )
     assert open_source(table.with_name("full.yaml")).splits == ("train",)
     shutil.rmtree(secret / "labels")
     refuses(table.with_name("full.yaml"), "train is .*, which leads out of the folder")
@@ -411,6 +418,145 @@ def test_a_yaml_does_not_lead_from_outside_to_elsewhere(tmp_path, folder, secret
     image.unlink()
     image.symlink_to(folder / "images/train/train1.png")
     refuses(table, r"links to files outside.*train1\.png")
+
+
+@pytest.fixture
+def photos(tmp_path, splits):
+    """Pictures without labels."""
+    folder = tmp_path / "photos"
+    write_images(folder, splits["train"]["images"])
+    return folder
+
+
+def write_table(folder, text):
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "my.yaml"
+    path.write_text(f"{text}\nnames: [cat, dog, bird]\n")
+    return path
+
+
+@pytest.mark.parametrize("path", ["/", "..", "../.."])
+@pytest.mark.parametrize("others", ["photos", "secret"])
+def test_a_list_does_not_vouch_for_images_elsewhere_by_its_own(
+    tmp_path, folder, secret, photos, path, others
+):
+    place = photos if others == "photos" else secret / "images" / "train"
+    images = [*(folder / "images").rglob("*.png"), *list(place.glob("*.png"))[:3]]
+    (folder / "train.txt").write_text("".join(f"{image}\n" for image in images))
+    base = (folder / path).resolve()
+    table = write_table(folder, f"path: {path}\ntrain: {(folder / 'train.txt').relative_to(base)}")
+    refuses(table, "its path .* leads out of the folder")
+    shutil.move(table, folder / "configs.yaml")
+    elsewhere = write_table(tmp_path / "configs", f"train: {folder / 'train.txt'}")
+    if others == "photos":  # those with labels may be named from elsewhere
+        refuses(elsewhere, "train is .*, which leads out of the folder")
+
+
+@pytest.mark.parametrize("share", ["all", "link"])
+def test_images_that_are_listed_need_labels_in_each_of_their_folders(
+    tmp_path, secret, photos, share
+):
+    images = list((secret / "images").rglob("*.png"))
+    listed = [photos / "train1.png"]
+    if share == "link":
+        listed = [secret / "images" / "train" / "train1.png"]
+        listed[0].unlink()
+        listed[0].symlink_to(photos / "train1.png")
+    (secret / "a.txt").write_text("".join(f"{image}\n" for image in {*images, *listed}))
+    table = write_table(tmp_path / "alone", f"train: {secret}/a.txt")
+    refuses(table, "train is .*, which leads out of the folder .*have no labels there")
+
+
+@pytest.mark.parametrize("entry", ["images", "images/", "images/train1.png"])
+@pytest.mark.parametrize("path", ["..", "."])
+def test_labels_beside_a_link_say_nothing_of_the_images_that_it_leads_to(
+    tmp_path, photos, splits, path, entry
+):
+    stranger = tmp_path / "stranger"
+    (stranger / "labels").mkdir(parents=True)
+    for image in photos.glob("*.png"):
+        (stranger / "labels" / f"{image.stem}.txt").write_text("0 .5 .5 .2 .2\n")
+    (stranger / "images").symlink_to(photos)
+    start = "stranger/" if path == ".." else ""
+    refuses(
+        write_table(stranger, f"path: {path}\ntrain: {start}{entry}"), "leads out of the folder"
+    )
+
+
+def test_a_link_to_images_with_labels_is_followed(tmp_path, secret, splits):
+    table = write_table(tmp_path / "mine", "train: images/train\nval: images/val")
+    (table.parent / "images").symlink_to(secret / "images")
+    assert boxes(get_detection_dataset(path=str(table), split="val")) == expected(splits["val"])
+    refuses(
+        table.parent, "leads out of the folder .*if you name the file itself .*--data .*my.yaml"
+    )
+
+
+@pytest.mark.parametrize("lies", ["cfg", "deep/cfg"])
+def test_a_yaml_may_lie_in_a_folder_of_the_data_set(folder, splits, lies):
+    up = "/".join([".."] * len(lies.split("/")))
+    table = write_table(folder / lies, f"path: {up}\ntrain: images/train\nval: images/val")
+    assert boxes(get_detection_dataset(path=str(table), split="train")) == expected(splits["train"])
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_list_elsewhere_may_have_images_without_labels(tmp_path, secret, splits, beside):
+    images, labels = secret / "images" / "train", secret / "labels" / "train"
+    if beside:  # as Darknet has them
+        images = shutil.move(images, secret / "obj")
+        for label in labels.glob("*.txt"):
+            shutil.move(label, images)
+        labels = images
+    names = sorted(image.name for image in Path(images).glob("*.png"))
+    text = "".join(f"./{Path(images).relative_to(secret)}/{name}\n" for name in names)
+    (secret / "train.txt").write_text(text)
+    table = write_table(tmp_path / "mine", "path: ../secret\ntrain: train.txt")
+    read = {"path": str(table), "split": None, "filter_empty": False}
+    assert boxes(get_detection_dataset(**read)) == expected(splits["train"])
+    label = labels / "train1.txt"
+    label.unlink()
+    assert len(get_detection_dataset(**read)) == len(names)
+
+
+def test_labels_without_a_last_newline_and_of_backgrounds_are_known(tmp_path, splits):
+    folder = tmp_path / "data"
+    for number in range(30):
+        write_image(folder / "images" / "train" / f"{number:02}.png")
+        label = folder / "labels" / "train" / f"{number:02}.txt"
+        label.parent.mkdir(parents=True, exist_ok=True)
+        label.write_text("0 .5 .5 .2 .2" if number > 25 else "")
+    table = write_table(tmp_path / "mine", "path: ../data\ntrain: images/train")
+    assert len(boxes(get_detection_dataset(path=str(table), split=None))) == 4
+
+
+def test_captions_are_no_labels(tmp_path, photos):
+    for image in photos.glob("*.png"):
+        image.with_suffix(".txt").write_text("a cat on a mat\n")
+    (photos / "train1.txt").write_text("0 .5 .5 .2 .2\n")
+    table = write_table(tmp_path / "mine", f"train: {photos}")
+    refuses(table, "train is .*, which leads out of the folder .*have no labels there")
+
+
+@pytest.mark.parametrize("entry", ["images/train", "train.txt"])
+def test_a_folder_elsewhere_is_listed_and_not_asked_for_each_file(tmp_path, monkeypatch, entry):
+    folder, count = tmp_path / "data", 60
+    images, labels = folder / "images" / "train", folder / "labels" / "train"
+    labels.mkdir(parents=True)
+    write_image(images / "0.png")
+    for number in range(count):
+        if number:
+            os.link(images / "0.png", images / f"{number}.png")
+        (labels / f"{number}.txt").write_text("0 .5 .5 .2 .2\n")
+    (folder / "train.txt").write_text("".join(f"images/train/{n}.png\n" for n in range(count)))
+    table = write_table(tmp_path / "mine", f"path: ../data\ntrain: {entry}")
+    listed, asked, is_file, scandir = [], [], Path.is_file, os.scandir
+    monkeypatch.setattr(Path, "is_file", lambda path: asked.append(path) or is_file(path))
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(str(path)) or scandir(path))
+    for _ in range(2):
+        assert open_source(table).image_root == folder
+    assert listed.count(str(labels)) == 1
+    assert not any(path.suffix == ".png" for path in asked)
+    assert len(asked) < count * 2  # of a few labels, to see what is in them
 
 
 def test_where_the_path_is_nowhere_the_message_says_what_to_do(folder):
