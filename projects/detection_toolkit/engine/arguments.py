@@ -20,6 +20,7 @@ __all__ = [
     "add_trust_argument",
     "add_weights_arguments",
     "find_pictures",
+    "named_files",
     "parse_arguments",
 ]
 
@@ -208,9 +209,24 @@ def find_pictures(inputs: Sequence[str]) -> list[Path]:
         elif path.exists():  # before globs: a file may be called a[1].jpg
             found = [path]
         else:
-            found = sorted(Path(p) for p in glob.glob(str(path), recursive=True))
-            found = [p for p in found if p.is_file()]
+            found = _files_matching(path)
             if not found:
                 raise FileNotFoundError(f"no such file: {given}")
         files.update(dict.fromkeys(found))
     return list(files)
+
+
+def named_files(inputs: Sequence[str]) -> list[Path]:
+    """Files and folders that paths and globs stand for; what is not there stands for itself."""
+    paths = [Path(os.path.expanduser(given)) for given in inputs]
+    # Before globs, what exists: a file may be called a[1].jpg.
+    return [
+        found
+        for path in paths
+        for found in ([path] if path.exists() else _files_matching(path) or [path])
+    ]
+
+
+def _files_matching(pattern: Path) -> list[Path]:
+    found = sorted(Path(path) for path in glob.glob(str(pattern), recursive=True))
+    return [path for path in found if path.is_file()]
