@@ -144,8 +144,12 @@ def parse_arguments(
         if args.data:  # first: what is named in full wins
             args.opts = [*_data_overrides(args), *args.opts]
     if hasattr(args, "allow_partial"):
-        is_named = any(text.startswith("--conf") for text in others)
+        is_named = args.config_file is not parser.get_default("config_file")
         if not is_named and getattr(args, "eval_only", True) and _is_of_run(args.weights):
+            if not _has_checkpoint(args.weights):
+                parser.error(
+                    f"--weights {shown(args.weights)}: the run has no checkpoint there yet"
+                )
             args.config_file, args.weights = args.weights, None
         if args.weights:
             args.opts.append(f"train.init_checkpoint={_quoted(args.weights)}")
@@ -162,6 +166,15 @@ def _is_of_run(weights: str | None) -> bool:
     if path.suffix in (".pth", ".safetensors") and path.is_file():
         path = path.parent
     return (path / "config.yaml").is_file()
+
+
+def _has_checkpoint(run: str) -> bool:
+    if run.startswith("hf://"):  # what is downloaded, later, has weights or is an error
+        return True
+    from .runs import find_run  # loads PyTorch, which --help does not need
+
+    found = find_run(run)
+    return found is not None and found[1] is not None
 
 
 def _data_overrides(args: argparse.Namespace) -> list[str]:
