@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from detection_toolkit.commands import train
+from detection_toolkit.commands import predict, train, view_stages
 from detection_toolkit.config import apply_overrides, get_config
 from detection_toolkit.engine.arguments import add_config_arguments, parse_arguments
 from detection_toolkit.visualization import DEFAULT_SCORE_THRESHOLD
@@ -100,6 +100,16 @@ def test_weights_of_a_run_or_of_the_hub_are_its_config_where_none_is_named(parse
     for given in map(str, (run / "gone.pth", run / "model.bin", tmp_path / "alone.pth")):
         args = parse_arguments(parser, ["--weights", given])
         assert args.config_file == parser.get_default("config_file") and given in args.opts[0]
+
+
+@pytest.mark.parametrize("command", [predict, view_stages])
+def test_a_threshold_is_no_config(command, tmp_path):
+    for name in ("config.yaml", "m.pth"):
+        (tmp_path / name).touch()
+    weights = str(tmp_path / "m.pth")
+    words = ["--weights", weights, "--confidence-threshold", "0.5", "--input", "a.png"]
+    args = parse_arguments(command.get_parser(), words)
+    assert (args.config_file, args.opts) == (weights, [])
 
 
 @pytest.mark.parametrize("words", [["--config-file", "a.py"], ["--config-file=a.py"]])
