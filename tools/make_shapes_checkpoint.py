@@ -57,7 +57,8 @@ def export_weights(source: Path, output: Path) -> dict[str, Tensor]:
     """Write the model of a training checkpoint, floating point as float32, and its "run" alone.
 
     Raises:
-        UserError: the result is larger than what the repository is to carry, or not finite.
+        UserError: the result is larger than what the repository is to carry, or not finite, or
+            the checkpoint tells nothing of its run.
     """
     import torch
 
@@ -66,6 +67,10 @@ def export_weights(source: Path, output: Path) -> dict[str, Tensor]:
     from detection_toolkit.checkpoint.official_files import read_checkpoint
 
     checkpoint = read_checkpoint(source)
+    if "run" not in checkpoint:
+        raise UserError(
+            f'{source} has no key "run", which tells of class names and input: train it anew'
+        )
     state = inference_weights(checkpoint)
     weights = {
         name: (tensor.float() if tensor.is_floating_point() else tensor).clone().contiguous()

@@ -239,6 +239,7 @@ def test_an_input_is_never_overwritten(run, tmp_path, picture, capfd):
         (["--input", "a.png", "--output", "out", "--track"], "--track is for --video-input"),
         (["--input", "a.png", "b.MP4", "--output", "out"], "b.MP4 is a video: give it by itself"),
         (["--input", "b.mp4", "--output", "out"], "no such video: b.mp4"),
+        (["--input", "b.ts", "--output", "out"], "no such video: b.ts"),
     ],
 )
 def test_mistakes_are_named(run, monkeypatch, tmp_path, capfd, arguments, message):
@@ -247,6 +248,24 @@ def test_mistakes_are_named(run, monkeypatch, tmp_path, capfd, arguments, messag
     error = capfd.readouterr().err
     assert error.count("error:") == 1 and message in error and "Traceback" not in error
     assert not (tmp_path / "out").exists()
+
+
+def test_a_glob_of_videos_is_all_of_them_and_a_folder_is_none(run, tmp_path, picture, capfd):
+    folder = tmp_path / "pictures.mp4"
+    folder.mkdir()
+    cv2.imwrite(str(folder / "a.png"), picture)
+    out = tmp_path / "out"
+    assert run("--input", str(folder), "--output", str(out)) == 0
+    assert [path.name for path in out.iterdir()] == ["a.png"]
+    make_video(tmp_path / "one.mp4", picture, frames=2)
+    found = tmp_path / "found.json"
+    glob = str(tmp_path / "*.mp4")  # the folder is no file that it stands for
+    words = ["--input", glob, "--output", str(out), "--confidence-threshold", "0"]
+    assert run(*words, "--save-json", str(found)) == 0
+    assert {result["image_id"] for result in json.loads(found.read_text())} == {0, 1}
+    make_video(tmp_path / "two.mp4", picture, frames=2)
+    assert run(*words) == 1
+    assert "one.mp4 is a video: give it by itself" in capfd.readouterr().err
 
 
 def make_video(path, picture, frames: int) -> str:

@@ -18,6 +18,7 @@ from detection_toolkit.config import apply_overrides, get_config
 from detection_toolkit.engine import Trainer, prepare_config
 from detection_toolkit.engine.runs import describe_run
 from detection_toolkit.engine.shipped import shipped_checkpoint, shipped_config
+from detection_toolkit.errors import UserError
 
 RUN = {"classes": ["cat", "dog"], "input_format": "RGB", "resizing": [], "recipe": {}}
 
@@ -54,9 +55,13 @@ def test_averaged_weights_are_preferred(maker, tmp_path):
 
 def test_what_must_not_be_shipped_is_refused(maker, tmp_path, monkeypatch):
     output = tmp_path / "small.pth"
-    broken = {"model": {"good": torch.ones(1), "bad": torch.tensor([math.nan])}}
+    broken = {"run": RUN, "model": {"good": torch.ones(1), "bad": torch.tensor([math.nan])}}
     torch.save(broken, tmp_path / "broken.pth")
     with pytest.raises(ValueError, match="not finite in bad"):
+        maker.export_weights(tmp_path / "broken.pth", output)
+    del broken["run"]
+    torch.save(broken, tmp_path / "broken.pth")
+    with pytest.raises(UserError, match='broken.pth has no key "run"'):
         maker.export_weights(tmp_path / "broken.pth", output)
     monkeypatch.setattr(maker, "MAX_BYTES", 100)
     with pytest.raises(ValueError, match="more than 100"):

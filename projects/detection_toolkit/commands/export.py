@@ -56,6 +56,7 @@ CALIBRATION_IMAGES = 48  # for int8
 
 EXAMPLES = """
 PROG --config-file CONFIG --output model.onnx
+PROG --weights output/mine/model_best.pth --output model.onnx
 PROG --config-file output/mine/config.yaml --output model.onnx --benchmark 480 640
 PROG --config-file output/mine/config.yaml --output model.onnx --precision float16
 PROG --config-file output/mine/config.yaml --output model.onnx --precision int8 --max-ap-loss 1
@@ -68,7 +69,9 @@ PROG --config-file output/mine/config.yaml --hub-folder published --hub-name me/
 def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
     """The command line."""
     parser = make_parser(__doc__, EXAMPLES, prog)
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="path or name")
+    parser.add_argument(
+        "--config-file", metavar="FILE", help="path or name; weights of a run need none"
+    )
     parser.add_argument("--format", choices=("onnx", "torch_export"), default="onnx")
     parser.add_argument("--output", type=Path, metavar="FILE", help="to write")
     parser.add_argument(
@@ -141,6 +144,8 @@ def parse_args(argv: Sequence[str] | None, prog: str | None = None) -> argparse.
             parser.error(f"--{name.replace('_', '-')} {size[0]} {size[1]}: sides must be positive")
     if args.runs < 1:
         parser.error(f"--runs must be at least 1, got {args.runs}")
+    if args.config_file is None:
+        parser.error("name the detector: --config-file FILE, or the weights of a run as --weights")
     if args.output is None and args.hub_folder is None:
         parser.error("name what to write: --output FILE, or --hub-folder DIR")
     if args.hub_name and args.hub_folder is None:
@@ -244,6 +249,7 @@ def export(args: argparse.Namespace) -> None:
         OSError: the file cannot be written.
     """
     from ..engine.inspection import build_inspected_detector
+    from ..engine.logs import set_up_console
     from ..engine.publishing import check_folder, publish
     from ..export.runtime import require
     from ..memory import keep_memory_on_cpu
@@ -258,6 +264,7 @@ def export(args: argparse.Namespace) -> None:
             require(package, "ONNX export")
         if args.runtime == "openvino":
             require("openvino", "--runtime openvino", "openvino")
+    set_up_console("detection_toolkit")
     predictor = build_inspected_detector(
         args.config_file, [*args.opts, "train.device=cpu"], trust_config=args.trust_config
     )

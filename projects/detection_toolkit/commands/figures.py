@@ -47,8 +47,10 @@ def figures_parser(
 def open_detector(args: argparse.Namespace) -> Predictor:
     """The detector of the arguments, with its weights."""
     from ..engine.inspection import build_inspected_detector
+    from ..engine.logs import set_up_console
     from ..memory import keep_memory_on_cpu
 
+    set_up_console("detection_toolkit")
     predictor = build_inspected_detector(
         args.config_file, args.opts, trust_config=args.trust_config
     )

@@ -20,7 +20,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..defaults import DEFAULT_SCORE_THRESHOLD, RUNTIMES, TILE_OVERLAP
 from ..durable import write_text
 from ..engine import user_errors
-from ..engine.arguments import add_config_arguments, find_pictures, parse_arguments
+from ..engine.arguments import (
+    add_config_arguments,
+    find_pictures,
+    named_files,
+    parse_arguments,
+)
 from ..engine.parsers import make_parser
 from ..engine.shipped import shipped_config
 from ..errors import UserError
@@ -44,7 +49,6 @@ PROG --input large.jpg --output out/ --tile 640 --tile-overlap 0.3
 PROG --video-input clip.mp4 --output out/ --track --save-json out/tracks.json
 """
 WINDOW = "detections"
-VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv")
 WRITTEN_AS_IS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 ESCAPE = 27
 
@@ -143,11 +147,19 @@ def check_arguments(args: argparse.Namespace) -> None:
         UserError: arguments that do not fit together, or values that cannot be.
         ImportError: ``--track`` without its packages.
     """
-    videos = [given for given in args.input or () if given.lower().endswith(VIDEOS)]
-    if videos and len(args.input) > 1:
-        raise UserError(f"{shown(videos[0])} is a video: give it by itself")
-    if videos:
-        args.video_input, args.input = videos[0], None
+    if args.input:
+        from ..data.videos import VIDEO_SUFFIXES
+
+        files = named_files(args.input)
+        videos = [
+            str(file)
+            for file in files
+            if file.suffix.lower() in VIDEO_SUFFIXES and not file.is_dir()
+        ]
+        if videos and len(files) > 1:
+            raise UserError(f"{shown(videos[0])} is a video: give it by itself")
+        if videos:
+            args.video_input, args.input = videos[0], None
     if args.onnx is None and (args.runtime or args.provider):
         raise UserError("--runtime and --provider are for --onnx FILE")
     if args.runtime == "openvino" and args.provider:

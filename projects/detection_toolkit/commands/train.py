@@ -204,7 +204,7 @@ def run(args: Namespace) -> None:
     from ..engine import RunSettings, Trainer, ended_by_signals, prepare_config
     from ..engine.folder_lock import locked_run
     from ..engine.logs import set_up_logs, set_up_run
-    from ..engine.runs import claim_folder
+    from ..engine.runs import claim_folder, find_run, log_config_of_run
     from ..memory import keep_memory_on_cpu
 
     with user_errors(), ended_by_signals(), contextlib.ExitStack() as stack:
@@ -215,6 +215,8 @@ def run(args: Namespace) -> None:
             if comm.is_main_process() and getattr(args, "is_claimed", False):
                 claim_folder(output_dir)  # again: another run may have begun and ended since
         set_up_logs(output_dir)
+        if args.eval_only and (found := find_run(args.config_file)):
+            log_config_of_run(args.config_file, found[0])
         prepare_config(cfg, args.opts, training=not args.eval_only)
         set_up_run(cfg, args)
         if args.eval_only:

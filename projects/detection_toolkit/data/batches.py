@@ -12,7 +12,8 @@ from detectron2.structures import Instances
 from PIL import Image
 
 from ..errors import UserError
-from .images import check_picture, read_image, to_array
+from ..texts import shown
+from .images import check_picture, named_if_unreadable, read_image, to_array
 
 __all__ = ["AnyPicture", "as_picture", "detect_in_batches", "each_picture"]
 
@@ -25,12 +26,13 @@ def as_picture(image: AnyPicture) -> np.ndarray:
 
     Raises:
         ValueError: not a picture of three channels.
-        UnreadableImageError: the file is missing or cannot be decoded.
+        UnreadableImageError: the file is missing, or it or Pillow's picture cannot be decoded.
     """
     if isinstance(image, (str, os.PathLike)):
         image = read_image(image, "BGR")
     elif isinstance(image, Image.Image):
-        image = to_array(image, "BGR")
+        with named_if_unreadable(shown(getattr(image, "filename", "") or "of Pillow")):
+            image = to_array(image, "BGR")
     check_picture(image)
     return image
 

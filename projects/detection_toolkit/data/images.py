@@ -31,6 +31,7 @@ __all__ = [
     "PICTURE_SUFFIXES",
     "UnreadableImageError",
     "check_picture",
+    "named_if_unreadable",
     "open_file",
     "open_picture",
     "read_image",
@@ -114,25 +115,37 @@ def read_image(
         OSError: the machine is short of memory or of file handles.
         MemoryError: likewise.
     """
+    with (
+        named_if_unreadable(shown(file_name)),
+        open_file(file_name) as file,
+        _pillow_limit.at_least(max_pixels),
+    ):
+        image = open_picture(file)
+        width, height = image.size
+        if width * height > max_pixels:
+            raise Image.DecompressionBombError(
+                f"{width}x{height} pixels are more than the limit of {max_pixels}"
+            )
+        return to_array(image, image_format)
+
+
+@contextlib.contextmanager
+def named_if_unreadable(name: str) -> Iterator[None]:
+    """Within it an image is decoded, and what goes wrong is said of that name.
+
+    Raises:
+        UnreadableImageError: the image is at fault.
+        OSError, MemoryError: the machine is short of memory or of file handles.
+    """
     try:
-        with (
-            open_file(file_name) as file,
-            _pillow_limit.at_least(max_pixels),
-        ):
-            image = open_picture(file)
-            width, height = image.size
-            if width * height > max_pixels:
-                raise Image.DecompressionBombError(
-                    f"{width}x{height} pixels are more than the limit of {max_pixels}"
-                )
-            return to_array(image, image_format)
+        yield
     except MemoryError:
         raise
     except Exception as error:  # decoders of damaged files raise nearly everything
         if isinstance(error, OSError) and error.errno in _SHORTAGES:
             raise
         raise UnreadableImageError(
-            f"image {shown(file_name)} cannot be read ({type(error).__name__}: {error})"
+            f"image {name} cannot be read ({type(error).__name__}: {error})"
         ) from error
 
 

@@ -12,7 +12,22 @@ from typing import IO
 from ..errors import UserError
 from ..texts import shown
 
-__all__ = ["check_video"]
+__all__ = ["VIDEO_SUFFIXES", "check_video"]
+
+_FORMATS = {
+    "MP4": (".mp4", ".m4v"),
+    "MOV": (".mov",),
+    "AVI": (".avi",),
+    "MKV": (".mkv",),
+    "WebM": (".webm",),
+    "MPEG": (".mpg", ".mpeg", ".ts", ".mts", ".m2ts"),
+    "WMV": (".wmv",),
+    "FLV": (".flv",),
+    "Ogg": (".ogv",),
+    "GIF": (),  # is a picture, where pictures and videos are taken
+}
+VIDEO_SUFFIXES = tuple(suffix for suffixes in _FORMATS.values() for suffix in suffixes)
+"""Of the files that are taken for videos where they may also be pictures."""
 
 # That hold their own frames, whatever their names.
 _BEGINNINGS = (
@@ -33,7 +48,6 @@ _PACKET = 188  # bytes of a packet of an MPEG transport stream, some with a time
 # and SDP. It looks at 5 MB.
 _LISTS = (b"<mpd", b"<compositionplaylist", b"c=in ip")
 _LOOKED_AT = 5_000_000
-_KNOWN = "MP4, MOV, AVI, MKV, WebM, MPEG, WMV, FLV, Ogg, GIF"
 
 
 def check_video(path: str | Path) -> None:
@@ -54,7 +68,7 @@ def check_video(path: str | Path) -> None:
         or head[4:5] == b"G" == head[_PACKET + 8 : _PACKET + 9]
     )
     if not is_known or any(mark in text for mark in _LISTS):
-        raise UserError(f"{shown(path)} is no video of a known format ({_KNOWN})")
+        raise UserError(f"{shown(path)} is no video of a known format ({', '.join(_FORMATS)})")
 
 
 def _text_at_beginning(file: IO[bytes]) -> bytes:

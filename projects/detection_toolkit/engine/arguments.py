@@ -20,6 +20,7 @@ __all__ = [
     "add_trust_argument",
     "add_weights_arguments",
     "find_pictures",
+    "named_files",
     "parse_arguments",
 ]
 
@@ -143,8 +144,12 @@ def parse_arguments(
         if args.data:  # first: what is named in full wins
             args.opts = [*_data_overrides(args), *args.opts]
     if hasattr(args, "allow_partial"):
-        is_named = any(text.startswith("--conf") for text in others)
+        is_named = args.config_file is not parser.get_default("config_file")
         if not is_named and getattr(args, "eval_only", True) and _is_of_run(args.weights):
+            if not _has_checkpoint(args.weights):
+                parser.error(
+                    f"--weights {shown(args.weights)}: the run has no checkpoint there yet"
+                )
             args.config_file, args.weights = args.weights, None
         if args.weights:
             args.opts.append(f"train.init_checkpoint={_quoted(args.weights)}")
@@ -161,6 +166,15 @@ def _is_of_run(weights: str | None) -> bool:
     if path.suffix in (".pth", ".safetensors") and path.is_file():
         path = path.parent
     return (path / "config.yaml").is_file()
+
+
+def _has_checkpoint(run: str) -> bool:
+    if run.startswith("hf://"):  # what is downloaded, later, has weights or is an error
+        return True
+    from .runs import find_run  # loads PyTorch, which --help does not need
+
+    found = find_run(run)
+    return found is not None and found[1] is not None
 
 
 def _data_overrides(args: argparse.Namespace) -> list[str]:
@@ -208,9 +222,24 @@ def find_pictures(inputs: Sequence[str]) -> list[Path]:
         elif path.exists():  # before globs: a file may be called a[1].jpg
             found = [path]
         else:
-            found = sorted(Path(p) for p in glob.glob(str(path), recursive=True))
-            found = [p for p in found if p.is_file()]
+            found = _files_matching(path)
             if not found:
                 raise FileNotFoundError(f"no such file: {given}")
         files.update(dict.fromkeys(found))
     return list(files)
+
+
+def named_files(inputs: Sequence[str]) -> list[Path]:
+    """Files and folders that paths and globs stand for; what is not there stands for itself."""
+    paths = [Path(os.path.expanduser(given)) for given in inputs]
+    # Before globs, what exists: a file may be called a[1].jpg.
+    return [
+        found
+        for path in paths
+        for found in ([path] if path.exists() else _files_matching(path) or [path])
+    ]
+
+
+def _files_matching(pattern: Path) -> list[Path]:
+    found = sorted(Path(path) for path in glob.glob(str(pattern), recursive=True))
+    return [path for path in found if path.is_file()]

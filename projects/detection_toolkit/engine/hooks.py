@@ -35,6 +35,7 @@ __all__ = [
     "StoppedEarly",
     "build_ema",
     "ema_decay",
+    "iterations_done",
 ]
 
 logger = logging.getLogger(__name__)
@@ -320,7 +321,11 @@ class EvaluationHook(hooks.EvalHook):
             logger.warning("the evaluation is left out: %s", error)
             return
         if self.best is not None:
-            self.best.update(self.trainer.storage.latest(), self.trainer.evaluated_weights)
+            self.best.update(
+                self.trainer.storage.latest(),
+                self.trainer.evaluated_weights,
+                max_iter=self.trainer.max_iter,
+            )
 
     def _last_recorded(self) -> int | None:
         try:
@@ -383,12 +388,15 @@ class BestCheckpoint:
         except (ValueError, KeyError, TypeError, OverflowError):
             logger.warning("%s is damaged: the best value is sought anew", self._path)
 
-    def update(self, latest: Mapping[str, tuple[float, int]], weights: str = "plain") -> None:
+    def update(
+        self, latest: Mapping[str, tuple[float, int]], weights: str = "plain", *, max_iter: int
+    ) -> None:
         """Write a checkpoint if the metric is better than ever; NaN and infinity never are.
 
         Args:
             latest: of an ``EventStorage``: metric -> (value, iteration).
             weights: those that were evaluated, "plain" or "averaged".
+            max_iter: iterations of the whole run.
         """
         if self.metric not in latest:
             logger.warning(
@@ -396,22 +404,23 @@ class BestCheckpoint:
             )
             return
         value, iteration = latest[self.metric]
+        done = iterations_done(iteration, max_iter)
         is_better = self.value is None or self._is_better(value, self.value)
         if not (math.isfinite(value) and is_better):
             logger.info(
-                "%s is %.5g at iteration %d (%s weights), not better than the best so far (%s)",
+                "%s is %.5g after %d iterations (%s weights), not better than the best so far (%s)",
                 self.metric,
                 value,
-                iteration,
+                done,
                 weights,
                 "none" if self.value is None else f"{self.value:.5g}",
             )
             return
         logger.info(
-            "%s is %.5g at iteration %d (%s weights), the best so far",
+            "%s is %.5g after %d iterations (%s weights), the best so far",
             self.metric,
             value,
-            iteration,
+            done,
             weights,
         )
         model = self._models[weights]
@@ -420,6 +429,15 @@ class BestCheckpoint:
         self._checkpointer.save_weights(BEST_CHECKPOINT, model, **facts)
         self.value, self.iteration, self.weights = value, iteration, weights
         _write_json(self._path, facts)
+
+
+def iterations_done(iteration: int, max_iter: int) -> int:
+    """How many iterations were done when an evaluation was recorded under this number.
+
+    That is the number of the iteration before it, the first being 0; at the end of the run it is
+    ``max_iter``.
+    """
+    return min(iteration + 1, max_iter)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ from ..errors import UserError
 from ..program import command_line
 from ..projects import project_names
 from ..texts import FILE_ONLY, Printable
-from .hooks import BestCheckpoint
+from .hooks import BestCheckpoint, iterations_done
 from .runs import CONFIG_NAME, EVALUATION_CONFIG_NAME, holds_run
 from .settings import RunSettings
 
@@ -211,7 +211,7 @@ def log_end(
     weights = folder / "model_final.pth"
     if best is not None and best.iteration is not None:
         weights = folder / "model_best.pth"
-        done = min(best.iteration + 1, iterations)  # it is counted from 0, after the last from 1
+        done = iterations_done(best.iteration, iterations)
         lines.append(
             f"best {best.metric}: {best.value:.2f} after {done} iterations, with the "
             f"{best.weights or 'plain'} weights"

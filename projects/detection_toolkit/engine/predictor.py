@@ -23,7 +23,7 @@ from ..data import dataset_names
 from ..data.batches import AnyPicture, as_picture, detect_in_batches
 from ..data.mapper import augment, shown_frame
 from ..errors import UserError
-from .runs import find_run, plain_values, usable_device
+from .runs import find_run, log_config_of_run, plain_values, usable_device
 from .settings import RunSettings
 from .setup import class_number, classes_to_keep, prepare_config
 from .shipped import is_shipped_config, shipped_checkpoint
@@ -51,6 +51,7 @@ def predictor_config(
     if run is None:
         cfg = get_config(config_file, trust_config=trust_config)
     else:
+        log_config_of_run(config_file, run[0])
         config_file, trained = run
         cfg = get_config(config_file, trust_config=trust_config)
         usable_device(cfg)

@@ -215,7 +215,7 @@ def launch(
 
     try:
         with _signals_passed_on(passed) if starts_processes else contextlib.nullcontext():
-            return _on_a_free_port(start) if args.dist_url == "auto" else start()
+            return _on_a_free_port(start, passed) if args.dist_url == "auto" else start()
     except ProcessExitedException as error:
         if error.signal_name in passed:  # which came before it could handle signals
             _end_before_training(error.signal_name)
@@ -228,6 +228,8 @@ def launch(
         sys.exit(error.exit_code)
     except ProcessRaisedException as error:
         if _have_not_met(error):
+            if passed:
+                _end_before_training(passed[-1])
             raise UserError(_port_is_taken(args.dist_url)) from error
         raise
 
@@ -237,13 +239,18 @@ def _have_not_met(error: ProcessRaisedException) -> bool:
     return _TAKEN in str(error) and "init_process_group" in str(error)
 
 
-def _on_a_free_port(start: Callable[[], Any]) -> Any:
-    """Start anew where another program was faster to take the port that was found free."""
+def _on_a_free_port(start: Callable[[], Any], passed: Sequence[str]) -> Any:
+    """Start anew where another program was faster to take the port that was found free.
+
+    Args:
+        start: starts the processes, on a port of its choice.
+        passed: signals that were to end them meanwhile, after which nothing is started.
+    """
     for _ in range(_TRIES - 1):
         try:
             return start()
         except ProcessRaisedException as error:
-            if not _have_not_met(error):
+            if passed or not _have_not_met(error):
                 raise
         print("another program has taken the port meanwhile: the next one is tried", flush=True)
     return start()

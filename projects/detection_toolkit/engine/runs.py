@@ -18,6 +18,7 @@ from ..checkpoint.checkpointer import BEST_CHECKPOINT, last_checkpoint
 from ..checkpoint.hub import HUB, RUN_CONFIG, WEIGHTS_FILE, local_model, weights_in
 from ..data import dataset_names
 from ..errors import UserError
+from ..texts import shown
 from .folder_lock import check_unlocked
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "find_run",
     "holds_run",
     "is_published",
+    "log_config_of_run",
     "plain_values",
     "usable_device",
 ]
@@ -85,6 +87,12 @@ def find_run(path: str | os.PathLike[str]) -> tuple[str, str | None] | None:
             "--config-file and the checkpoint as train.init_checkpoint"
         )
     return str(config), weights
+
+
+def log_config_of_run(path: str, config: str) -> None:
+    """Name the config that goes with weights or a folder, where it has not been named itself."""
+    if os.path.abspath(os.path.expanduser(path)) != os.path.abspath(config):
+        logger.info("config of %s: %s", shown(path), shown(config))
 
 
 def _use_of(folder: Path) -> str | None:

@@ -1,9 +1,10 @@
 import hashlib
 import json
-import multiprocessing
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import redirect_stdout
+from contextlib import ExitStack
 from dataclasses import replace
 
 import cv2
@@ -296,23 +297,39 @@ def test_what_is_not_generated_cannot_be_ensured(name):
         ensure_shapes(name)
 
 
+DRAW_WHEN_TOLD = """
+import sys
+from detection_toolkit.data.make_shapes import main
+print("ready", flush=True)
+sys.stdin.readline()
+main(sys.argv[1:])
+"""
+
+
 def test_the_command_line_in_two_processes_at_once(tmp_path):
     output = tmp_path / "output"
-    together = multiprocessing.get_context("fork").Barrier(2)
-
-    def draw(printed):
-        together.wait(60)
-        with printed.open("w") as file, redirect_stdout(file):
-            main(["shapes_val", "--output", str(output), "--num-images", "40"])
-
-    outputs = [tmp_path / name for name in ("first.txt", "second.txt")]
-    runs = [multiprocessing.get_context("fork").Process(target=draw, args=(p,)) for p in outputs]
-    for run in runs:
-        run.start()
-    for run, printed in zip(runs, outputs):
-        run.join(600)
-        assert run.exitcode == 0
-        assert printed.read_text().splitlines()[-1] == str(output / "shapes_val")
+    command = [sys.executable, "-c", DRAW_WHEN_TOLD, "shapes_val", "--output", str(output)]
+    with ExitStack() as stack:
+        runs = []
+        for _ in range(2):
+            run = subprocess.Popen(
+                [*command, "--num-images", "40"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            stack.enter_context(run)
+            stack.callback(run.kill)  # before it is waited for
+            runs.append(run)
+        for run in runs:
+            assert run.stdout.readline() == "ready\n"
+        for run in runs:
+            run.stdin.write("\n")
+            run.stdin.flush()
+        for run in runs:
+            printed, _ = run.communicate(timeout=600)
+            assert run.returncode == 0
+            assert printed.splitlines()[-1] == str(output / "shapes_val")
     assert [p.name for p in output.iterdir()] == ["shapes_val"]
     document = json.loads((output / "shapes_val" / "annotations.json").read_text())
     assert len(document["images"]) == len(os.listdir(output / "shapes_val" / "images")) == 40

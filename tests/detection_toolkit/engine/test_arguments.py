@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from detection_toolkit.commands import train
+from detection_toolkit.commands import predict, train, view_stages
 from detection_toolkit.config import apply_overrides, get_config
 from detection_toolkit.engine.arguments import add_config_arguments, parse_arguments
 from detection_toolkit.visualization import DEFAULT_SCORE_THRESHOLD
@@ -33,6 +33,7 @@ def parser():
     add_config_arguments(parser)
     parser.add_argument("--input", nargs="+")
     parser.add_argument("--fast", action="store_true")
+    parser.add_argument("--confidence-threshold", type=float)
     return parser
 
 
@@ -91,11 +92,38 @@ def test_weights_of_a_run_or_of_the_hub_are_its_config_where_none_is_named(parse
     for given in (str(run), str(run / "model_best.pth"), "hf://OWNER/NAME"):
         args = parse_arguments(parser, ["--weights", given])
         assert (args.config_file, args.opts) == (given, [])
+        # Another option that begins alike names no config.
+        args = parse_arguments(parser, ["--weights", given, "--confidence-threshold", "0.5"])
+        assert (args.config_file, args.opts) == (given, [])
         args = parse_arguments(parser, ["--weights", given, "--config-file", "a.py"])
         assert args.config_file == "a.py" and given in args.opts[0]
     for given in map(str, (run / "gone.pth", run / "model.bin", tmp_path / "alone.pth")):
         args = parse_arguments(parser, ["--weights", given])
         assert args.config_file == parser.get_default("config_file") and given in args.opts[0]
+
+
+@pytest.mark.parametrize("command", [predict, view_stages])
+def test_a_threshold_is_no_config(command, tmp_path):
+    for name in ("config.yaml", "m.pth"):
+        (tmp_path / name).touch()
+    weights = str(tmp_path / "m.pth")
+    words = ["--weights", weights, "--confidence-threshold", "0.5", "--input", "a.png"]
+    args = parse_arguments(command.get_parser(), words)
+    assert (args.config_file, args.opts) == (weights, [])
+
+
+@pytest.mark.parametrize("words", [["--config-file", "a.py"], ["--config-file=a.py"]])
+def test_a_config_that_is_named_stays_however_it_is_written(parser, tmp_path, words):
+    for name in ("config.yaml", "model_best.pth"):
+        (tmp_path / name).touch()
+    assert parse_arguments(parser, ["--weights", str(tmp_path), *words]).config_file == "a.py"
+
+
+def test_the_folder_of_a_run_without_a_checkpoint_is_no_weights(parser, tmp_path, capsys):
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(SystemExit):
+        parse_arguments(parser, ["--weights", str(tmp_path)])
+    assert f"--weights {tmp_path}: the run has no checkpoint there yet" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["--eval-only"], []])

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from two_processes import run_two_processes
 
 from detection_toolkit.engine import processes
-from detection_toolkit.engine.interruption import EXIT_INTERRUPTED
+from detection_toolkit.engine.interruption import EXIT_INTERRUPTED, InterruptedRun
 from detection_toolkit.engine.processes import check_gpus_are_there, read_process_environment
 from detection_toolkit.engine.train_loop import DetectionTrainLoop
 from detection_toolkit.errors import UserError
@@ -445,7 +446,22 @@ def test_ports_are_tried_a_few_times_and_only_until_processes_have_met(monkeypat
     with pytest.raises(ProcessRaisedException, match="in train"):
         processes.launch(print, args, device="cpu")
     assert len(calls) == 1
+    # Nothing is started after a signal that was to end the processes.
+    del calls[:]
+
+    def end_meanwhile(*args, **kwargs):
+        signal.raise_signal(signal.SIGTERM)
+        return launch(*args, **kwargs)
+
+    waiting = SimpleNamespace(pid=None)
+    monkeypatch.setattr(processes.multiprocessing, "active_children", lambda: [waiting])
+    monkeypatch.setattr(processes, "detectron2_launch", end_meanwhile)
+    errors[:] = [raised(of_meeting)]
+    with pytest.raises(InterruptedRun):
+        processes.launch(print, args, device="cpu")
+    assert len(calls) == 1
     # Whoever names a port means this one.
+    monkeypatch.setattr(processes, "detectron2_launch", launch)
     del calls[:]
     errors[:] = [raised(of_meeting)]
     with pytest.raises(UserError, match="the port of tcp://127.0.0.1:7 is taken"):

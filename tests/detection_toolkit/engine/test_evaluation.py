@@ -2,7 +2,9 @@
 
 import copy
 import json
+import logging
 import os
+import re
 import signal
 
 import pytest
@@ -129,10 +131,15 @@ def best_checkpoint(folder, mode="max"):
         ("max", [1.0, 1.0], (1.0, 0)),
     ],
 )
-def test_the_best_value_is_kept(tmp_path, mode, values, best):
+def test_the_best_value_is_kept(tmp_path, caplog, mode, values, best):
+    caplog.set_level(logging.INFO, logger="detection_toolkit")
     kept = best_checkpoint(tmp_path, mode)
     for iteration, value in enumerate(values):
-        kept.update({"bbox/AP": (value, iteration)})
+        kept.update({"bbox/AP": (value, iteration)}, max_iter=len(values) - 1)
+    # The last is recorded under the number of iterations, those before under that less one.
+    last = len(values) - 1
+    said = re.findall(r"bbox/AP is .* after (\d+) iterations", caplog.text)
+    assert said == [str(i) for i in (*range(1, last + 1), last)]
     assert (kept.value, kept.iteration) == best
     checkpoint = torch.load(tmp_path / "model_best.pth", weights_only=True)
     assert checkpoint["iteration"] == best[1]
@@ -144,8 +151,8 @@ def test_the_best_value_is_kept(tmp_path, mode, values, best):
 
 def test_without_a_number_there_is_no_best_checkpoint(tmp_path, caplog):
     kept = best_checkpoint(tmp_path)
-    kept.update({"bbox/AP": (float("nan"), 0)})
-    kept.update({"segm/AP": (1.0, 1)})
+    kept.update({"bbox/AP": (float("nan"), 0)}, max_iter=3)
+    kept.update({"segm/AP": (1.0, 1)}, max_iter=3)
     assert "the evaluation has no metric bbox/AP" in caplog.text
     assert kept.value is None and not list(tmp_path.iterdir())
 

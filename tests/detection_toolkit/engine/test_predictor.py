@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import logging
 import shutil
 
@@ -352,3 +353,16 @@ def test_many_pictures_are_none_at_all_or_a_batch_at_least(predictor, tmp_path):
         list(predictor.predict([], batch_size=0))
     with pytest.raises(UnreadableImageError, match="no.png"):
         list(predictor.predict([tmp_path / "no.png"]))
+
+
+def test_a_picture_of_pillow_that_is_cut_off_is_named_as_a_file_is(predictor, picture, tmp_path):
+    path = tmp_path / "cut.png"
+    cv2.imwrite(str(path), picture)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with Image.open(path) as opened:
+        for given in (path, opened):
+            with pytest.raises(UnreadableImageError, match="cut.png cannot be read .OSError"):
+                predictor(given)
+    with pytest.raises(UnreadableImageError, match="of Pillow cannot be read"):
+        predictor(Image.open(io.BytesIO(path.read_bytes())))

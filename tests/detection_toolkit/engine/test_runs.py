@@ -36,8 +36,11 @@ def trained(tmp_path_factory):
 
 @pytest.mark.parametrize("named", ["", "config.yaml", "model_best.pth", "model_final.pth"])
 def test_the_folder_or_a_checkpoint_in_it_is_enough(trained, caplog, named):
-    with caplog.at_level(logging.WARNING, logger="detection_toolkit"):
+    with caplog.at_level(logging.INFO, logger="detection_toolkit"):
         predictor = Predictor.from_run(str(trained / named))
+    taken = [line for line in caplog.messages if line.startswith("config of ")]
+    line = f"config of {trained / named}: {trained / 'config.yaml'}"
+    assert taken == ([] if named == "config.yaml" else [line])
     assert "no class names" not in caplog.text
     assert predictor.metadata.thing_classes == ["cat", "dog", "bird"]
     used = named if named.endswith(".pth") else "model_best.pth"

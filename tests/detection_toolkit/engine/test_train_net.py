@@ -120,7 +120,9 @@ def test_a_run_is_evaluated_by_its_config_alone(run, run_script, tmp_path):
         assert f"Loading from {output / 'model_best.pth'}" in log
     # A checkpoint of it, by the whole command, which reads the config twice.
     run_script("--eval-only", config=str(output / "model_final.pth"))
-    assert f"Loading from {output / 'model_final.pth'}" in (output / "log.txt").read_text()
+    log = (output / "log.txt").read_text()
+    assert f"Loading from {output / 'model_final.pth'}" in log
+    assert f"config of {output / 'model_final.pth'}: {output / 'config.yaml'}" in log
     # It still says what the run began with.
     assert (output / "config.yaml").read_text() == before
 

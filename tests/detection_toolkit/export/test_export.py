@@ -365,6 +365,18 @@ def test_the_tool_says_what_it_cannot_export(monkeypatch, tmp_path, options, mes
     assert not any(tmp_path.iterdir())
 
 
+def test_weights_of_a_run_are_enough_and_without_them_a_config_is_asked_for(tmp_path, capsys):
+    for name in ("config.yaml", "model_best.pth"):
+        (tmp_path / name).touch()
+    weights = str(tmp_path / "model_best.pth")
+    args = tool.parse_args(["--weights", weights, "--output", "model.onnx"])
+    assert (args.config_file, args.opts) == (weights, [])
+    for words in ([], ["--weights", "alone.pth"]):
+        with pytest.raises(SystemExit):
+            tool.parse_args([*words, "--output", "model.onnx"])
+        assert "name the detector: --config-file FILE" in capsys.readouterr().err
+
+
 def test_only_query_based_detectors_have_a_graph():
     cfg = get_config("dfvt/mask_rcnn_dfvt_tiny_1x.py")
     with pytest.raises(ValueError, match="only query-based detectors can be exported"):
