@@ -104,10 +104,9 @@ def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--max-ap-loss",
         type=float,
-        default=0.5,
         metavar="AP",
-        help="with --precision float16 or int8: the file is not written if AP falls by more "
-        "(default: %(default)s)",
+        help="the file is not written if AP falls by more (default: 0.5 for --precision float16 "
+        "and int8; float32 is judged only where this is given)",
     )
     parser.add_argument(
         "--stages",
@@ -332,7 +331,9 @@ def export_file(args: argparse.Namespace, predictor: Predictor) -> None:
             content = to_int8(content, calibration_images(predictor))
         print(f"in {args.precision} {len(content) / 1e6:.1f} MB")
         run = open_exported(content, *how)
-        judge_by_ap(predictor, run, args.max_ap_loss)
+    max_loss = args.max_ap_loss
+    if args.precision != "float32" or max_loss is not None:
+        judge_by_ap(predictor, run, 0.5 if max_loss is None else max_loss)
     write_durably(args.output, lambda file: file.write(content))
     print(f"wrote {args.output}")
     if args.benchmark:
