@@ -43,12 +43,13 @@ _SMALL = "--image-size 320 512 --rounds 1 --no-memory --no-parts --no-curves"
 BENCHMARKS = {
     "end_to_end": Benchmark(
         "-m benchmarks.end_to_end",
-        "--rounds 2",
+        "--rounds 1 --pictures 4 --batch-sizes 1 4",
         "--rounds 1 --pictures 2 --batch-sizes 1 --no-step",
     ),
-    "decoder": Benchmark(_DECODER, "--no-curves", _SMALL),
+    "decoder": Benchmark(_DECODER, "--no-curves --rounds 3", _SMALL),
     "adamixer": Benchmark(
-        f"{_DECODER} --config-file adamixer/adamixer_r50_100q_1x.py", "--no-curves --no-parts"
+        f"{_DECODER} --config-file adamixer/adamixer_r50_100q_1x.py",
+        "--rounds 3 --no-curves --no-parts",
     ),
     # A step of SQR runs stages on the queries of all earlier stages: five times the work.
     "sqr": Benchmark(
@@ -57,11 +58,11 @@ BENCHMARKS = {
     ),
     "attention": Benchmark("-m benchmarks.deformable_attention", "--rounds 3", "--rounds 1"),
     "refiner": Benchmark("-m benchmarks.hybrid_refiner", "--rounds 5"),
-    "peer": Benchmark("-m benchmarks.transformers_peer --variants two_stage", "--rounds 3"),
+    "peer": Benchmark("-m benchmarks.transformers_peer --variants two_stage", "--rounds 2"),
     "metrics": Benchmark(
         "-m benchmarks.coco_backends", "--images 1000 --rounds 1", "--images 200 --rounds 1"
     ),
-    "shared": Benchmark("-m benchmarks.shared_machine", "--rounds 7"),
+    "shared": Benchmark("-m benchmarks.shared_machine", "--rounds 5"),
     "start": Benchmark("-m benchmarks.start", "--rounds 2"),
 }
 
