@@ -224,22 +224,21 @@ class _ReusedFilter(torch.autograd.Function):
         p, q = len(base_weight) // e, len(sub_weight) // e
         grad = grad.flatten(0, 2)
 
-        # filtered = X M + ((X r) D) c + b. The gradients of M, D, r and c all follow from X^T grad.
+        # filtered = X M + ((X r) D) c + b
         difference = banked - own
+        scaled = mixed * row[:, None]
         grad_bias = grad.sum(1)
-        grad_own = torch.bmm(mixed.transpose(1, 2), grad)
-        of_gates = grad_own * difference
-        grad_row = torch.bmm(of_gates, column[:, :, None]).squeeze(2)
-        grad_column = torch.bmm(row[:, None], of_gates).squeeze(1)
-        del of_gates
-        grad_difference = (grad_own * row[:, :, None]).mul_(column[:, None])
-        grad_own -= grad_difference
-        total = torch.bmm(grad, own.transpose(1, 2))
-        of_scaled = torch.bmm(grad * column[:, None], difference.transpose(1, 2))
-        total.addcmul_(of_scaled, row[:, None])
+        grad_column = torch.bmm(scaled, difference).mul_(grad).sum(1)
+        grad_change = grad * column[:, None]
+        grad_difference = torch.bmm(scaled.transpose(1, 2), grad_change)
+        grad_own = torch.baddbmm(grad_difference, mixed.transpose(1, 2), grad, beta=-1)
+        grad_scaled = torch.bmm(grad_change, difference.transpose(1, 2))
+        del difference, scaled, grad_change
+        grad_row = (grad_scaled * mixed).sum(1)
+        total = torch.bmm(grad, own.transpose(1, 2)).addcmul_(grad_scaled, row[:, None])
         if grad_mixed is not None:
             total += grad_mixed
-        del difference, of_scaled
+        del grad_scaled
 
         # mixed = A(x) + D(x) + residual
         x = _norm_relu(y).flatten(0, 2)
