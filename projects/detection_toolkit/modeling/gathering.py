@@ -153,7 +153,7 @@ def _exchange(t: Tensor, of_bag: int) -> Tensor:
     bags = t.shape[-1] // of_bag
     wide = _wide(t.dtype, of_bag)
     if wide == t.dtype:  # in a compiled program a view as the same type has no gradient either
-        return t.unflatten(-1, (bags, -1)).transpose(1, 2).flatten(2)
+        return t.unflatten(-1, (bags, -1)).transpose(1, 2).contiguous().flatten(2)
     exchanged = t.view(wide).unflatten(-1, (bags, -1)).transpose(1, 2)
     return exchanged.contiguous().flatten(2).view(t.dtype)
 

@@ -134,11 +134,11 @@ def find_kind(case: Case) -> type[CaseKind]:
 def _measure(kind: CaseKind, settings: Settings) -> list[Measurement]:
     case = kind.case
     autocast = contextlib.nullcontext()
-    # Parts of detectors are too small for auto.
-    products = Products(settings.execution.products, parameters=0)
     if settings.autocast is not None:
         autocast = torch.autocast(torch.device(settings.device).type, settings.autocast)
     try:
+        # Parts of detectors are too small for auto.
+        products = Products(settings.execution.products, parameters=0)
         with autocast, products.forward(torch.device(settings.device).type):
             run = kind.compute(settings)
             return [

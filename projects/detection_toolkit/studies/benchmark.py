@@ -274,10 +274,11 @@ def compare_decoders(bench: Bench) -> dict[str, dict[str, float]]:
     cells: dict[str, dict[str, float]] = {}
     forms = {"plain": bench.decoder(plain=True).eval(), "ours": bench.decoder().eval()}
 
-    runs = {
-        name: bench.inference(decoder, bench.features(conditions.batch, plain=plain), plain=plain)
-        for name, plain, decoder in ((name, name == "plain", forms[name]) for name in forms)
-    }
+    runs = {}
+    for name, decoder in forms.items():
+        plain = name == "plain"
+        features = bench.features(conditions.batch, plain=plain)
+        runs[name] = bench.inference(decoder, features, plain=plain)
     if conditions.compile:
         bench.cfg.model.execution.compile = conditions.compile
         runs["compiled"] = bench.inference(bench.decoder().eval(), bench.features(conditions.batch))
