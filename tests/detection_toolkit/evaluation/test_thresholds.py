@@ -11,6 +11,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detection_toolkit.evaluation.thresholds import (
+    ImageErrors,
     Matches,
     judge_images,
     match_by_class,
@@ -84,6 +85,31 @@ def test_images_at_a_threshold_and_the_best_and_worst_of_them():
     assert [e["image_id"] for e in chosen["best"]] == [1]
 
 
+def test_a_detection_is_kept_at_its_own_score():
+    curve = sweep_thresholds(BY_HAND)
+    for threshold, recall in zip(curve.thresholds, curve.recall):
+        images = judge_images(BY_HAND, [1, 2], threshold=threshold)
+        assert sum(e.true_positives for e in images) / 4 == recall
+
+
+def test_among_images_of_equal_f1_more_errors_are_worse_and_more_found_is_better():
+    def chosen(images, count=5):
+        summary = summarize_images(images, count)
+        return [[e["image_id"] for e in summary[name]] for name in ("worst", "best")]
+
+    missed, wrong = ImageErrors(1, 0, 0, 1, 0.0), ImageErrors(2, 0, 1, 2, 0.0)
+    half, right, empty = (
+        ImageErrors(3, 1, 1, 1, 0.5),
+        ImageErrors(4, 3, 0, 0, 1.0),
+        ImageErrors(5, 0, 0, 0, 1.0),
+    )
+    one = ImageErrors(6, 1, 0, 0, 1.0)
+    images = [one, empty, right, half, wrong, missed]
+    assert chosen(images) == [[2, 1, 3], [4, 6]]  # none is both, and nothing found is not best
+    assert chosen(images, 2) == [[2, 1], [4, 6]]
+    assert chosen(images, 1) == [[2], [4]]
+
+
 def test_matches_are_those_of_coco():
     truth, results = make_mixed_case()
     crowd = {**truth["annotations"][0], "id": len(truth["annotations"]) + 1, "iscrowd": 1}
@@ -100,6 +126,7 @@ def test_matches_are_those_of_coco():
         evaluation.evaluate()
         evaluation.accumulate()
     matches = match_by_class(evaluation)
+    assert len({(m.image_id, m.class_id) for m in matches}) == len(matches)  # of all sizes, once
     assert sum(len(m.scores) for m in matches) == len(results) - 2  # in the crowd
     assert sum(m.objects for m in matches) == len(truth["annotations"]) - 1
     for index, class_id in enumerate(evaluation.params.catIds):
