@@ -4,8 +4,8 @@
     python -m benchmarks.shared_machine [--load 2] [--spins 100 1000 10000]
 
 The tiny detector is fine-tuned on the CPU: once as GNU's OpenMP runtime lets its threads wait by
-itself, and with the number of turns of its waiting loop that the project sets (or with others). All
-run in turns, with processes beside them that compute without end, and without. A ratio compares
+itself, and with the numbers of turns of its waiting loop that the project sets (or with others).
+All run in turns, with processes beside them that compute without end, and without. A ratio compares
 two neighbours in time, so that what changes on the machine meanwhile changes both.
 """
 
@@ -25,7 +25,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from benchmarks.rows import Row, add_rows_argument, write_rows
 from benchmarks.workers import Worker, answer
-from detection_toolkit.threads import SPINS
+from detection_toolkit.threads import SPINS, SPINS_BESIDE_OTHERS
 
 # Of GNU's runtime, where nothing is set (gomp_spin_count_var in its env.c).
 GNU_SPINS = "300000"
@@ -138,7 +138,8 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", default="stageinteractor/shapes_tiny_finetune.py")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each step")
     parser.add_argument("--load", type=int, default=2, help="busy processes (default: %(default)s)")
-    parser.add_argument("--spins", nargs="+", default=[SPINS], help="default: the project's")
+    turns = [SPINS, SPINS_BESIDE_OTHERS]
+    parser.add_argument("--spins", nargs="+", default=turns, help="default: the project's two")
     parser.add_argument("--rounds", type=int, default=15, help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=3, help="in a row (default: %(default)s)")
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
