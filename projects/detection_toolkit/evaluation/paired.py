@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -31,9 +32,9 @@ CONFIDENCE = 0.95
 FEW_IMAGES = 20
 """Of fewer, resamples know too little of what other images are like."""
 
-# What a difference must be in standard errors so that four of five test sets show it: the limits
+# What a difference must be in standard errors so that four of five test sets show it: the limit
 # of the interval, and the four fifths, of the normal distribution.
-_TOLD = 1.96 + 0.84
+_TOLD = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) + NormalDist().inv_cdf(4 / 5)
 _TOO_MANY = 1_000_000
 
 

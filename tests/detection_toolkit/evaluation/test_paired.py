@@ -2,6 +2,7 @@
 others."""
 
 import json
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -92,6 +93,25 @@ def test_a_class_that_is_never_found_and_one_that_is_not_there(tmp_path):
     assert np.isfinite(drawn.metric("AP")).all()
     summary = compare_resamples(drawn, drawn, ["cat", "dog", "bird", "unicorn"])
     assert summary["classes"][3] == {"class": "unicorn", "AP": None}
+
+
+def test_metrics_of_the_images_as_they_are_are_those_of_coco(tmp_path):
+    truth, results = crowded_case(1)
+    for annotation in truth["annotations"][::3]:
+        annotation["area"] = 100.0**2
+    for i, result in enumerate(results):  # so that stricter IoU thresholds lose some
+        x, y, width, height = result["bbox"]
+        result["bbox"] = [x + i % 5, y, width, height]
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps(truth))
+    evaluation = run_coco(str(path), results, "pycocotools")
+    evaluation.summarize()
+    drawn = Resamples(str(path), results, [i["id"] for i in truth["images"]], count=3)
+    expected = dict(zip(("AP", "AP50", "AP75", "APs", "APm", "APl"), 100 * evaluation.stats[:6]))
+    assert len(set(expected.values())) == 6 and min(expected.values()) > 0
+    for name, value in expected.items():
+        metric = drawn.metric(name)
+        assert metric.shape == (4,) and metric[0] == pytest.approx(value)
 
 
 def make_world(seed, num_images, hits):
@@ -190,6 +210,38 @@ def test_the_other_way_round_all_signs_change(first, second):
     assert there["error"] == pytest.approx(back["error"])
     answers = [judge_difference(s, 100)["answer"] for s in (there, back)]
     assert answers[1] == {"A": "B", "B": "A"}.get(answers[0], answers[0])
+
+
+def test_the_interval_holds_what_lies_between_the_fortieth_parts_at_both_ends():
+    # Differences of the resamples, after that of the images as they are: 0, 1, ..., 200.
+    second = np.concatenate([[7.0], np.arange(201.0)])
+    summary = summarize_pair(np.zeros(202), second)
+    assert summary["interval"] == pytest.approx([5, 195])
+    assert (summary["A"], summary["B"], summary["difference"]) == (0, 7, 7)
+    assert summary["better"] == pytest.approx((200 + 1 / 2) / 201)
+    assert summary["error"] == pytest.approx(np.std(np.arange(201), ddof=1))
+
+
+def test_resamples_without_the_class_tell_nothing():
+    drawn = np.array([1.0, np.nan, 2.0, 3.0])
+    summary = summarize_pair(np.zeros(4), drawn)
+    assert summary["error"] == pytest.approx(np.std([2, 3], ddof=1)) and summary["better"] == 1
+    for few in (drawn[:3], drawn[:2], drawn[:1]):
+        summary = summarize_pair(np.zeros(len(few)), few)
+        assert summary["difference"] == 1 and summary["interval"] is None
+    undefined = np.array([np.nan, 1.0, 2.0])
+    assert summarize_pair(undefined, np.ones(3)) is None
+    assert summarize_pair(np.ones(3), undefined) is None
+
+
+def test_a_million_images_are_out_of_reach():
+    summary = {"difference": 1.0, "error": 1.0}
+    # The limits of 95 % and of four fifths of the normal distribution.
+    factor = (NormalDist().inv_cdf(0.975) + NormalDist().inv_cdf(0.8)) ** 2
+    assert count_needed_images(summary, 1000) == pytest.approx(1000 * factor, rel=1e-3)
+    assert count_needed_images(summary, 125_000) == pytest.approx(125_000 * factor, rel=1e-3)
+    assert count_needed_images(summary, 130_000) is None
+    assert count_needed_images({"difference": 0.0, "error": 1.0}, 10) is None
 
 
 def test_resamples_are_of_whole_data_sets_and_repeat():
