@@ -111,6 +111,53 @@ def test_what_is_often_missed_is_a_weaker_suspect():
     assert ranked[0][1].score == pytest.approx(0.5 * 9 / 10) and ranked[1][1].score == 0
 
 
+UPPER_HALF, LOWER_THIRD = [10.0, 10, 50, 30], [10.0, 37, 50, 50]
+
+
+def test_a_class_is_doubted_less_where_the_annotated_one_is_seen_too():
+    given = answer((1, 0.9, HERE), (2, 0.4, HERE), (2, 0.8, FAR))
+    (other, missing), _ = suspects_of(given, (2, HERE))
+    assert (other.kind, missing.kind) == ("class", "missing")
+    assert other.detection_score == pytest.approx(0.9)
+    assert other.score == pytest.approx(0.9 * (1 - 0.4))  # 0.8 is seen elsewhere
+    (other,), _ = suspects_of(answer((1, 0.9, HERE), (2, 0.4, UPPER_HALF)), (2, HERE))
+    assert other.score == pytest.approx(0.9 * (1 - 0.4))  # half of it is there
+    (other,), _ = suspects_of(answer((1, 0.9, HERE), (2, 0.4, LOWER_THIRD)), (2, HERE))
+    assert other.score == pytest.approx(0.9)
+
+
+def test_one_detection_contradicts_one_annotation():
+    suspects, _ = suspects_of(answer((1, 0.9, HERE)), (2, UPPER_HALF), (2, HERE))
+    assert [(s.kind, s.annotation) for s in suspects] == [("class", 1), ("nothing", 0)]
+    assert suspects[1].iou == pytest.approx(0.5)
+
+
+def test_from_half_of_a_box_on_it_is_about_the_annotation():
+    (other,), _ = suspects_of(answer((1, 0.5, UPPER_HALF)), (2, HERE))
+    assert (other.kind, other.iou) == ("class", 0.5) and other.score == pytest.approx(0.5 / 2)
+    missing, nothing = suspects_of(answer((1, 0.9, LOWER_THIRD)), (2, HERE))[0]
+    assert (missing.kind, nothing.kind) == ("missing", "nothing")
+    assert missing.iou == nothing.iou == pytest.approx(13 / 40)
+    assert missing.score == pytest.approx(0.9 * (1 - 13 / 40))
+    # Of the same class a box that is this far off is badly placed.
+    (placed,), _ = suspects_of(answer((1, 0.9, LOWER_THIRD)), (1, HERE))
+    assert placed.kind == "box"
+
+
+def test_what_some_stage_finds_by_a_quarter_is_there():
+    assert suspects_of(answer((1, 0.25, HERE)), (1, HERE))[0] == []
+    (nothing,), _ = suspects_of(answer((1, 0.48, UPPER_HALF)), (1, HERE))
+    assert nothing.kind == "nothing" and nothing.detection_score == pytest.approx(0.24)
+    assert nothing.score == pytest.approx((1 - 0.24) / 2)
+
+
+def test_a_detection_is_within_a_crowd_if_half_of_it_is():
+    given = answer((1, 0.9, HERE))
+    assert suspects_of(given, (2, UPPER_HALF), crowd=[True])[0] == []
+    below_half = [10.0, 10, 50, 29]
+    assert [s.kind for s in suspects_of(given, (2, below_half), crowd=[True])[0]] == ["missing"]
+
+
 class Plain(torch.nn.Module):
     """A detector of another project: no stages, a class that the data set lacks."""
 
