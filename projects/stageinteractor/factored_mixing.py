@@ -27,7 +27,7 @@ NORM_EPS = 1e-5  # of LN2
 
 
 class NormReLU(nn.LayerNorm):
-    """ReLU(LN2(y)), for which nothing but y is kept for the backward pass."""
+    """ReLU(LN2(y))."""
 
     def __init__(self, shape: tuple[int, int]):
         """
@@ -74,7 +74,7 @@ class FactoredDynamicMixing(CascadeDynamicMixing):
         for j, banked in enumerate(bank.newest(self.num_reused)):
             static = self.static_mixing[j]
             residual, y = _reused_filter(
-                self.channel_norm(y),
+                self.channel_norm,
                 y,
                 residual,
                 static.across_base_points.weight,
@@ -101,10 +101,11 @@ class FactoredDynamicMixing(CascadeDynamicMixing):
     def mix_points(self, x: Tensor, spatial: Tensor, bias: Tensor | float) -> Tensor:
         y = _matmul(spatial.flatten(0, 2), x.flatten(0, 2), bias)
         y = y.view(*x.shape[:3], self.out_points, -1)
-        x = self.spatial_norm(y)
         projection = self.out_proj
         if _let_autograd_choose(y):
-            return projection(x.flatten(2))
+            return projection(self.spatial_norm(y).flatten(2))
+        with torch.no_grad():
+            x = self.spatial_norm(y)
         return _ProjectNormReLU.apply(x, y, projection.weight, projection.bias)
 
 
@@ -120,12 +121,12 @@ def _matmul(x: Tensor, filters: Tensor, bias: Tensor | float) -> Tensor:
     return torch.baddbmm(bias.flatten(0, 2), x, filters)
 
 
-def _reused_filter(x: Tensor, y: Tensor, *arguments: Tensor) -> tuple[Tensor, Tensor]:
-    """Static mixing, then one adapted channel filter.
+def _reused_filter(norm: NormReLU, y: Tensor, *arguments: Tensor) -> tuple[Tensor, Tensor]:
+    """Normalisation and ReLU, static mixing, then one adapted channel filter.
 
     Args:
-        x: (B, N, G, PQ, e) points.
-        y: what they were before normalisation and ReLU, from which a backward pass gets them back.
+        norm: LN2 and ReLU.
+        y: (B, N, G, PQ, e) points before them.
         arguments: residual (n, PQ, e); weight and bias of the static mixing across base points
             and across sub-points; M (n, e, e); M_j (n, e, e); row gates (n, e); column gates
             (n, e); filter bias (n, e).
@@ -133,9 +134,11 @@ def _reused_filter(x: Tensor, y: Tensor, *arguments: Tensor) -> tuple[Tensor, Te
     Returns:
         output of the static mixing (n, PQ, e), and of the filter before LN2 (B, N, G, PQ, e).
     """
-    if _let_autograd_choose(x):
-        residual, filtered = _compute(x.flatten(0, 2), *arguments)
-        return residual, filtered.view_as(x)
+    if _let_autograd_choose(y):
+        residual, filtered = _compute(norm(y).flatten(0, 2), *arguments)
+        return residual, filtered.view_as(y)
+    with torch.no_grad():
+        x = norm(y)
     return _ReusedFilter.apply(x, y, *arguments)
 
 
@@ -161,30 +164,43 @@ def _by_sub_point(x: Tensor, p: int, q: int) -> Tensor:
     return x.view(n, p, q, e).transpose(1, 2).reshape(n * q, p * e)
 
 
-def _norm_relu(y: Tensor) -> Tensor:
-    return F.layer_norm(y, y.shape[-2:], eps=NORM_EPS).relu_()
+def _norm_relu(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """ReLU(LN2(y)), and for its gradient the mean and the scale of LN2."""
+    x, mean, scale = torch.native_layer_norm(y, y.shape[-2:], None, None, NORM_EPS)
+    return x.relu_(), mean, scale
+
+
+def _norm_relu_backward(
+    grad: Tensor, x: Tensor, y: Tensor, mean: Tensor, scale: Tensor, *, out: Tensor
+) -> Tensor:
+    """Gradient of y.
+
+    Args:
+        grad: of x.
+        x, mean, scale: of :func:`_norm_relu`.
+        y: its argument.
+        out: overwritten, of the size of y.
+    """
+    # Multiplying by a mask of truth values would take several times as long.
+    grad = torch.ops.aten.threshold_backward.grad_input(grad, x, 0.0, grad_input=out)
+    return torch.ops.aten.native_layer_norm_backward(
+        grad, y, y.shape[-2:], mean, scale, None, None, [True, False, False]
+    )[0]
 
 
 class _NormReLU(torch.autograd.Function):
-    """Keeps its input only; where its output is positive can be seen there."""
+    """ReLU(LN2(y)). What takes its result keeps that, too."""
 
     @staticmethod
     def forward(ctx, y: Tensor) -> Tensor:
-        x, mean, scale = torch.native_layer_norm(y, y.shape[-2:], None, None, NORM_EPS)
-        ctx.save_for_backward(y, mean, scale)
-        return x.relu_()
+        x, mean, scale = _norm_relu(y)
+        ctx.save_for_backward(x, y, mean, scale)
+        return x
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
-        y, mean, scale = ctx.saved_tensors
-        # Multiplying by a mask of truth values would take several times as long.
-        centred = y - mean
-        grad = torch.ops.aten.threshold_backward.grad_input(grad, centred, 0.0, grad_input=centred)
-        grad, _, _ = torch.ops.aten.native_layer_norm_backward(
-            grad, y, y.shape[-2:], mean, scale, None, None, [True, False, False]
-        )
-        return grad
+        return _norm_relu_backward(grad, *ctx.saved_tensors, out=torch.empty_like(grad))
 
 
 class _ProjectNormReLU(torch.autograd.Function):
@@ -199,14 +215,17 @@ class _ProjectNormReLU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor):
         y, weight = ctx.saved_tensors
-        x = _norm_relu(y).flatten(0, 1).flatten(1)  # (B N, G O e)
+        x, mean, scale = _norm_relu(y)
         grad = grad.flatten(0, 1)
-        return (grad @ weight).view_as(y), None, grad.t() @ x, grad.sum(0)
+        grad_weight = grad.t() @ x.flatten(0, 1).flatten(1)  # (C, G O e)
+        grad_x = (grad @ weight).view_as(y)
+        grad_y = _norm_relu_backward(grad_x, x, y, mean, scale, out=x)
+        return None, grad_y, grad_weight, grad.sum(0)
 
 
 class _ReusedFilter(torch.autograd.Function):
-    """:func:`_compute`, keeping what its input was made from, the mixed points, and nothing else
-    of that size."""
+    """:func:`_compute` of x = ReLU(LN2(y)), for which y is kept instead of x, the mixed points, and
+    nothing else of that size."""
 
     @staticmethod
     def forward(ctx, x: Tensor, y: Tensor, *arguments: Tensor) -> tuple[Tensor, Tensor]:
@@ -241,18 +260,19 @@ class _ReusedFilter(torch.autograd.Function):
         del grad_scaled
 
         # mixed = A(x) + D(x) + residual
-        x = _norm_relu(y).flatten(0, 2)
+        x, mean, scale = _norm_relu(y)
+        points = x.flatten(0, 2)
         by_base = total.view(n * p, q * e)
         grad_x = by_base @ sub_weight
-        grad_sub_weight = by_base.t() @ x.reshape(n * p, q * e)
+        grad_sub_weight = by_base.t() @ points.view(n * p, q * e)
         by_sub = _by_sub_point(total, p, q)
         grad_x.view(n, p, q, e).add_((by_sub @ base_weight).view(n, q, p, e).transpose(1, 2))
-        grad_base_weight = by_sub.t() @ _by_sub_point(x, p, q)
+        grad_base_weight = by_sub.t() @ _by_sub_point(points, p, q)
         both = total.sum(0).view(p, q, e)
         grad_base_bias, grad_sub_bias = both.sum(1).flatten(), both.sum(0).flatten()
         return (
-            grad_x.view_as(y),
             None,
+            _norm_relu_backward(grad_x.view_as(y), x, y, mean, scale, out=x),
             total,
             grad_base_weight,
             grad_base_bias,
