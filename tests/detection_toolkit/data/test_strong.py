@@ -93,6 +93,28 @@ def test_translations_are_a_tenth_of_the_side_or_none(name):
     assert moved.tolist() == [[0.1 * side, 0] if name == "translate_x" else [0, 0.1 * side]]
 
 
+@pytest.mark.parametrize(
+    "name,magnitude,moved",
+    [
+        ("shear_x", 45.0, (30.5 + 8, 8.5)),  # the centre of row 8 is 8 from that of row 0
+        ("shear_y", 45.0, (30.5, 8.5 + 30)),
+        ("shear_x", -45.0, (30.5 - 8, 8.5)),
+        ("translate_x", 0.1, (30.5 + 6, 8.5)),
+        ("translate_y", -0.1, (30.5, 8.5 - 4)),
+        ("rotate", 90.0, (30 - 11.5, 20 - 0.5)),  # counter-clockwise: from above to the left
+        ("rotate", -90.0, (30 + 11.5, 20 + 0.5)),
+    ],
+)
+def test_where_a_pixel_goes(name, magnitude, moved):
+    transform = GeometricOperation(name, magnitude, 40, 60)
+    assert transform.apply_coords(np.array([[30.5, 8.5]]))[0] == pytest.approx(moved)
+    image = np.zeros((40, 60, 3), np.uint8)
+    image[8, 30] = 200
+    row, column = int(moved[1]), int(moved[0])
+    assert transform.apply_image(image)[row, column].min() > 190
+    assert transform.apply_segmentation(image[..., 0])[row, column] == 200
+
+
 def apply(name, magnitude, image, image_format="RGB"):
     return ColorOperation(name, magnitude, image_format).apply_image(image)
 
@@ -246,6 +268,8 @@ def test_erasing_fills_patches_and_keeps_what_it_is_given():
     assert (erased[where] == 128).all() and (erased[~where] == IMAGE[~where]).all()
     assert (IMAGE == before).all()
     assert (transform.apply_segmentation(np.ones((40, 60), bool)) == ~where).all()
+    corners = np.array([[5.0, 10], [20, 30]])
+    assert (transform.apply_coords(corners) == corners).all()
 
 
 @pytest.mark.parametrize(
