@@ -94,6 +94,15 @@ def test_a_run_follows_its_training_set_and_says_so(name, files, caplog):
     assert "recipe: null" in config_text(cfg)  # that of the run says what was chosen
 
 
+@pytest.mark.parametrize("accumulated, steps", [(1, 800), (4, 200)])
+def test_steps_follow_the_images_of_all_batches_of_a_step(files, accumulated, steps):
+    own = ["recipe.epochs=2000", "recipe.steps=[100,10000]", *files]
+    own.append(f"train.accumulation_steps={accumulated}")
+    cfg = prepare_config(apply_overrides(get_config(CUSTOM[0]), own), own)
+    assert cfg.dataloader.train.total_batch_size == 8
+    assert cfg.train.max_iter == steps  # 6000 images
+
+
 def test_what_the_command_line_sets_stays(files):
     own = [
         "train.max_iter=2500",  # as the config has it
