@@ -25,7 +25,7 @@ from ..defaults import MAX_PIXELS
 from ..durable import write_text
 from ..engine import user_errors
 from ..engine.arguments import add_trust_argument
-from ..engine.parsers import make_parser
+from ..engine.parsers import Parser, make_parser
 from ..errors import UserError
 from ..texts import printable, shown
 
@@ -43,7 +43,7 @@ PROG my/train.json my/images --model model.pth --config-file CONFIG --num-suspec
 """
 
 
-def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
+def get_parser(prog: str | None = None) -> Parser:
     """The command line."""
     parser = make_parser(__doc__, EXAMPLES, prog)
     parser.add_argument(

@@ -28,7 +28,7 @@ from ..engine.arguments import (
     add_weights_arguments,
     parse_arguments,
 )
-from ..engine.parsers import make_parser
+from ..engine.parsers import Parser, make_parser
 from ..errors import UserError
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ PROG --config-file output/mine/config.yaml --hub-folder published --hub-name me/
 """
 
 
-def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
+def get_parser(prog: str | None = None) -> Parser:
     """The command line."""
     parser = make_parser(__doc__, EXAMPLES, prog)
     parser.add_argument(

@@ -26,7 +26,7 @@ from ..engine.arguments import (
     named_files,
     parse_arguments,
 )
-from ..engine.parsers import make_parser
+from ..engine.parsers import Parser, make_parser
 from ..engine.shipped import shipped_config
 from ..errors import UserError
 from ..texts import shown
@@ -57,7 +57,7 @@ class UnreadablePicture(UserError):
     """A file that cannot be decoded."""
 
 
-def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
+def get_parser(prog: str | None = None) -> Parser:
     """The command line, with the flags of Detectron2's demo."""
     parser = make_parser(__doc__, EXAMPLES, prog)
     add_config_arguments(parser, has_default=False)

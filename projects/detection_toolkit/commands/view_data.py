@@ -19,7 +19,7 @@ from ..engine.arguments import (
     add_trust_argument,
     parse_arguments,
 )
-from ..engine.parsers import make_parser
+from ..engine.parsers import Parser, make_parser
 from ..engine.shipped import shipped_config
 from .figures import PAGE
 
@@ -36,7 +36,7 @@ PROG --config-file output/mine/config.yaml --output output/seen
 """
 
 
-def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
+def get_parser(prog: str | None = None) -> Parser:
     """The command line."""
     parser = make_parser(__doc__, EXAMPLES, prog)
     parser.add_argument(

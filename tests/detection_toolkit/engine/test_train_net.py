@@ -335,7 +335,7 @@ def script(monkeypatch, capsys):
 
 def test_without_a_config_the_script_says_which_there_are(script):
     code, shown = script()
-    assert code.startswith("error: --config-file is missing") and "--list-configs" in code
+    assert code.startswith("error: nothing to train on: ") and "--list-configs" in code
     assert "\n" not in code and shown.out == shown.err == ""
     code, shown = script("--list-configs")
     assert not code and CONFIG in shown.out.splitlines()
