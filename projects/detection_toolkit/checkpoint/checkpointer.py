@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import logging
 import os
 import pickle
@@ -73,11 +74,31 @@ def find_checkpoint(path: str | os.PathLike[str], *, needed: bool = False) -> st
             f"{_ALLOW_PARTIAL}"
         )
     if _is_missing(path):
+        near = _named_alike(Path(path))
+        hint = f"did you mean {shown(near)}? Name" if near else "name"
+        others = "" if needed else ', or "" for random weights'
         raise FileNotFoundError(
-            f"checkpoint {shown(path)} does not exist: set train.init_checkpoint to a file, to "
-            'detectron2://... or hf://..., or to "" to start from random weights'
+            f"checkpoint {shown(path)} does not exist: {hint} a file, detectron2://... or "
+            f"hf://OWNER/NAME by --weights or train.init_checkpoint{others}"
         )
     return path
+
+
+def _named_alike(path: Path) -> Path | None:
+    """What is there in the place of a path that is not: the nearest of each of its parts."""
+    place = Path(path.anchor)
+    for part in path.parts[1:] if path.anchor else path.parts:
+        if not (place / part).exists():
+            try:
+                names = os.listdir(place)
+            except OSError:
+                return None
+            near = difflib.get_close_matches(part, names, n=1)
+            if not near:
+                return None
+            part = near[0]
+        place = place / part
+    return place
 
 
 def _is_missing(path: str) -> bool:

@@ -27,6 +27,7 @@ from ..engine import user_errors
 from ..engine.arguments import add_trust_argument
 from ..engine.parsers import Parser, make_parser
 from ..errors import UserError
+from ..program import command_line
 from ..texts import printable, shown
 
 if TYPE_CHECKING:
@@ -337,4 +338,9 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
         if len(verdicts) == 1:
             verdicts = [verdicts[0].partition(": ")[2]]
         print("\n" + "\n".join(verdicts))
+        if args.data and not (harmful or args.model):
+            words = f"--data {args.data}"
+            words += f" --image-root {args.root}" if args.root else ""
+            words += f" --format {args.format}" if args.format else ""
+            print(shown(f"train on it:   {command_line('train')} {words}"))
     return int(harmful)

@@ -140,5 +140,5 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
         words = f"--data {folder}"
         if done.image_root is not None:
             words += f" --image-root {done.image_root}"
-        print(shown(f"train on it:   {command_line('train')} --config-file CONFIG {words}"))
+        print(shown(f"train on it:   {command_line('train')} {words}"))
     return 0

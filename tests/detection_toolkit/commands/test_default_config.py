@@ -194,7 +194,8 @@ def test_weights_of_the_hub_are_trained_on_by_the_config_there(folder, printed, 
 @pytest.mark.parametrize(
     "weights, said",
     [
-        ("nosuch.pth", "checkpoint nosuch.pth does not exist"),
+        ("nosuch.pth", "checkpoint nosuch.pth does not exist: name a file"),
+        ("pets/labls", "checkpoint pets/labls does not exist: did you mean pets/labels\\?"),
         ("pets", "the folder pets has neither model.safetensors nor pytorch_model.bin"),
         ("hf://pets", "hf://pets names no model of the hub: these are hf://OWNER/NAME"),
     ],
