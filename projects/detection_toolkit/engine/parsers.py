@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -31,7 +32,7 @@ _ELSEWHERE = {
         ("project", "name", "work_dir", "output_dir", "save_dir", "output"),
         "train.output_dir=FOLDER",
     ),
-    **dict.fromkeys(("device", "gpu"), "train.device=cuda"),
+    **dict.fromkeys(("device", "gpu"), "train.device=DEVICE"),
     "seed": "train.seed=N",
     "patience": "train.early_stopping.patience=N",
     "freeze": "train.freeze=[backbone]",
@@ -46,6 +47,7 @@ _ELSEWHERE = {
     **dict.fromkeys(("conf", "threshold", "score_thr"), "--confidence-threshold X"),
     "save_json": "--save-json FILE",
 }
+_PLACEHOLDER = re.compile(r"\b[A-Z]+$")
 _DATA_SUFFIXES = (".yaml", ".yml", ".json", ".csv", ".xml")
 
 
@@ -77,7 +79,7 @@ class Parser(argparse.ArgumentParser):
                 break
             name = word.partition("=")[0]
             if name.startswith("--") and not any(o.startswith(name) for o in self.options()):
-                unknown.append(name)
+                unknown.append(word)
         return unknown
 
     def options(self) -> list[str]:
@@ -89,7 +91,11 @@ class Parser(argparse.ArgumentParser):
         has_config = any(action.dest == "opts" for action in self._actions)
         answers = {word: self._answer(word, has_config) for word in words[:3]}
         said = [
-            (f"no option {shown(word)}" if word.startswith("-") else f"{shown(word)} is no option")
+            (
+                f"no option {shown(word.partition('=')[0])}"
+                if word.startswith("-")
+                else f"{shown(word)} is no option"
+            )
             + answer
             for word, answer in answers.items()
         ]
@@ -99,10 +105,15 @@ class Parser(argparse.ArgumentParser):
 
     def _answer(self, word: str, has_config: bool) -> str:
         """What may have been meant, behind what is wrong."""
-        name = word.partition("=")[0]
+        name, _, value = word.partition("=")
         ours = of_other_projects(name)
         if ours and (ours.split()[0] in self.options() if ours.startswith("-") else has_config):
+            if value:
+                ours = _PLACEHOLDER.sub(lambda _: shown(value), ours)
             return f", here it is {ours}"
+        option = f"--{name.lstrip('-').replace('_', '-')}"
+        if option in self.options():
+            return f", here it is {option} {shown(value)}".rstrip()
         near = difflib.get_close_matches(name, self.options(), n=1, cutoff=0.6)
         if near and word.startswith("-"):
             return f", did you mean {near[0]}?"

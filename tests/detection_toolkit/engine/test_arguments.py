@@ -69,10 +69,11 @@ def test_after_opts_a_key_needs_no_dot(parser):
     "words, said",
     [
         (["--epochs", "3"], "no option --epochs, here it is train.max_epochs=N"),
-        (["--input", "a", "epochs=3"], "epochs=3 is no option, here it is train.max_epochs=N"),
+        (["--input", "a", "epochs=3"], "epochs=3 is no option, here it is train.max_epochs=3"),
         (["--confidence", "--fats"], "no option --fats, did you mean --fast?"),
         (["--inptu=a.png"], "no option --inptu, did you mean --input?"),
-        (["source=a.png"], "source=a.png is no option, here it is --input PATH"),
+        (["source=a.png"], "source=a.png is no option, here it is --input a.png"),
+        (["weights=a.pth"], "weights=a.pth is no option, here it is --weights a.pth"),
         (["--weihgts", "a", "--xyz"], "no option --weihgts, did you mean --weights?; no option"),
         (["--xyz\x1b"], "no option '--xyz\\x1b'; settings of the config have a point"),
         (["--train.max_iter=1"], "settings of the config have a point and no dashes: train.max"),
@@ -93,9 +94,12 @@ def test_a_wrong_option_is_two_lines_that_name_the_nearest(parser, words, said, 
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["data=my.yaml", "epochs=3"], "data=my.yaml is no option, here it is --data PATH; epochs"),
+        (["data=my.yaml", "epochs=3"], "data=my.yaml is no option, here it is --data my.yaml; ep"),
+        (["--data", "a", "--device=cpu"], "no option --device, here it is train.device=cpu"),
+        (["--data", "a", "device=cpu"], "device=cpu is no option, here it is train.device=cpu"),
+        (["resume=True"], "resume=True is no option, here it is --resume"),
         (["my.yaml", "--num-gpus", "1"], "my.yaml is no option, data are named as --data my.yaml"),
-        (["--data", "a", "model=b.pt"], "model=b.pt is no option, here it is --weights FILE"),
+        (["--data", "a", "model=b.pt"], "model=b.pt is no option, here it is --weights b.pt"),
         (["--data", "a", "nonsense"], "nonsense is no option; settings of the config"),
         (["--source", "a"], "no option --source; settings"),  # of another command
     ],
@@ -121,7 +125,7 @@ def test_answers_are_options_and_keys_that_there_are():
         else:
             value = answer.partition("=")[2]
             key = answer.partition("=")[0]
-            apply_overrides(cfg, [f"{key}=1" if value in "NX" else answer])
+            apply_overrides(cfg, [f"{key}=1" if value in ("N", "X") else answer])
 
 
 def test_commands_without_a_config_name_the_nearest_option_too(capsys):

@@ -234,7 +234,7 @@ def test_what_else_is_refused(runs, tmp_path):
     assert "no folder" in ended_by([runs[0], tmp_path / "nowhere"], output)
     shutil.copytree(results, results.with_name("third"))
     shutil.move(results, tmp_path / "results")
-    said = "has results of second, third, and .* of .*: evaluate both on the same data, .* --data PATH"
+    said = "has results of second, third, and .* of .*: evaluate both on the same data, .* --data P"
     assert re.search(said, ended_by(runs, output))
     shutil.rmtree(results.parent)
     shutil.move(tmp_path / "results", results)
