@@ -90,18 +90,16 @@ class Parser(argparse.ArgumentParser):
         """End the process: it has no such options, and knows no such words."""
         has_config = any(action.dest == "opts" for action in self._actions)
         answers = {word: self._answer(word, has_config) for word in words[:3]}
-        said = [
-            (
-                f"no option {shown(word.partition('=')[0])}"
-                if word.startswith("-")
-                else f"{shown(word)} is no option"
-            )
-            + answer
-            for word, answer in answers.items()
-        ]
+        said = [self._wrong(word) + answer for word, answer in answers.items()]
         if has_config and not all(answers.values()):
             said.append("settings of the config have a point and no dashes: train.max_epochs=10")
         self.error("; ".join(said))
+
+    @staticmethod
+    def _wrong(word: str) -> str:
+        if word.startswith("-"):
+            return f"no option {shown(word.partition('=')[0])}"
+        return f"{shown(word)} is no option"
 
     def _answer(self, word: str, has_config: bool) -> str:
         """What may have been meant, behind what is wrong."""
