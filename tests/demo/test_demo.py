@@ -293,14 +293,6 @@ def test_a_video_becomes_an_mp4_of_the_same_length(run, tmp_path, picture, optio
     assert frames == 6
 
 
-def test_pictures_that_are_missing_are_named_before_the_detector_is_built(
-    demo, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(demo, "build_predictor", lambda args: pytest.fail("built"))
-    with pytest.raises(SystemExit, match="no such file: .*none.png"):
-        demo.main(["--input", str(tmp_path / "none.png"), "--output", str(tmp_path / "out")])
-
-
 def write_animation(path, picture):
     frames = [Image.fromarray(np.roll(picture, 9 * shift, axis=1)) for shift in range(3)]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=100)

@@ -431,8 +431,6 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
         check_arguments(args)
         if not args.output:
             check_display()
-        if args.input:
-            find_pictures(args.input)  # before the detector is built
         predictor = build_predictor(args)
         if args.tile is not None:
             from ..engine.tiling import TiledPredictor
