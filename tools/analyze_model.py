@@ -48,6 +48,7 @@ from detection_toolkit.engine.arguments import (
     add_trust_argument,
     parse_arguments,
 )
+from detection_toolkit.engine.parsers import Parser
 
 if TYPE_CHECKING:
     from detection_toolkit.studies.stage_costs import StageCosts
@@ -83,7 +84,7 @@ PUBLISHED = {
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

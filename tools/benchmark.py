@@ -26,6 +26,7 @@ from detection_toolkit.engine.arguments import (
     add_trust_argument,
     parse_arguments,
 )
+from detection_toolkit.engine.parsers import Parser
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,9 +37,7 @@ PUBLISHED = {100: 0.46, 300: 1.35}
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", default="stageinteractor/stageinteractor_r50_100q_1x.py")
     parser.add_argument(
         "--image-size", type=int, nargs=2, default=(800, 1333), metavar=("HEIGHT", "WIDTH")

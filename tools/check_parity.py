@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import detection_toolkit  # noqa: F401  (before PyTorch: how its threads wait)
+from detection_toolkit.engine.parsers import Parser
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,9 +41,7 @@ HALF = ("bfloat16", "float16")
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="+", type=Path, metavar="CASE.npz")
     parser.add_argument(
         "--atol",

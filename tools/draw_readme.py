@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detection_toolkit.engine import user_errors
+from detection_toolkit.engine.parsers import Parser
 
 if TYPE_CHECKING:
     from detection_toolkit.data import ShapesSpec
@@ -94,9 +95,7 @@ def run(output: Path) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=IMAGES, metavar="FOLDER")
     args = parser.parse_args(argv)
     with user_errors():

@@ -15,13 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from detection_toolkit.engine import user_errors
+from detection_toolkit.engine.parsers import Parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 1 where the data are not those of the stored results."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", metavar="FOLDER", type=Path, help="in place of that folder")
     source = parser.add_mutually_exclusive_group()
     source.add_argument(

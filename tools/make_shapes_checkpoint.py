@@ -10,7 +10,6 @@ exactly the file that it wrote, and notes beside it how it was made.
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import os
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from detection_toolkit.durable import write_durably, write_text
 from detection_toolkit.engine.arguments import add_overrides_argument, parse_arguments
+from detection_toolkit.engine.parsers import Parser
 from detection_toolkit.engine.shipped import shipped_config
 from detection_toolkit.errors import UserError
 
@@ -33,9 +33,9 @@ ROOT = Path(__file__).resolve().parents[1]
 MAX_BYTES = 8 * 1024 * 1024
 
 
-def get_parser() -> argparse.ArgumentParser:
+def get_parser() -> Parser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser = Parser(description=__doc__.split("\n", 1)[0])
     parser.add_argument(
         "--output",
         type=Path,
@@ -111,7 +111,9 @@ def describe(facts: Mapping[str, object], name: str) -> str:
         f"| commit | {facts['commit']} |",
         f"| size | {facts['bytes']:,} bytes, {facts['parameters']:,} numbers |",
         "",
-        "`shipped.json` tells programs which config the file belongs to.",
+        "`shipped.json` tells programs which config the file belongs to, and which one `train` "
+        "takes for data of your own where none",
+        "is named.",
         "",
         f"The same facts for programs: `{Path(name).stem}.json`. The AP is that of this very file",
         "on the machine above; other kinds of processors round differently, and training again on",

@@ -23,13 +23,12 @@ from detection_toolkit.engine.arguments import (
     add_trust_argument,
     parse_arguments,
 )
+from detection_toolkit.engine.parsers import Parser
 
 
-def get_parser() -> argparse.ArgumentParser:
+def get_parser() -> Parser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("batch", metavar="FILE", help="a bad_batch/iter*_rank*.pth")
     parser.add_argument(
         "--config-file", metavar="FILE", help="default: config.yaml of the run's folder"

@@ -28,6 +28,7 @@ from detection_toolkit.engine.arguments import (
     add_trust_argument,
     parse_arguments,
 )
+from detection_toolkit.engine.parsers import Parser
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -39,11 +40,9 @@ def _positive(text: str) -> int:
     return number
 
 
-def get_parser() -> argparse.ArgumentParser:
+def get_parser() -> Parser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     option = parser.add_argument
     option("--plan", metavar="YAML", help="config, overrides, variants and seeds")
     option("--config-file", help="base config, in place of a plan")

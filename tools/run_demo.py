@@ -10,7 +10,6 @@ result, and writes pictures and curves to ``output/demo/``.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import os
 import shutil
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detection_toolkit.engine.arguments import add_overrides_argument, parse_arguments
+from detection_toolkit.engine.parsers import Parser
 from detection_toolkit.engine.shipped import shipped_checkpoint, shipped_config
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ PICTURES = 12
 SHEET_ROWS = 6
 
 
-def get_parser() -> argparse.ArgumentParser:
+def get_parser() -> Parser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser = Parser(description=__doc__.split("\n", 1)[0])
     parser.add_argument(
         "--output",
         type=Path,

@@ -293,7 +293,35 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
                 f"the override {text!r} refers to what is not there: ${{a.b}} is the entry a.b of "
                 "the config, and ${oc.env:NAME} the environment's NAME"
             ) from error
+    _check_arguments(cfg)
     return cfg
+
+
+def _check_arguments(node: DictConfig | ListConfig, key: str = "") -> None:
+    """
+    Raises:
+        UserError: a node has an argument that what it calls does not take; names the nearest.
+    """
+    if node._is_none() or node._is_missing() or node._is_interpolation():
+        return
+    try:
+        is_call = isinstance(node, DictConfig) and _takes_no_more(node)
+    except Exception:  # a module that is not there, or is broken: whoever builds the node says so
+        is_call = False
+    known = arguments_of_target(node) if is_call else set()
+    items = node._content.items() if isinstance(node, DictConfig) else enumerate(node._content)
+    for name, child in items:
+        path = f"{key}.{name}" if key else str(name)
+        if is_call and name not in known and not str(name).startswith("_"):
+            near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+            target = _name_of_target(node)
+            names = ", ".join(near or sorted(known))
+            raise UnknownNameError(
+                f"{path}: {target} takes no {name!r}; "
+                + (f"the nearest are {names}" if near else f"it takes {names or 'nothing'}")
+            )
+        if isinstance(child, (DictConfig, ListConfig)):
+            _check_arguments(child, path)
 
 
 def _as_text(cfg: DictConfig, text: str) -> tuple[str, Any, bool] | None:
@@ -420,6 +448,11 @@ def _signature_of_target(node: DictConfig) -> inspect.Signature | None:
         return inspect.signature(target)
     except (TypeError, ValueError):
         return None
+
+
+def _name_of_target(node: DictConfig) -> str:
+    target = node.get("_target_")
+    return target if isinstance(target, str) else getattr(target, "__name__", repr(target))
 
 
 def _flat_keys(node: DictConfig | ListConfig, prefix: str = "") -> list[str]:

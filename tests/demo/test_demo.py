@@ -18,6 +18,7 @@ import pytest
 import torch
 from detectron2.config import LazyConfig
 from detectron2.data import MetadataCatalog
+from PIL import Image
 from small_disks import small_disk
 from tolerances import tolerance
 
@@ -290,6 +291,34 @@ def test_a_video_becomes_an_mp4_of_the_same_length(run, tmp_path, picture, optio
         assert frame.shape == (90, 120, 3)
         frames += 1
     assert frames == 6
+
+
+def write_animation(path, picture):
+    frames = [Image.fromarray(np.roll(picture, 9 * shift, axis=1)) for shift in range(3)]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=100)
+    return str(path)
+
+
+def test_an_animated_gif_is_a_video_where_it_is_alone(run, tmp_path, picture, capfd, caplog):
+    moving = write_animation(tmp_path / "moving.gif", picture)
+    options = ["--confidence-threshold", 0.1, "--output"]
+    assert run("--input", moving, *options, tmp_path / "out") == 0
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["moving.mp4"]
+    shown = capfd.readouterr()
+    assert "moving.gif: 3 frames" in shown.out + shown.err + caplog.text
+    # Among others, and where a picture is to be written, it is a picture.
+    still = str(tmp_path / "still.gif")
+    Image.fromarray(picture).save(still)
+    other = write_animation(tmp_path / "other.webp", picture)
+    assert run("--input", moving, still, other, *options, tmp_path / "all") == 0
+    assert len(list((tmp_path / "all").iterdir())) == 3
+    shown = capfd.readouterr()
+    lines = (shown.out + shown.err).splitlines()
+    said = {p: [line for line in lines if f"{p}: " in line] for p in (moving, still, other)}
+    for path, told in ((moving, True), (other, True), (still, False)):
+        assert ("in the first picture of an animation" in said[path][0]) == told
+    assert run("--input", moving, *options, tmp_path / "first.png") == 0
+    assert cv2.imread(str(tmp_path / "first.png")) is not None
 
 
 def test_detections_of_a_video_as_json(run, tmp_path, picture):

@@ -11,7 +11,7 @@ from detection_toolkit.config import (
     find_config_file,
     get_config,
 )
-from detection_toolkit.errors import UserError
+from detection_toolkit.errors import UnknownNameError, UserError
 from detection_toolkit.training import StagewiseMatcher
 
 CONFIG = "stageinteractor/shapes_tiny.py"
@@ -114,6 +114,35 @@ def test_a_group_of_keys_is_not_replaced_by_a_value(cfg):
 def test_a_plus_adds_a_key(cfg):
     apply_overrides(cfg, ["+train.note=hello"])
     assert cfg.train.note == "hello"
+
+
+@pytest.mark.parametrize(
+    "override, said",
+    [
+        ("+model.decoder.num_stage=1", "model.decoder.num_stage: .*Decoder takes no 'num_stage'; "),
+        ("+model.decoder.num_stage=1", "the nearest are num_stages, "),
+        ("+optimizer.xyz=1", "optimizer.xyz: AdamW takes no 'xyz'; it takes .*betas.*weight_decay"),
+        (
+            "dataloader.train.mapper.augmentations.0={_target_:detectron2.data.transforms."
+            "RandomFlip,probability:1}",
+            "dataloader.train.mapper.augmentations.0.probability: detectron2.data.transforms."
+            "RandomFlip takes no 'probability'",
+        ),
+    ],
+)
+def test_an_argument_that_a_call_does_not_take_is_named_with_the_nearest(cfg, override, said):
+    with pytest.raises(UnknownNameError, match=said):
+        apply_overrides(cfg, [override])
+
+
+def test_what_cannot_be_imported_is_left_to_whoever_builds_it(cfg):
+    apply_overrides(cfg, ["+extra={_target_:no_such_package.Thing,x:1}"])
+    assert cfg.extra.x == 1
+
+
+def test_an_argument_that_is_handed_on_may_be_added(cfg):
+    apply_overrides(cfg, ["+model.anything=1"])  # a class with **kwargs
+    assert cfg.model.anything == 1
 
 
 def test_what_sets_nothing_is_an_error(cfg):

@@ -77,7 +77,10 @@ def test_checks_say_that_the_data_are_ready(folder, capsys, command):
     assert main(shlex.split(command)) == 0
     shown = capsys.readouterr().out
     title = FORMATS[open_source(shlex.split(command)[2]).format].title
-    assert title in shown.splitlines()[0] and "Ready to train" in shown.splitlines()[-1]
+    first, *_, verdict, advice = shown.splitlines()
+    assert title in first and "Ready to train" in verdict
+    _, _, words = advice.partition("train on it:   ")
+    assert shlex.split(words)[-1] in shlex.split(command)  # the data as they were named
 
 
 def test_conversions_are_made(folder):

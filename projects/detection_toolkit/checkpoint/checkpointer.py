@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import logging
 import os
 import pickle
@@ -27,7 +28,14 @@ from .official_files import CheckpointFileError, no_weights, read_checkpoint
 from .official_format import BATCH_COUNT
 from .weights import Misfit, find_weights
 
-__all__ = ["BEST_CHECKPOINT", "Checkpointer", "ResumeError", "inference_weights", "last_checkpoint"]
+__all__ = [
+    "BEST_CHECKPOINT",
+    "Checkpointer",
+    "ResumeError",
+    "find_checkpoint",
+    "inference_weights",
+    "last_checkpoint",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +53,56 @@ _PERIODIC = re.compile(r"model_(\d+)\.pth")
 
 class ResumeError(UserError):
     """A checkpoint does not belong to the model that was to be resumed."""
+
+
+def find_checkpoint(path: str | os.PathLike[str], *, needed: bool = False) -> str:
+    """The file of weights that are named; those of the Hugging Face hub are downloaded.
+
+    Args:
+        path: see :func:`.hub.local_file`. Any other address is returned as it is.
+        needed: there must be one.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointFileError: the hub or folder has no weights.
+        CheckpointMismatchError: none is named, and one is needed.
+    """
+    path = local_file(path)
+    if not path and needed:
+        raise CheckpointMismatchError(
+            "no weights: name a checkpoint with --weights FILE (train.init_checkpoint=FILE). "
+            f"{_ALLOW_PARTIAL}"
+        )
+    if _is_missing(path):
+        near = _named_alike(Path(path))
+        hint = f"did you mean {shown(near)}? Name" if near else "name"
+        others = "" if needed else ', or "" for random weights'
+        raise FileNotFoundError(
+            f"checkpoint {shown(path)} does not exist: {hint} a file, detectron2://... or "
+            f"hf://OWNER/NAME by --weights or train.init_checkpoint{others}"
+        )
+    return path
+
+
+def _named_alike(path: Path) -> Path | None:
+    """What is there in the place of a path that is not: the nearest of each of its parts."""
+    place = Path(path.anchor)
+    for part in path.parts[1:] if path.anchor else path.parts:
+        if not (place / part).exists():
+            try:
+                names = os.listdir(place)
+            except OSError:
+                return None
+            near = difflib.get_close_matches(part, names, n=1)
+            if not near:
+                return None
+            part = near[0]
+        place = place / part
+    return place
+
+
+def _is_missing(path: str) -> bool:
+    return bool(path) and "://" not in path and not Path(path.split("?")[0]).is_file()
 
 
 class Checkpointer(DetectionCheckpointer):
@@ -199,23 +257,12 @@ class Checkpointer(DetectionCheckpointer):
                 is the model's; or, where loading is strict, some are missing, or no file is named.
             ResumeError: see :meth:`resume_or_load`.
         """
-        path = local_file(path)
-        if not path and self.strict:
-            raise CheckpointMismatchError(
-                "no weights: name a checkpoint with --weights FILE (train.init_checkpoint=FILE). "
-                f"{_ALLOW_PARTIAL}"
-            )
-        if path and "://" not in path and not Path(path.split("?")[0]).is_file():
+        if self._resuming and _is_missing(os.fspath(path)):
             raise FileNotFoundError(
-                f"checkpoint {path} does not exist"
-                + (
-                    f", although {Path(self.save_dir, _LAST)} names it, and there is no other: put "
-                    "it back, or remove that file to begin anew"
-                    if self._resuming
-                    else ": set train.init_checkpoint to a file, to detectron2://... or hf://..., "
-                    'or to "" to start from random weights'
-                )
+                f"checkpoint {path} does not exist, although {Path(self.save_dir, _LAST)} names "
+                "it, and there is no other: put it back, or remove that file to begin anew"
             )
+        path = find_checkpoint(path, needed=self.strict)
         if "://" in path and not path.startswith(_STORAGE):
             # Before it is downloaded: it would lie where files of the storage do.
             self._refuse_pickle(path)

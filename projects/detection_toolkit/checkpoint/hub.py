@@ -36,6 +36,7 @@ WEIGHTS_FILE = "model.safetensors"
 _CHECKPOINTS = "checkpoints/"
 _WEIGHTS = (WEIGHTS_FILE, "pytorch_model.bin")
 _FORM = "hf://OWNER/NAME, hf://OWNER/NAME@REVISION, and /FILE behind either"
+_SECONDS_TO_CONNECT = 10.0  # as the hub's own library has it
 # A revision may be one of the hub's references, as refs/pr/1.
 _ADDRESS = re.compile(
     r"(?P<model>[\w.-]+/[\w.-]+)(?:@(?P<revision>refs/[\w.-]+/[\w.-]+|[^/@\s]+))?(?:/(?P<file>.+))?"
@@ -146,14 +147,21 @@ def _download(address: str) -> str:
     given = _parse(address)
     try:
         import huggingface_hub
-        from huggingface_hub import errors
+        from huggingface_hub import constants, errors, utils
     except ImportError as error:
         raise MissingPackageError(
             f'{address} needs an optional package: pip install "huggingface_hub"; or download the '
             "model's folder and name that"
         ) from error
+    names = (given.file,) if given.file else _WEIGHTS
+    cached = (
+        huggingface_hub.try_to_load_from_cache(given.model, name, revision=given.revision)
+        for name in names
+    )
+    if not constants.HF_HUB_OFFLINE and not any(isinstance(path, str) for path in cached):
+        _check_is_reached(address, _endpoint(), utils.get_session())
     weights = None
-    for name in (given.file,) if given.file else _WEIGHTS:
+    for name in names:
         try:
             weights = huggingface_hub.hf_hub_download(given.model, name, revision=given.revision)
             break
@@ -179,6 +187,33 @@ def _download(address: str) -> str:
         except (OSError, ValueError) as error:
             raise _refused(address, given, error, errors) from error
     return weights
+
+
+def _endpoint() -> str:
+    """Where the hub is; the environment's HF_ENDPOINT may say it."""
+    from huggingface_hub import constants
+
+    return constants.ENDPOINT
+
+
+def _check_is_reached(address: str, hub: str, session: Any) -> None:
+    """Ask the hub for anything, once: a download tries again for half a minute where no host is.
+
+    What answers slowly is waited for as long as the download itself does.
+
+    Raises:
+        CheckpointFileError: it is not reached.
+    """
+    try:
+        session.head(hub, timeout=_SECONDS_TO_CONNECT)
+    except Exception as error:  # of httpx or requests, whichever it is built on
+        kinds = {kind.__name__ for kind in type(error).__mro__}
+        if kinds & {"ConnectError", "ConnectTimeout", "ConnectionError"}:
+            raise CheckpointFileError(
+                f"{address} cannot be downloaded: {hub} is not reached "
+                f"({shown(str(error).partition(chr(10))[0][:200])}). Without a network a local "
+                "folder serves as well"
+            ) from error
 
 
 def _commit(file: str) -> str | None:

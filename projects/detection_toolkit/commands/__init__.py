@@ -35,7 +35,7 @@ class Group(NamedTuple):
 
 
 COMMANDS: dict[str, Command | Group] = {
-    "train": Command("commands.train", "train what a config describes"),
+    "train": Command("commands.train", "train on your data, or what a config describes"),
     "eval": Command("commands.evaluate", "evaluate weights on the test set of a config"),
     "predict": Command("commands.predict", "detect in pictures, folders, a video, the webcam"),
     "export": Command("commands.export", "write a detector as ONNX or torch.export"),
@@ -86,9 +86,9 @@ Query-based object detectors: train, evaluate, look inside, export.
 
 examples:
   {prog} configs
-  {prog} check my/train.json my/images
-  {prog} train --config-file NAME --num-gpus 1 train.output_dir=output/mine
-  {prog} predict --config-file output/mine/config.yaml --input my/images --output drawn"""
+  {prog} check --data my/data.yaml
+  {prog} train --data my/data.yaml train.output_dir=output/mine
+  {prog} predict --weights output/mine --input my/images --output drawn"""
 
 
 def load(command: Command):

@@ -25,8 +25,9 @@ from ..defaults import MAX_PIXELS
 from ..durable import write_text
 from ..engine import user_errors
 from ..engine.arguments import add_trust_argument
-from ..engine.parsers import make_parser
+from ..engine.parsers import Parser, make_parser
 from ..errors import UserError
+from ..program import command_line
 from ..texts import printable, shown
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ PROG my/train.json my/images --model model.pth --config-file CONFIG --num-suspec
 """
 
 
-def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
+def get_parser(prog: str | None = None) -> Parser:
     """The command line."""
     parser = make_parser(__doc__, EXAMPLES, prog)
     parser.add_argument(
@@ -337,4 +338,9 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
         if len(verdicts) == 1:
             verdicts = [verdicts[0].partition(": ")[2]]
         print("\n" + "\n".join(verdicts))
+        if args.data and not (harmful or args.model):
+            words = f"--data {args.data}"
+            words += f" --image-root {args.root}" if args.root else ""
+            words += f" --format {args.format}" if args.format else ""
+            print(shown(f"train on it:   {command_line('train')} {words}"))
     return int(harmful)

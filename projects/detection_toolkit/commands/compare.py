@@ -7,14 +7,13 @@ been evaluated is evaluated first, by its own config.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..defaults import DEFAULT_SCORE_THRESHOLD
 from ..engine import user_errors
 from ..engine.arguments import add_trust_argument
-from ..engine.parsers import make_parser
+from ..engine.parsers import Parser, make_parser
 from ..errors import UserError
 from ..texts import shown
 
@@ -24,7 +23,7 @@ PROG output/first output/second --output compared.html --resamples 10000
 """
 
 
-def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
+def get_parser(prog: str | None = None) -> Parser:
     """The command line."""
     parser = make_parser(__doc__, EXAMPLES, prog)
     for name in "ab":

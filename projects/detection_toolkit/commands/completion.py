@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 
 from ..engine import user_errors
-from ..engine.parsers import make_parser
+from ..engine.parsers import Parser, make_parser
 from ..errors import MissingPackageError, UserError
 from ..program import command_names
 from . import COMMANDS, Command, Group, load
@@ -27,7 +27,7 @@ _FOLDERS = ("FOLDER", "IMAGES")
 _CONFIGS = "_detection_toolkit_configs"
 
 
-def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
+def get_parser(prog: str | None = None) -> Parser:
     """The command line."""
     name = (prog or "").split(" ")[0]
     parser = make_parser(__doc__, EXAMPLES.replace("NAME", name), prog)

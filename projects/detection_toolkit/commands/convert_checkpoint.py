@@ -26,7 +26,7 @@ from ..engine.arguments import (
     add_trust_argument,
     parse_arguments,
 )
-from ..engine.parsers import make_parser
+from ..engine.parsers import Parser, make_parser
 from ..errors import UserError
 
 EXAMPLES = """
@@ -35,7 +35,7 @@ PROG ours.pth --config-file CONFIG --output official.pth --to-official
 """
 
 
-def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
+def get_parser(prog: str | None = None) -> Parser:
     """The command line."""
     parser = make_parser(__doc__, EXAMPLES, prog)
     parser.add_argument("checkpoint", help="file or folder to convert, or hf://OWNER/NAME")

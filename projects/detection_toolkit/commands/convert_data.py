@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..engine import user_errors
-from ..engine.parsers import make_parser
+from ..engine.parsers import Parser, make_parser
 from ..errors import UserError
 from ..program import command_line
 from ..texts import shown
@@ -29,7 +29,7 @@ _FORMATS = ("coco", "yolo", "voc", "csv", "cvat", "labelme")
 _IMAGES = ("copy", "link", "reference")
 
 
-def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
+def get_parser(prog: str | None = None) -> Parser:
     """The command line."""
     parser = make_parser(__doc__, EXAMPLES, prog)
     parser.add_argument("data", metavar="IN", help="folder or file of the data set")
@@ -140,5 +140,5 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
         words = f"--data {folder}"
         if done.image_root is not None:
             words += f" --image-root {done.image_root}"
-        print(shown(f"train on it:   {command_line('train')} --config-file CONFIG {words}"))
+        print(shown(f"train on it:   {command_line('train')} {words}"))
     return 0

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
+from ..engine.parsers import Parser
 from . import train
 
 __all__ = ["get_parser", "main"]
 
 
-def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
+def get_parser(prog: str | None = None) -> Parser:
     """The command line."""
     return train.get_parser(prog, evaluation=True)
 

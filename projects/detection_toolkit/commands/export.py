@@ -28,8 +28,9 @@ from ..engine.arguments import (
     add_weights_arguments,
     parse_arguments,
 )
-from ..engine.parsers import make_parser
+from ..engine.parsers import Parser, make_parser
 from ..errors import UserError
+from ..texts import shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,7 +67,20 @@ PROG --config-file output/mine/config.yaml --hub-folder published --hub-name me/
 """
 
 
-def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
+# Of what other projects export to: TensorRT, TFLite, CoreML, OpenVINO, TensorFlow, TorchScript.
+_OTHER_FORMATS = (
+    ".engine",
+    ".trt",
+    ".tflite",
+    ".mlmodel",
+    ".mlpackage",
+    ".xml",
+    ".pb",
+    ".torchscript",
+)
+
+
+def get_parser(prog: str | None = None) -> Parser:
     """The command line."""
     parser = make_parser(__doc__, EXAMPLES, prog)
     parser.add_argument(
@@ -147,6 +161,15 @@ def parse_args(argv: Sequence[str] | None, prog: str | None = None) -> argparse.
         parser.error("name the detector: --config-file FILE, or the weights of a run as --weights")
     if args.output is None and args.hub_folder is None:
         parser.error("name what to write: --output FILE, or --hub-folder DIR")
+    kinds = {".onnx": "onnx", ".pt2": "torch_export"}
+    suffix = Path(args.output or "").suffix.lower()
+    if suffix in _OTHER_FORMATS:
+        parser.error(
+            f"--output {shown(args.output)}: nothing is exported to {suffix}; there is ONNX "
+            "(.onnx), which other programs convert, and --format torch_export (.pt2)"
+        )
+    if kinds.get(suffix, args.format) != args.format:
+        parser.error(f"--output {shown(args.output)}: this is --format {kinds[suffix]}")
     if args.hub_name and args.hub_folder is None:
         parser.error("--hub-name goes with --hub-folder")
     if args.hub_name and not re.fullmatch(r"[\w.-]+/[\w.-]+", args.hub_name):
@@ -308,6 +331,7 @@ def export_file(args: argparse.Namespace, predictor: Predictor) -> None:
     )
     detector = exportable_detector(predictor.cfg.model, predictor.model.state_dict())
 
+    print("exporting: this takes about a minute", flush=True)
     start = time.perf_counter()
     program = trace(detector, input_type=args.input_type, example_size=TRACED_SIZE)
     write = to_onnx if args.format == "onnx" else to_torch_export

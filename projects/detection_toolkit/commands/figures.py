@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..engine.arguments import add_config_arguments
-from ..engine.parsers import make_parser
+from ..engine.parsers import Parser, make_parser
 from ..texts import shown
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ PAGE = "index.html"
 
 def figures_parser(
     description: str, lines: str, prog: str | None, *, kind: str, suffixes: str
-) -> argparse.ArgumentParser:
+) -> Parser:
     """A parser with the arguments of a config and its weights, and ``--output``.
 
     Args:

@@ -26,7 +26,7 @@ from ..engine.arguments import (
     named_files,
     parse_arguments,
 )
-from ..engine.parsers import make_parser
+from ..engine.parsers import Parser, make_parser
 from ..engine.shipped import shipped_config
 from ..errors import UserError
 from ..texts import shown
@@ -50,6 +50,7 @@ PROG --video-input clip.mp4 --output out/ --track --save-json out/tracks.json
 """
 WINDOW = "detections"
 WRITTEN_AS_IS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+ANIMATED = (".gif", ".webp")  # what may hold several pictures
 ESCAPE = 27
 
 
@@ -57,7 +58,7 @@ class UnreadablePicture(UserError):
     """A file that cannot be decoded."""
 
 
-def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
+def get_parser(prog: str | None = None) -> Parser:
     """The command line, with the flags of Detectron2's demo."""
     parser = make_parser(__doc__, EXAMPLES, prog)
     add_config_arguments(parser, has_default=False)
@@ -81,7 +82,7 @@ def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
         "--input",
         nargs="+",
         metavar="PATH",
-        help="pictures, folders of pictures, or globs; or one video",
+        help="pictures, folders of pictures, or globs; or one video or animated GIF",
     )
     source.add_argument("--video-input", metavar="FILE", help="a video")
     source.add_argument("--webcam", action="store_true", help="the first camera")
@@ -143,6 +144,8 @@ def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
 def check_arguments(args: argparse.Namespace) -> None:
     """Before anything is loaded; ``tile`` becomes a ``Tiling``, a video as input a video input.
 
+    So does an animated GIF that is given alone, unless a picture is to be written.
+
     Raises:
         UserError: arguments that do not fit together, or values that cannot be.
         ImportError: ``--track`` without its packages.
@@ -158,6 +161,11 @@ def check_arguments(args: argparse.Namespace) -> None:
         ]
         if videos and len(files) > 1:
             raise UserError(f"{shown(videos[0])} is a video: give it by itself")
+        if not videos and len(files) == 1 and files[0].suffix.lower() == ".gif":
+            from ..data.images import is_animation
+
+            as_picture = args.output and Path(args.output).suffix.lower() in WRITTEN_AS_IS
+            videos = [str(files[0])] if is_animation(files[0]) and not as_picture else []
         if videos:
             args.video_input, args.input = videos[0], None
     if args.onnx is None and (args.runtime or args.provider):
@@ -326,6 +334,7 @@ def run_on_pictures(args: argparse.Namespace, predictor: PicturePredictor, logge
     import cv2
     from tqdm import tqdm
 
+    from ..data.images import is_animation
     from ..engine.detections import coco_results
     from ..visualization import draw_detections, save_picture, select_confident
 
@@ -354,6 +363,8 @@ def run_on_pictures(args: argparse.Namespace, predictor: PicturePredictor, logge
         kept = select_confident(found.instances, args.confidence_threshold)
         results += coco_results(kept, str(found.file), names)
         note = f"{shown(found.file)}: {len(kept)} detections in {found.seconds:.2f} s"
+        if found.file.suffix.lower() in ANIMATED and is_animation(found.file):
+            note += ", in the first picture of an animation"
         if not len(kept):
             note += f" ({why_nothing(found.instances, advise=advise)})"
             advise = False

@@ -7,14 +7,13 @@ the parts about single stages are left out.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..defaults import DEFAULT_SCORE_THRESHOLD
 from ..engine import user_errors
 from ..engine.arguments import add_trust_argument
-from ..engine.parsers import make_parser
+from ..engine.parsers import Parser, make_parser
 
 EXAMPLES = """
 PROG output/mine
@@ -22,7 +21,7 @@ PROG output/mine --backend hotcoco --images 8
 """
 
 
-def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
+def get_parser(prog: str | None = None) -> Parser:
     """The command line."""
     parser = make_parser(__doc__, EXAMPLES, prog)
     parser.add_argument("output_dir", type=Path, help="train.output_dir of the run")

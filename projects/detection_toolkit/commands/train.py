@@ -10,29 +10,30 @@ import copy
 import functools
 import os
 import sys
-from argparse import REMAINDER, ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import REMAINDER, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..engine import user_errors
 from ..engine.arguments import add_data_arguments, add_weights_arguments, parse_arguments
-from ..engine.parsers import examples
-from ..engine.shipped import shipped_config
-from ..errors import UserError
+from ..engine.parsers import Parser, examples
 from ..program import program
+from .default_config import choose_config
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 EXAMPLES = """
+PROG --data my/data.yaml
+PROG --resume train.output_dir=output/mine
 PROG --config-file CONFIG --num-gpus 1 train.output_dir=output/mine
 PROG --config-file CONFIG --data my/data.yaml train.output_dir=output/mine
-PROG --config-file CONFIG --num-gpus 1 train.output_dir=output/mine --resume
 PROG --config-file CONFIG --weights hf://OWNER/NAME train.output_dir=output/mine
 PROG --config-file CONFIG --print-config train.max_epochs=10
 """
 EVALUATION_EXAMPLES = """
+PROG --weights output/mine
 PROG --config-file CONFIG --weights model.pth
 PROG --config-file output/mine/config.yaml train.stage_evaluation=true
 PROG --config-file hf://OWNER/NAME
@@ -40,7 +41,7 @@ PROG --config-file output/mine/config.yaml --data other/data.yaml
 """
 
 
-def get_parser(prog: str | None = None, *, evaluation: bool = False) -> ArgumentParser:
+def get_parser(prog: str | None = None, *, evaluation: bool = False) -> Parser:
     """The arguments of Detectron2's ``default_argument_parser``, and those of the project.
 
     They are written out here, as importing Detectron2's takes seconds.
@@ -50,13 +51,19 @@ def get_parser(prog: str | None = None, *, evaluation: bool = False) -> Argument
         evaluation: the command evaluates, without ``--eval-only``.
     """
     prog = prog or program()
-    parser = ArgumentParser(
+    parser = Parser(
         prog=prog,
         description=__doc__,
         epilog=examples(EVALUATION_EXAMPLES if evaluation else EXAMPLES, prog),
         formatter_class=RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config-file", default="", metavar="FILE", help="path, or packaged name")
+    default = "" if evaluation else "; for --data alone: that for data of your own"
+    parser.add_argument(
+        "--config-file",
+        default="",
+        metavar="FILE",
+        help=f"path, or packaged name (default: that of the run{default})",
+    )
     parser.add_argument(
         "--resume", action="store_true", help="go on from the last checkpoint of train.output_dir"
     )
@@ -98,13 +105,8 @@ def get_parser(prog: str | None = None, *, evaluation: bool = False) -> Argument
 
 def load_config(args: Namespace) -> DictConfig:
     """The config of the command line."""
-    if not args.config_file:
-        raise UserError(
-            f"--config-file is missing, for example {shipped_config()}; --list-configs names them "
-            "all, and those called ..._custom.py are for data of your own"
-        )
     from ..checkpoint.hub import HUB
-    from ..engine.runs import find_run, is_published, usable_device
+    from ..engine.runs import CONFIG_NAME, find_run, is_published, usable_device
 
     of_hub = args.config_file.startswith(HUB)
     run = find_run(args.config_file) if args.eval_only or of_hub else None
@@ -128,6 +130,9 @@ def load_config(args: Namespace) -> DictConfig:
             own = _load_once(run[0], (), args.trust_config)
             if _takes_all_images(cfg, own, args):
                 cfg.dataloader.test.dataset.split = None
+    weights = cfg.train.get("init_checkpoint")
+    if weights and Path(weights, CONFIG_NAME).is_file():  # the folder of a run
+        cfg.train.init_checkpoint = find_run(weights)[1] or weights
     return cfg
 
 
@@ -239,20 +244,29 @@ def main(
     """
     args = parse_arguments(get_parser(prog, evaluation=evaluation), argv)
     with user_errors():
+        from ..checkpoint.checkpointer import find_checkpoint
         from ..config import config_names, config_text
         from ..engine import RunSettings, check_gpus_are_there, launch
         from ..engine.processes import read_process_environment
-        from ..engine.runs import claim_folder
+        from ..engine.runs import claim_folder, holds_run
 
         if args.list_configs:
             print(*config_names(), sep="\n")
             sys.exit()
+        chosen = None if args.config_file else choose_config(args)
         # Loaded here as well: a mistake is reported once, and before any process is started.
         config = load_config(args)
         if args.print_config:
+            if chosen:
+                print(chosen, file=sys.stderr)  # what is printed may be kept as a file
             print(config_text(config), end="")
             sys.exit()
         settings = RunSettings.from_config(config.train)
+        if not (args.resume and holds_run(Path(settings.output_dir))):
+            needed = args.eval_only and not settings.allow_partial
+            find_checkpoint(settings.init_checkpoint, needed=needed)  # before data are read
+        if chosen:
+            print(chosen, flush=True)
         check_gpus_are_there(args.num_gpus, args.opts)
         place = read_process_environment(os.environ)
         is_first = args.machine_rank == 0 and (place is None or place.rank == 0)

@@ -19,8 +19,8 @@ from ..engine.arguments import (
     add_trust_argument,
     parse_arguments,
 )
-from ..engine.parsers import make_parser
-from ..engine.shipped import shipped_config
+from ..engine.parsers import Parser, make_parser
+from ..engine.shipped import config_for_own_data, shipped_config
 from .figures import PAGE
 
 if TYPE_CHECKING:
@@ -31,20 +31,19 @@ if TYPE_CHECKING:
 EXAMPLES = """
 PROG --config-file CONFIG --number 8
 PROG --config-file CONFIG --start 16000 dataloader.train.total_batch_size=8
-PROG --config-file CONFIG --data my/data.yaml
+PROG --data my/data.yaml
 PROG --config-file output/mine/config.yaml --output output/seen
 """
 
 
-def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
+def get_parser(prog: str | None = None) -> Parser:
     """The command line."""
     parser = make_parser(__doc__, EXAMPLES, prog)
     parser.add_argument(
         "--config-file",
-        default=shipped_config(),
         metavar="FILE",
         help="config, by path or by its name among the packaged ones, or the folder of a run "
-        "(default: %(default)s)",
+        f"(default: {shipped_config()}, and {config_for_own_data()} with --data)",
     )
     parser.add_argument(
         "--number", type=int, default=16, metavar="N", help="of images (default: %(default)s)"
@@ -77,6 +76,8 @@ def open_stream(args: argparse.Namespace) -> TrainingImages:
     from ..engine.runs import find_run
     from ..engine.training_images import TrainingImages
 
+    default = config_for_own_data() if args.data else shipped_config()
+    args.config_file = args.config_file or default
     run = find_run(args.config_file)
     cfg = get_config(run[0] if run else args.config_file, trust_config=args.trust_config)
     return TrainingImages(prepare_config(apply_overrides(cfg, args.opts), args.opts))

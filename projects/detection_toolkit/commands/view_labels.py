@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..durable import write_text
 from ..engine import user_errors
 from ..engine.arguments import add_data_arguments, parse_arguments
+from ..engine.parsers import Parser
 from ..errors import UserError
 from .figures import draw_each, figures_parser, open_detector
 
@@ -30,7 +31,7 @@ PROG --config-file output/mine/config.yaml --images 139 000123.jpg --output outp
 """
 
 
-def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
+def get_parser(prog: str | None = None) -> Parser:
     """The command line."""
     suffixes = ".png, .pdf and .json"
     parser = figures_parser(__doc__, EXAMPLES, prog, kind="assignment", suffixes=suffixes)

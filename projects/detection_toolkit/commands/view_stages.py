@@ -15,6 +15,7 @@ from pathlib import Path
 from ..defaults import DEFAULT_SCORE_THRESHOLD
 from ..engine import user_errors
 from ..engine.arguments import find_pictures, parse_arguments
+from ..engine.parsers import Parser
 from .figures import draw_each, figures_parser, open_detector
 
 EXAMPLES = """
@@ -23,7 +24,7 @@ PROG --config-file output/mine/config.yaml --input folder/ --output output/stage
 """
 
 
-def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
+def get_parser(prog: str | None = None) -> Parser:
     """The command line."""
     parser = figures_parser(__doc__, EXAMPLES, prog, kind="stages", suffixes=".png and .pdf")
     parser.add_argument(

@@ -31,6 +31,7 @@ __all__ = [
     "PICTURE_SUFFIXES",
     "UnreadableImageError",
     "check_picture",
+    "is_animation",
     "named_if_unreadable",
     "open_file",
     "open_picture",
@@ -127,6 +128,13 @@ def read_image(
                 f"{width}x{height} pixels are more than the limit of {max_pixels}"
             )
         return to_array(image, image_format)
+
+
+def is_animation(file_name: str | Path) -> bool:
+    """Whether a file is a GIF or WebP of several pictures; not, where it cannot be read."""
+    with contextlib.suppress(Exception), open_file(file_name) as file:
+        return bool(getattr(open_picture(file), "is_animated", False))
+    return False
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..texts import shown
+from .parsers import Parser, of_other_projects
 from .shipped import shipped_config
 
 __all__ = [
@@ -20,8 +21,10 @@ __all__ = [
     "add_trust_argument",
     "add_weights_arguments",
     "find_pictures",
+    "is_of_run",
     "named_files",
     "parse_arguments",
+    "quoted",
 ]
 
 # A dotted key, as all of a config are: what else has "=" may be a file.
@@ -99,9 +102,7 @@ def add_overrides_argument(parser: argparse.ArgumentParser, purpose: str) -> Non
     )
 
 
-def parse_arguments(
-    parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
-) -> argparse.Namespace:
+def parse_arguments(parser: Parser, argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read a command line, among whose arguments all commands of the project take overrides.
 
     These are what is ``key=value`` with a dotted key and no file, and after ``--opts`` with any
@@ -130,13 +131,14 @@ def parse_arguments(
             overrides.append(text)
         else:
             others.append(text)
+    if not announced:
+        strange = [text for text in others if "=" in text and _is_of_others(text)]
+        if strange := [text for text in strange if not os.path.exists(text)]:
+            parser.refuse(strange)
     args, unknown = parser.parse_known_args(others)
-    if unknown:
-        parser.error(
-            f"unrecognized arguments: {' '.join(map(shown, unknown))}. Settings of the config have "
-            "no dashes: KEY=VALUE, as in train.max_epochs=10; docs/coming_from.md has the options "
-            "of other projects"
-        )
+    strange = [text for text in (*unknown, *(args.opts or ())) if _is_of_others(text)]
+    if unknown or strange:
+        parser.refuse(strange or unknown)
     args.opts = [*(args.opts or ()), *overrides]
     if hasattr(args, "image_root") and hasattr(args, "data"):
         if (args.image_root or args.format) and not args.data:
@@ -145,20 +147,28 @@ def parse_arguments(
             args.opts = [*_data_overrides(args), *args.opts]
     if hasattr(args, "allow_partial"):
         is_named = args.config_file is not parser.get_default("config_file")
-        if not is_named and getattr(args, "eval_only", True) and _is_of_run(args.weights):
+        if not is_named and getattr(args, "eval_only", True) and is_of_run(args.weights):
             if not _has_checkpoint(args.weights):
                 parser.error(
                     f"--weights {shown(args.weights)}: the run has no checkpoint there yet"
                 )
             args.config_file, args.weights = args.weights, None
         if args.weights:
-            args.opts.append(f"train.init_checkpoint={_quoted(args.weights)}")
+            args.opts.append(f"train.init_checkpoint={quoted(args.weights)}")
         if args.allow_partial:  # the configs of older runs lack it
             args.opts.append("+train.allow_partial=true")
     return args
 
 
-def _is_of_run(weights: str | None) -> bool:
+def _is_of_others(text: str) -> bool:
+    """Whether a word sets nothing of a config, but is a file, or a setting of another project."""
+    key, sign, value = text.partition("=")
+    if not sign:
+        return not text.startswith("-")
+    return value[:1] != "{" and of_other_projects(key) is not None
+
+
+def is_of_run(weights: str | None) -> bool:
     """Whether weights lie in the folder of a run, or on the hub, and a config goes with them."""
     if not weights or weights.startswith("hf://"):
         return bool(weights)
@@ -189,15 +199,15 @@ def _data_overrides(args: argparse.Namespace) -> list[str]:
         if args.image_root:
             overrides.append(f"{node}.image_root={_full_path(args.image_root)}")
         if args.format:
-            overrides.append(f"{node}.format={_quoted(args.format)}")
+            overrides.append(f"{node}.format={quoted(args.format)}")
     return overrides
 
 
 def _full_path(path: str) -> str:
-    return _quoted(os.path.abspath(os.path.expanduser(path)))
+    return quoted(os.path.abspath(os.path.expanduser(path)))
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """A text as the value of an override, whatever its characters."""
     # Backslashes are doubled before a quote alone, as Hydra has it.
     return "'" + re.sub(r"(\\*)(?:'|$)", lambda m: m[1] * 2 + "\\'" * ("'" in m[0]), text) + "'"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
+import inspect
 import logging
 import multiprocessing
 import re
 import sys
+import traceback
 from collections.abc import Iterator
 
 from .. import require_detectron2
@@ -53,6 +56,8 @@ def user_errors() -> Iterator[None]:
                 f"error{process}: the config names {missing[0]}, and Python finds no module "
                 f"{missing[1]}: put the folder that has it into PYTHONPATH, or install its package"
             )
+        if argument := _argument_that_a_config_has_wrong(error):
+            sys.exit(f"error{process}: {argument}")
         from omegaconf.errors import OmegaConfBaseException  # what fails, may take its time
 
         if isinstance(error, OmegaConfBaseException):
@@ -107,6 +112,42 @@ def _module_that_a_config_lacks(error: BaseException) -> tuple[str, str] | None:
     if match is None or match[1].split(".")[0] != match[2].split(".")[0]:
         return None  # the module is there, and what it imports is not
     return match[1], match[2]
+
+
+def _argument_that_a_config_has_wrong(error: BaseException) -> str | None:
+    """What a node of a config gives to what it calls, and should not, or lacks, in a line."""
+    if not isinstance(error, TypeError) or error.__traceback__ is None:
+        return None
+    from detectron2.config import instantiate
+
+    calls = [
+        frame.f_locals
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+        if frame.f_code is instantiate.__code__
+    ]
+    if not calls or "cls_name" not in calls[-1]:
+        return None
+    target, given = printable(str(calls[-1]["cls_name"])), calls[-1]["cfg"]
+    refused = re.search(r"got an unexpected keyword argument '(\w+)'", str(error))
+    if refused and refused[1] in given:
+        near = difflib.get_close_matches(refused[1], _arguments(calls[-1]["cls"]), n=3, cutoff=0.5)
+        hint = f": the nearest are {', '.join(near)}" if near else ""
+        return f"the config gives {target} an argument {refused[1]}, which it does not take{hint}"
+    # Said by Python of the call itself, or of one that is further down, and no config's.
+    *_, (last, _) = traceback.walk_tb(error.__traceback__)
+    lacking = re.search(r"missing \d+ required .* arguments?: (.+)", str(error))
+    if lacking and last.f_code is instantiate.__code__:
+        return f"the config lacks what {target} needs: {printable(lacking[1])}"
+    return None
+
+
+def _arguments(target: object) -> list[str]:
+    """Of a callable; of a class also those that it may hand on to the classes it is made of."""
+    named = []
+    for made_by in [c.__init__ for c in getattr(target, "__mro__", ())] or [target]:
+        with contextlib.suppress(TypeError, ValueError):
+            named += inspect.signature(made_by).parameters
+    return [name for name in dict.fromkeys(named) if name not in ("self", "args", "kwargs")]
 
 
 def _message(error: BaseException) -> str:

@@ -128,11 +128,12 @@ def log_effective_batch(cfg: DictConfig) -> None:
     images = cfg.dataloader.train.total_batch_size
     accumulated = RunSettings.from_config(cfg.train).accumulation_steps
     logger.info(
-        "effective batch: %d images = %d a step over %d processes x %d accumulated; "
+        "effective batch: %d images = %d per step over %d process%s x %d accumulated; "
         "learning rate %.3g",
         images * accumulated,
         images,
         comm.get_world_size(),
+        "" if comm.get_world_size() == 1 else "es",
         accumulated,
         cfg.optimizer.lr,
     )

@@ -1,17 +1,26 @@
 """The checkpoint that comes with the project: the detector of the built-in shapes data.
 
 Which one that is says ``shipped.json`` beside it: the config, by its name among the packaged ones,
-and the file of its weights.
+the file of its weights, and the config by which data of one's own are trained on from them.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
-__all__ = ["is_shipped_config", "shipped_checkpoint", "shipped_config"]
+__all__ = ["config_for_own_data", "is_shipped_config", "shipped_checkpoint", "shipped_config"]
 
 _TABLE = "shipped.json"
+
+
+class _Entry(NamedTuple):
+    """Of ``shipped.json``."""
+
+    config: str
+    weights: str
+    config_for_own_data: str
 
 
 def shipped_config() -> str:
@@ -20,7 +29,16 @@ def shipped_config() -> str:
     Raises:
         FileNotFoundError: no ``shipped.json``.
     """
-    return _entry()[0]
+    return _entry().config
+
+
+def config_for_own_data() -> str:
+    """Name of the config for data of one's own, whose detector begins from the shipped weights.
+
+    Raises:
+        FileNotFoundError: no ``shipped.json``.
+    """
+    return _entry().config_for_own_data
 
 
 def shipped_checkpoint() -> str:
@@ -32,7 +50,7 @@ def shipped_checkpoint() -> str:
     Raises:
         FileNotFoundError: neither has them; the message says how to make them.
     """
-    name = _entry()[1]
+    name = _entry().weights
     for folder in _folders():
         if (folder / name).is_file():
             return str(folder / name)
@@ -45,7 +63,7 @@ def shipped_checkpoint() -> str:
 def is_shipped_config(config_file: str) -> bool:
     """Whether a config, by its path or packaged name, is the one of the shipped checkpoint."""
     entry = _find_entry()
-    return entry is not None and Path(config_file).parts[-2:] == Path(entry[0]).parts
+    return entry is not None and Path(config_file).parts[-2:] == Path(entry.config).parts
 
 
 def _folders() -> list[Path]:
@@ -58,7 +76,7 @@ def _shown() -> str:
     return " or ".join(str(folder) for folder in _folders())
 
 
-def _entry() -> tuple[str, str]:
+def _entry() -> _Entry:
     entry = _find_entry()
     if entry is None:
         raise FileNotFoundError(
@@ -68,11 +86,9 @@ def _entry() -> tuple[str, str]:
     return entry
 
 
-def _find_entry() -> tuple[str, str] | None:
-    """Config and weights."""
+def _find_entry() -> _Entry | None:
     for folder in _folders():
         path = folder / _TABLE
         if path.is_file():
-            ((config, weights),) = json.loads(path.read_text(encoding="utf-8")).items()
-            return config, weights
+            return _Entry(**json.loads(path.read_text(encoding="utf-8")))
     return None

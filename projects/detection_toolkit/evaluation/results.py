@@ -22,7 +22,7 @@ from ..config import get_config
 from ..data import dataset_names
 from ..errors import UserError
 from ..program import command_line
-from ..texts import parse_json
+from ..texts import parse_json, shown
 from .errors import require_hotcoco
 from .losses import VALIDATION
 from .thresholds import Matches, sweep_thresholds
@@ -82,6 +82,9 @@ def find_predictions(output_dir: Path, dataset: str | None) -> Path:
             )
         return chosen[0]
     if not found:
+        if runs := sorted(output_dir.glob("*/config.yaml")):
+            names = ", ".join(shown(path.parent) for path in runs[:5])
+            raise FileNotFoundError(f"{output_dir} is the folder of no run: there are {names}")
         raise FileNotFoundError(
             f"{output_dir} holds no evaluation: run `{command_line('eval')}` with "
             f"train.output_dir={output_dir} first"

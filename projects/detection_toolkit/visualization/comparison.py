@@ -36,6 +36,7 @@ from ..evaluation.results import (
 )
 from ..evaluation.stage_predictions import STAGE_PREDICTIONS, read_stage_predictions
 from ..evaluation.thresholds import judge_images, match_by_class
+from ..program import command_line
 from ..texts import parse_json, shown
 from . import report_charts as charts
 from .pictures import draw_detections, draw_ground_truth, side_by_side
@@ -139,10 +140,18 @@ def compare_runs(
 
 
 def _results_of_both(run_a: Path, run_b: Path, dataset: str | None) -> list[Path]:
+    if not run_b.is_dir():  # first, as one's test set may have to be chosen by the other's
+        find_predictions(run_b, dataset)
     if dataset is None and run_a.is_dir() and run_b.is_dir():
         sets = [{p.name for p in evaluated_sets(run)} for run in (run_a, run_b)]
         if len(sets[0] & sets[1]) == 1:
             (dataset,) = sets[0] & sets[1]
+        elif all(sets) and not sets[0] & sets[1] and max(map(len, sets)) > 1:
+            names = (", ".join(sorted(of_run)) for of_run in sets)
+            raise UserError(
+                f"{run_a} has results of {next(names)}, and {run_b} of {next(names)}: evaluate "
+                f"both on the same data, `{command_line('eval')} --weights RUN --data PATH`"
+            )
     return [find_predictions(run, dataset) for run in (run_a, run_b)]
 
 

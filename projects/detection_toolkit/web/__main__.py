@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..engine import user_errors
 from ..engine.arguments import add_config_arguments, parse_arguments
-from ..engine.parsers import make_parser
+from ..engine.parsers import Parser, make_parser
 from ..errors import UserError
 from .guard import is_loopback
 
@@ -30,7 +30,7 @@ PROG --config-file output/mine/config.yaml --port 8000
 MAX_UPLOAD = 20 * 2**20  # bytes
 
 
-def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
+def get_parser(prog: str | None = None) -> Parser:
     """The command line."""
     parser = make_parser(__doc__, EXAMPLES, prog or "python -m detection_toolkit.web")
     add_config_arguments(parser)

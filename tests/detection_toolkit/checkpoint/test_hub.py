@@ -7,6 +7,7 @@ import http.server
 import json
 import re
 import threading
+import time
 
 import pytest
 import torch
@@ -30,6 +31,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     repositories: dict[str, dict[str, bytes]] = {}
     asked: list[str] = []
+    delays: list[float] = []  # in seconds, of requests to come
 
     def do_HEAD(self):
         self.respond(with_content=False)
@@ -40,6 +42,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
     def respond(self, *, with_content):
         match = PATH.fullmatch(self.path.partition("?")[0])
         self.asked.append(self.path)
+        if self.delays:
+            time.sleep(self.delays.pop())
         files = self.repositories.get(match["model"]) if match else None
         if match and match["model"] == "me/gated":
             return self.refuse(403, "GatedRepo")
@@ -84,6 +88,7 @@ def server(monkeypatch, tmp_path):
         return download(*arguments, **options, endpoint=address, cache_dir=cache)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", of_server)
+    monkeypatch.setattr(hub, "_endpoint", lambda: address)
     hub._download.cache_clear()
     yield kind
     server.shutdown()
@@ -137,6 +142,36 @@ def test_a_hub_that_has_gone_leaves_what_was_downloaded(server, tmp_path, monkey
     with pytest.raises(CheckpointFileError, match="without a network a local folder") as error:
         local_file("hf://me/nuts")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["http://127.0.0.1:9", "http://no-such-host.invalid"], ids=["refused", "unknown"]
+)
+def test_a_hub_that_is_not_reached_is_told_at_once(server, endpoint, monkeypatch):
+    asked = []
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *a, **k: asked.append(a))
+    monkeypatch.setattr(hub, "_endpoint", lambda: endpoint)
+    with pytest.raises(CheckpointFileError, match=f"{endpoint} is not reached") as error:
+        local_file("hf://me/bolts")
+    assert not asked  # which would try five times
+    assert "\n" not in str(error.value) and "a local folder serves" in str(error.value)
+
+
+def test_what_is_in_the_cache_needs_no_hub(server, tmp_path, monkeypatch):
+    server.repositories["me/bolts"] = {"model.safetensors": weights_file(tmp_path)}
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    first = local_file("hf://me/bolts")
+    hub._download.cache_clear()
+    monkeypatch.setattr(hub, "_endpoint", lambda: pytest.fail("asked"))
+    assert local_file("hf://me/bolts") == first
+
+
+def test_a_hub_that_answers_late_is_waited_for(server, tmp_path, monkeypatch):
+    server.repositories["me/bolts"] = {"model.safetensors": weights_file(tmp_path)}
+    monkeypatch.setattr(hub, "_SECONDS_TO_CONNECT", 0.2)
+    monkeypatch.setattr(server, "delays", [0.6])
+    assert local_file("hf://me/bolts").endswith("model.safetensors")
+    assert not server.delays  # the first request was late
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ def test_whatever_else_is_no_command_is_one_line(argv):
     [
         (["train", "--config-file", "stageinteractor/shapes_tniy.py"], "shapes_tiny.py"),
         (["eval", "--config-file", "no.py"], "config file no.py does not exist"),
-        (["train"], f"--config-file is missing, for example {shipped_config()}"),
+        (["train"], f"a config, as --config-file {shipped_config()}"),
         (["report", "no/such/folder"], "no folder no/such/folder"),
         (["configs", "nothing_has_this"], "no config has nothing_has_this in its name"),
     ],

@@ -43,6 +43,14 @@ def pictures_of(page):
     return [base64.b64decode(x) for x in re.findall(r"data:image/jpeg;base64,([^']+)'", text)]
 
 
+def test_data_alone_are_drawn_as_the_config_for_them_has_it(tmp_path, capsys):
+    write_yolo(tmp_path / "pets", make_splits())
+    words = ["--data", str(tmp_path / "pets"), "--number", "2", "train.device=cpu"]
+    assert call(tmp_path / "out", *words) == 0
+    text = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert "stageinteractor_tiny_custom.py" in text
+
+
 def test_a_picture_of_each_image_and_a_page_of_all(options, tmp_path, capsys):
     out = tmp_path / "out"
     assert call(out, "--number", "5", "--start", "2", *options) == 0

@@ -1,15 +1,15 @@
 """Overrides, weights and thresholds have one spelling, whichever command they are given to."""
 
-import argparse
 import importlib.util
 import sys
 from pathlib import Path
 
 import pytest
 
-from detection_toolkit.commands import predict, train, view_stages
+from detection_toolkit.commands import configs, predict, train, view_stages
 from detection_toolkit.config import apply_overrides, get_config
 from detection_toolkit.engine.arguments import add_config_arguments, parse_arguments
+from detection_toolkit.engine.parsers import _ELSEWHERE, Parser
 from detection_toolkit.visualization import DEFAULT_SCORE_THRESHOLD
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -29,7 +29,7 @@ def load(path):
 
 @pytest.fixture
 def parser():
-    parser = argparse.ArgumentParser()
+    parser = Parser(prog="x")
     add_config_arguments(parser)
     parser.add_argument("--input", nargs="+")
     parser.add_argument("--fast", action="store_true")
@@ -65,13 +65,77 @@ def test_after_opts_a_key_needs_no_dot(parser):
         parse_arguments(parser, ["size=3"])
 
 
-@pytest.mark.parametrize("words", [["--epochs", "3"], ["--train.max_iter=1"]])
-def test_an_unknown_option_is_told_how_settings_are_written(parser, words, capsys):
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--epochs", "3"], "no option --epochs, here it is train.max_epochs=N"),
+        (["--input", "a", "epochs=3"], "epochs=3 is no option, here it is train.max_epochs=3"),
+        (["--confidence", "--fats"], "no option --fats, did you mean --fast?"),
+        (["--inptu=a.png"], "no option --inptu, did you mean --input?"),
+        (["source=a.png"], "source=a.png is no option, here it is --input a.png"),
+        (["weights=a.pth"], "weights=a.pth is no option, here it is --weights a.pth"),
+        (["--weihgts", "a", "--xyz"], "no option --weihgts, did you mean --weights?; no option"),
+        (["--xyz\x1b"], "no option '--xyz\\x1b'; settings of the config have a point"),
+        (["--train.max_iter=1"], "settings of the config have a point and no dashes: train.max"),
+        (["--confidence-threshold", "x"], "argument --confidence-threshold: invalid float value"),
+        (["--confidence-threshold"], "argument --confidence-threshold: expected one argument"),
+        (["--c", "1"], "ambiguous option: --c could match --config-file, --confidence-threshold"),
+    ],
+)
+def test_a_wrong_option_is_two_lines_that_name_the_nearest(parser, words, said, capsys):
     with pytest.raises(SystemExit) as ended:
         parse_arguments(parser, words)
     assert ended.value.code == 2
-    *_, line = capsys.readouterr().err.splitlines()
-    assert f"unrecognized arguments: {words[0]}" in line and "KEY=VALUE, as in" in line
+    line, where = capsys.readouterr().err.splitlines()
+    assert line.startswith("x: error: ") and said in line and line.isprintable()
+    assert where == "x --help lists the options"
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["data=my.yaml", "epochs=3"], "data=my.yaml is no option, here it is --data my.yaml; ep"),
+        (["--data", "a", "--device=cpu"], "no option --device, here it is train.device=cpu"),
+        (["--data", "a", "device=cpu"], "device=cpu is no option, here it is train.device=cpu"),
+        (["resume=True"], "resume=True is no option, here it is --resume"),
+        (["my.yaml", "--num-gpus", "1"], "my.yaml is no option, data are named as --data my.yaml"),
+        (["--data", "a", "model=b.pt"], "model=b.pt is no option, here it is --weights b.pt"),
+        (["--data", "a", "nonsense"], "nonsense is no option; settings of the config"),
+        (["--source", "a"], "no option --source; settings"),  # of another command
+    ],
+)
+def test_words_of_other_projects_are_answered_by_training(words, said, capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(train.get_parser("x"), words)
+    line, _ = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
+def test_a_group_of_the_config_may_be_called_as_settings_of_others_are():
+    words = ["--config-file", "a.py", "model={a:1}", "+seed=3", "train.seed=2"]
+    assert parse_arguments(train.get_parser("x"), words).opts == [words[2], words[3], words[4]]
+
+
+def test_answers_are_options_and_keys_that_there_are():
+    options = {o for c in (train, predict) for o in c.get_parser("x").options()}
+    cfg = get_config("stageinteractor/stageinteractor_tiny_custom.py")
+    for answer in set(_ELSEWHERE.values()):
+        if answer.startswith("--"):
+            assert answer.split()[0] in options
+        else:
+            value = answer.partition("=")[2]
+            key = answer.partition("=")[0]
+            apply_overrides(cfg, [f"{key}=1" if value in ("N", "X") else answer])
+
+
+def test_commands_without_a_config_name_the_nearest_option_too(capsys):
+    with pytest.raises(SystemExit) as ended:
+        configs.main(["--descirbe"], prog="y")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "y: error: no option --descirbe, did you mean --describe?",
+        "y --help lists the options",
+    ]
 
 
 @pytest.mark.parametrize(

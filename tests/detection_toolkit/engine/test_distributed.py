@@ -146,7 +146,7 @@ def test_two_machines_on_the_loopback_address(tmp_path):
     ]
     logs = [process.communicate(timeout=240)[0] for process in processes]
     assert [p.returncode for p in processes] == [0, 0], "\n".join(logs)
-    assert "2 a step over 2 processes" in logs[0]
+    assert "2 per step over 2 processes" in logs[0]
     assert (tmp_path / "output" / "model_final.pth").is_file()
 
 

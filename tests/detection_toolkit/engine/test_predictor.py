@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import json
 import logging
 import shutil
 
@@ -288,8 +289,10 @@ def test_without_the_shipped_checkpoint_the_error_says_how_to_make_it(monkeypatc
     for folder in ("checkpoints", "projects/detection_toolkit/checkpoints"):  # checkout, wheel
         table, file = tmp_path / folder / "shipped.json", tmp_path / folder / "weights.pth"
         table.parent.mkdir(parents=True)
-        table.write_text('{"method/small.py": "weights.pth"}')
+        names = {"config": "method/small.py", "weights": "weights.pth"}
+        table.write_text(json.dumps({**names, "config_for_own_data": "method/own.py"}))
         assert shipped.shipped_config() == "method/small.py"
+        assert shipped.config_for_own_data() == "method/own.py"
         with pytest.raises(FileNotFoundError, match="make shapes-checkpoint"):
             shipped.shipped_checkpoint()
         file.write_bytes(b"weights")

@@ -313,6 +313,27 @@ def test_a_target_without_its_module_is_a_users_mistake_and_a_broken_module_is_n
         instantiate(DictConfig({"_target_": "broken_parts.Mapper"}))
 
 
+def broken(size):
+    return dict(size=size).get(nonsense=3)
+
+
+def test_a_wrong_argument_of_a_node_is_one_line_and_one_deeper_down_is_none():
+    node = get_config(CONFIG).model
+    node.num_clases = 1  # handed on to the base class
+    said = r"^error: the config gives stageinteractor\S* an argument num_clases, which it does not "
+    with pytest.raises(SystemExit, match=said + "take: the nearest are num_classes") as ended:
+        with user_errors():
+            instantiate(node)
+    assert "\n" not in ended.value.code
+    with pytest.raises(SystemExit, match="the config lacks what .*DetectionMapper needs: "):
+        with user_errors():
+            instantiate(DictConfig({"_target_": "detection_toolkit.data.DetectionMapper"}))
+    with pytest.raises(TypeError), user_errors():  # a mistake of a program
+        instantiate(DictConfig({"_target_": broken, "size": 1}, flags={"allow_objects": True}))
+    with pytest.raises(TypeError), user_errors():
+        dict(1, nonsense=2)
+
+
 @pytest.fixture
 def script(monkeypatch, capsys):
     """Runs train_net.py itself in this process; returns its exit code, or text, and its output."""
@@ -335,7 +356,7 @@ def script(monkeypatch, capsys):
 
 def test_without_a_config_the_script_says_which_there_are(script):
     code, shown = script()
-    assert code.startswith("error: --config-file is missing") and "--list-configs" in code
+    assert code.startswith("error: nothing to train on: ") and "--list-configs" in code
     assert "\n" not in code and shown.out == shown.err == ""
     code, shown = script("--list-configs")
     assert not code and CONFIG in shown.out.splitlines()

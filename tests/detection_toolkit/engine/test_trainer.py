@@ -686,7 +686,7 @@ def test_the_effective_batch_and_rate_are_logged(tmp_path, caplog):
     cfg = make_config(tmp_path, "train.accumulation_steps=3", "optimizer.lr=1e-3")
     with caplog.at_level(logging.INFO, logger="detection_toolkit"):
         Trainer(prepare_config(cfg))
-    assert "effective batch: 6 images = 2 a step over 1 processes x 3 accumulated" in caplog.text
+    assert "effective batch: 6 images = 2 per step over 1 process x 3 accumulated" in caplog.text
     assert "learning rate 0.001" in caplog.text
 
 

@@ -617,3 +617,19 @@ def test_a_file_is_evaluated_like_a_detector(exported, predictor):
     parity = compare_detections(expected["instances"], found["instances"])
     assert parity.holds, parity
     assert found["instances"].image_size == (194, 260)
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["m.engine"], "nothing is exported to .engine; there is ONNX .*torch_export"),
+        (["m.pt2"], "--output m.pt2: this is --format torch_export"),
+        (["m.onnx", "--format", "torch_export"], "--output m.onnx: this is --format onnx"),
+        (["m.onnx", "format=onnx"], "format=onnx is no option, here it is --format onnx"),
+    ],
+)
+def test_a_file_is_called_like_what_it_holds(words, said, capsys):
+    with pytest.raises(SystemExit):
+        tool.parse_args(["--config-file", "a.py", "--output", *words], "x")
+    line, _ = capsys.readouterr().err.splitlines()
+    assert re.search(said, line)

@@ -229,6 +229,15 @@ def test_what_else_is_refused(runs, tmp_path):
     assert "has no results of other" in ended_by(runs, output, "--dataset", "other")
     with pytest.raises(SystemExit, match="must end in .html"):
         compare(runs, tmp_path / "page.png")
+    (results,) = runs[0].glob("inference/*")
+    shutil.copytree(results, results.with_name("second"))
+    assert "no folder" in ended_by([runs[0], tmp_path / "nowhere"], output)
+    shutil.copytree(results, results.with_name("third"))
+    shutil.move(results, tmp_path / "results")
+    said = "has results of second, third, and .* of .*: evaluate both on the same data, .* --data P"
+    assert re.search(said, ended_by(runs, output))
+    shutil.rmtree(results.parent)
+    shutil.move(tmp_path / "results", results)
     (metrics,) = runs[1].glob("inference/*/metrics.json")
     document = json.loads(metrics.read_text())
     metrics.write_text(json.dumps({**document, "max_dets_per_image": 300}))

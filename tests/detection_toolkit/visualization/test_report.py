@@ -123,6 +123,11 @@ def test_damaged_metrics_by_stage_are_named(run, content):
         report.main([str(run)])
 
 
+def test_the_folder_of_runs_is_none_and_names_them(run):
+    with pytest.raises(SystemExit, match=f"is the folder of no run: there are {run}$"):
+        report.main([str(run.parent)])
+
+
 def test_wrong_names(run, tmp_path):
     with pytest.raises(SystemExit, match="no folder"):
         report.main([str(tmp_path / "nowhere")])
