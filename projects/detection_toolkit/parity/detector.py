@@ -162,8 +162,8 @@ class QueryCase(CaseKind):
     sizes_name: ClassVar[str]
     """Array (B, 2) with the height and width of each unpadded image."""
     padded_size_name: ClassVar[str] = ""
-    """Array (2,) with the height and width of the padded batch; empty for that of the finest map
-    times its stride."""
+    """Array (2,) with the height and width of the padded batch. Where a file has none, it is that
+    of the finest map times its stride."""
     map_names: list[str]
     """Arrays of the feature maps, finest first."""
     strides: list[int]
@@ -193,7 +193,7 @@ class QueryCase(CaseKind):
 
     def batch(self, features: Sequence[Tensor]) -> ImageList:
         """The batch of images that the features would come from."""
-        if self.padded_size_name:
+        if self.padded_size_name in self.case.names:
             size = [int(x) for x in self.case.array(self.padded_size_name)]
         else:
             size = [x * self.strides[0] for x in features[0].shape[-2:]]
