@@ -16,15 +16,15 @@ RUN = [*SMALL, "model.decoder.inner_channels=4", "model.decoder.num_samples=3"]
 WITHOUT_DENOISING = ["model.denoising=null", "model.criterion.denoising=null"]
 
 
-def small_config(*overrides: str) -> DictConfig:
+def small_config(*overrides: str, config: str = CONFIG) -> DictConfig:
     """The config of a small detector."""
-    return apply_overrides(load_config(CONFIG), [*RUN, *overrides]).model
+    return apply_overrides(load_config(config), [*RUN, *overrides]).model
 
 
-def make_model(*overrides: str) -> nn.Module:
+def make_model(*overrides: str, config: str = CONFIG) -> nn.Module:
     """It in float64, in training, past its initialisation, where many layers are zero."""
     torch.manual_seed(0)
-    detector = instantiate(small_config(*overrides)).double()
+    detector = instantiate(small_config(*overrides, config=config)).double()
     with torch.no_grad():
         for parameter in detector.parameters():
             parameter.add_(0.03 * torch.randn_like(parameter))

@@ -207,6 +207,7 @@ class DeformableCase(QueryCase):
     information = ("config_json", "in/batch_shape")
     official_format = DEFORMABLE_DETR
     sizes_name = "in/img_shapes"
+    padded_size_name = "in/batch_shape"
     map_names = ["in/c3", "in/c4", "in/c5"]
     gradient_share = 1e-3
 

@@ -112,6 +112,7 @@ class DenoisingCase(QueryCase):
     weights = "weights/"
     information = ("config_json", "in/batch_shape")
     sizes_name = "in/img_shapes"
+    padded_size_name = "in/batch_shape"
     map_names = ["in/c3", "in/c4", "in/c5"]
     strides = [8, 16, 32]
     gradient_share = 1e-3

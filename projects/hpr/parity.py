@@ -209,6 +209,7 @@ class HybridCase(QueryCase):
     weights = "weights/"
     information = ("config_json", "in/batch_shape")
     sizes_name = "in/img_shapes"
+    padded_size_name = "in/batch_shape"
     map_names: ClassVar[list[str]] = ["in/c3", "in/c4", "in/c5"]
     strides: ClassVar[list[int]] = [8, 16, 32]
     gradient_share = NORM_SHARE

@@ -39,7 +39,10 @@ class AlignDETRBaseCase(HybridCase):
     kinds = ("align_detr",)
 
     def criterion(self) -> BranchedCriterion:
-        return HybridCriterion(**aligned_parts(self.config), auxiliary=self.auxiliary_weights)
+        parts = aligned_parts(self.config)
+        if not self.has_denoising:
+            del parts["denoising"]
+        return HybridCriterion(**parts, auxiliary=self.auxiliary_weights)
 
 
 @CASE_KINDS.register()
@@ -102,8 +105,9 @@ class DDQBaseCase(HybridCase):
             "distinct_kept": (EXACT, lambda run: torch.stack(run.trace.all("survivors"))),
             "distinct_mask": (EXACT, lambda run: torch.stack(run.trace.all("active"))),
         }
-        for part in ("infer", "train"):
-            yield from of_part(part, expand(choices, f"{part}/"))
+        for part in ("infer", "train")[: 1 + self.is_training]:
+            if self.num_stages > 1:  # nothing is chosen after the last
+                yield from of_part(part, expand(choices, f"{part}/"))
         if self.is_training:
             dense: Table = {
                 "logits": (value, lambda run: _chosen_dense(run).logits),
@@ -122,10 +126,10 @@ class DDQBaseCase(HybridCase):
     def quantities_of_losses(self) -> Iterator[Quantity]:
         for quantity in super().quantities_of_losses():
             # Where queries are inactive, matches are of the active ones, one array for each image.
-            if quantity.name in self.case.names or "assigned_gt" not in quantity.name:
+            if f"{quantity.name}/0" not in self.case.names:
                 yield quantity
                 continue
-            stage = int(quantity.name[-1])
+            stage = int(quantity.name.rpartition("layer")[2])
             for b in self.images:
                 ours = partial(_of_active, quantity.ours, stage, b)
                 yield Quantity(f"{quantity.name}/{b}", EXACT, ours)

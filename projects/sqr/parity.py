@@ -154,6 +154,7 @@ class RecollectionCase(QueryCase):
     information = ("config_json", "in/batch_shape")
     official_format = ADAMIXER
     sizes_name = "in/img_shapes"
+    padded_size_name = "in/batch_shape"
     less_certain = LESS_CERTAIN
 
     @classmethod

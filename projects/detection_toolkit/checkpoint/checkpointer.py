@@ -498,7 +498,14 @@ class Checkpointer(DetectionCheckpointer):
                 f"checkpoint {self._path} is not of this config. Tensors {told}. Use the config "
                 f"and the number of classes that it was trained with. {_ALLOW_PARTIAL}"
             )
-        lacking = {*misfit.missing, *resized, *_FROM_CONFIG}
+        # Detectron2's frozen norms make up statistics that a file lacks.
+        made_up = [
+            name.removesuffix("weight") + statistic
+            for name in misfit.missing
+            if name.endswith(".weight")
+            for statistic in ("running_mean", "running_var")
+        ]
+        lacking = {*misfit.missing, *resized, *_FROM_CONFIG, *made_up}
         names = [k for k in self.model.state_dict() if not k.endswith(BATCH_COUNT)]
         given = sum(name not in lacking for name in names)
         if names and not given:

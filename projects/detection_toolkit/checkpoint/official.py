@@ -156,10 +156,21 @@ _NOT_IN_BACKBONE = re.compile(r"(fc|head|norm)\.(weight|bias)|.*\.attn_mask|head
 _RESNET = Renamer((r.official, r.ours, r.to_ours) for r in resnet_rules())
 
 
+# Before all names, where a backbone was taken out of a detector.
+_OF_DETECTOR = "backbone."
+
+
 def is_backbone_state_dict(keys: Iterable[str]) -> bool:
-    """Whether the names are those of an ImageNet ResNet (torchvision, timm) or an original Swin."""
-    names = set(keys)
+    """Whether the names are those of an ImageNet ResNet (torchvision, timm) or an original Swin,
+    with ``backbone.`` before all of them or not."""
+    names = set(_without_detector(dict.fromkeys(keys)))
     return _is_resnet(names) or _is_swin(names)
+
+
+def _without_detector(weights: Mapping[str, Any]) -> Mapping[str, Any]:
+    if not all(name.startswith(_OF_DETECTOR) for name in weights):
+        return weights
+    return {name[len(_OF_DETECTOR) :]: value for name, value in weights.items()}
 
 
 def _is_resnet(names: set[str]) -> bool:
@@ -180,7 +191,8 @@ def convert_backbone_state_dict(
     initialisation.
 
     Args:
-        state_dict: of torchvision's or timm's ResNet or ResNeXt, or of the original Swin.
+        state_dict: of torchvision's or timm's ResNet or ResNeXt, or of the original Swin; all
+            names may begin with ``backbone.``.
         model: the detector.
 
     Raises:
@@ -190,6 +202,7 @@ def convert_backbone_state_dict(
     wanted = {k: v.shape for k, v in model.state_dict().items() if k.startswith(prefix)}
     weights: dict[str, Tensor] = {}
     problems = Mismatch()
+    state_dict = _without_detector(state_dict)
     is_resnet = _is_resnet(set(state_dict))
     for key, value in state_dict.items():
         if _NOT_IN_BACKBONE.fullmatch(key):

@@ -167,9 +167,10 @@ class Trainer(DefaultTrainer):
                 do not see it.
         """
         is_resumed = resume and self.checkpointer.has_checkpoint()
+        weights = self.settings.init_checkpoint or ""
         if not is_resumed:
-            logger.info("weights: %s", self.settings.init_checkpoint or "random ones")
-        rest = self.checkpointer.resume_or_load(self.settings.init_checkpoint, resume=resume)
+            logger.info("weights: %s", weights or "random ones")
+        rest = self.checkpointer.resume_or_load(weights, resume=resume)
         if not resume:
             return
         is_resumed = self.checkpointer.has_checkpoint()

@@ -161,6 +161,9 @@ class QueryCase(CaseKind):
     """How the official names of parameters end whose gradients have a limit of their own -> it."""
     sizes_name: ClassVar[str]
     """Array (B, 2) with the height and width of each unpadded image."""
+    padded_size_name: ClassVar[str] = ""
+    """Array (2,) with the height and width of the padded batch. Where a file has none, it is that
+    of the finest map times its stride."""
     map_names: list[str]
     """Arrays of the feature maps, finest first."""
     strides: list[int]
@@ -190,8 +193,11 @@ class QueryCase(CaseKind):
 
     def batch(self, features: Sequence[Tensor]) -> ImageList:
         """The batch of images that the features would come from."""
-        height, width = (x * self.strides[0] for x in features[0].shape[-2:])
-        image = features[0].new_zeros(len(features[0]), 3, height, width)
+        if self.padded_size_name in self.case.names:
+            size = [int(x) for x in self.case.array(self.padded_size_name)]
+        else:
+            size = [x * self.strides[0] for x in features[0].shape[-2:]]
+        image = features[0].new_zeros(len(features[0]), 3, *size)
         return ImageList(image, self.image_sizes)
 
     def load_weights(self, model: nn.Module, weights: dict[str, Tensor]) -> None:

@@ -443,6 +443,14 @@ def test_drops_in_iterations_follow_a_length_in_epochs(tmp_path):
     assert prepare_config(cfg).lr_multiplier == shares
 
 
+def test_no_weights_to_begin_with_are_random_ones(tmp_path):
+    cfg = prepare_config(make_config(tmp_path, "train.init_checkpoint=null"))
+    trainer = Trainer(cfg)
+    before = {key: x.clone() for key, x in trainer.model.state_dict().items()}
+    trainer.resume_or_load(resume=False)
+    assert all(torch.equal(before[key], x) for key, x in trainer.model.state_dict().items())
+
+
 def test_what_a_person_wants_to_know_is_said_before_the_first_step_and_after_the_last(
     tmp_path, caplog
 ):

@@ -383,12 +383,14 @@ def test_official_file_of_another_network_as_initial_checkpoint(small, tmp_path)
         Checkpointer(tiny).load(str(tmp_path / "official.pth"))
 
 
-def test_imagenet_resnet_as_initial_checkpoint(small, tmp_path):
+@pytest.mark.parametrize("prefix", ["", "backbone."])
+def test_imagenet_resnet_as_initial_checkpoint(small, tmp_path, prefix):
     """torchvision's and timm's ResNets share these names."""
     _, model, _ = small
     weights = torchvision.models.resnet50(num_classes=2).state_dict()
-    assert is_backbone_state_dict(weights) and not is_official_state_dict(weights)
-    torch.save(weights, tmp_path / "resnet50.pth")
+    saved = {prefix + name: value for name, value in weights.items()}
+    assert is_backbone_state_dict(saved) and not is_official_state_dict(saved)
+    torch.save(saved, tmp_path / "resnet50.pth")
     Checkpointer(model).load(str(tmp_path / "resnet50.pth"))
     backbone = model.backbone.bottom_up
     assert torch.equal(backbone.stem.conv1.weight, weights["conv1.weight"])
@@ -400,6 +402,14 @@ def test_imagenet_resnet_as_initial_checkpoint(small, tmp_path):
     official.load_state_dict(weights)
     expected = nn.Sequential(*list(official.double().children())[:-2])(image)
     torch.testing.assert_close(backbone.eval().double()(image)["res5"], expected)
+
+
+def test_statistics_that_frozen_norms_make_up_are_not_the_files(small, tmp_path):
+    _, model, _ = small
+    weights = torchvision.models.resnet18().state_dict()
+    torch.save({f"encoder.{k}": x for k, x in weights.items()}, tmp_path / "other.pth")
+    with pytest.raises(CheckpointMismatchError, match="no tensor of checkpoint .* is one of the"):
+        Checkpointer(model).load(str(tmp_path / "other.pth"))
 
 
 def test_imagenet_weights_of_another_depth_are_refused(small):
