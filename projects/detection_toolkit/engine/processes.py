@@ -32,8 +32,9 @@ __all__ = [
 
 # What PyTorch says of a port that another program listens at.
 _TAKEN = "EADDRINUSE"
-# A port that is found free may be taken when the processes have imported PyTorch, seconds later.
-_TRIES = 5
+# As torchrun tells its processes that the store where they meet is there already; the second one is
+# asked for by older versions of PyTorch.
+_STORE_IS_THERE = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
 # SLURM gives no port. Jobs on one machine differ in their job id.
 _SLURM_BASE_PORT = 20000
 
@@ -199,23 +200,23 @@ def launch(
     if args.num_gpus * args.num_machines > 1 and not on_gpu:
         # Detectron2 takes NCCL where there is a GPU, which cannot exchange a CPU's tensors.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    starts_processes = args.num_gpus * args.num_machines > 1
     passed: list[str] = []
-
-    def start() -> Any:
-        return detectron2_launch(
-            _main_with_share_of_cores,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(main, args, 1 if on_gpu else args.num_gpus),
-            timeout=timeout,
-        )
-
     try:
-        with _signals_passed_on(passed) if starts_processes else contextlib.nullcontext():
-            return _on_a_free_port(start, passed) if args.dist_url == "auto" else start()
+        with contextlib.ExitStack() as stack:
+            dist_url = args.dist_url
+            if args.num_gpus * args.num_machines > 1:
+                stack.enter_context(_signals_passed_on(passed))
+                if dist_url == "auto":
+                    dist_url = stack.enter_context(_meeting_place())
+            return detectron2_launch(
+                _main_with_share_of_cores,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=dist_url,
+                args=(main, args, 1 if on_gpu else args.num_gpus),
+                timeout=timeout,
+            )
     except ProcessExitedException as error:
         if error.signal_name in passed:  # which came before it could handle signals
             _end_before_training(error.signal_name)
@@ -239,26 +240,28 @@ def _have_not_met(error: ProcessRaisedException) -> bool:
     return _TAKEN in str(error) and "init_process_group" in str(error)
 
 
-def _on_a_free_port(start: Callable[[], Any], passed: Sequence[str]) -> Any:
-    """Start anew where another program was faster to take the port that was found free.
+@contextlib.contextmanager
+def _meeting_place() -> Iterator[str]:
+    """Where the processes of this machine meet: a store of this process, which listens already.
 
-    Args:
-        start: starts the processes, on a port of its choice.
-        passed: signals that were to end them meanwhile, after which nothing is started.
+    A port that Detectron2 has found free is free until the first process has imported PyTorch,
+    seconds later. Another run may find the same one meanwhile, and its processes would meet those
+    of this run.
     """
-    for _ in range(_TRIES - 1):
-        try:
-            return start()
-        except ProcessRaisedException as error:
-            if passed or not _have_not_met(error):
-                raise
-        print("another program has taken the port meanwhile: the next one is tried", flush=True)
-    return start()
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    before = {name: os.environ.get(name) for name in _STORE_IS_THERE}
+    os.environ.update(_STORE_IS_THERE)
+    try:
+        yield f"tcp://127.0.0.1:{store.port}"
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _port_is_taken(address: str) -> str:
-    if address == "auto":
-        return f"{_TRIES} ports that were free have been taken by other programs: start again"
     return (
         f"the port of {address} is taken by another program: choose another one (--dist-url, or "
         "MASTER_PORT under srun and torchrun); on one machine leave --dist-url out, and a free one "

@@ -6,11 +6,11 @@ import html
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 
 import cv2
+import patience
 import pytest
 
 from detection_toolkit.data import SHAPES
@@ -96,9 +96,7 @@ def test_without_gradio_the_error_names_the_extra():
         "import sys; sys.modules['gradio'] = None\n"
         "from detection_toolkit.web.__main__ import main; main([])"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300
-    )
+    result = patience.run([sys.executable, "-c", code])
     assert result.returncode == 1
     assert "error: the page needs Gradio 6" in result.stderr
     assert "pip install 'gradio>=6'" in result.stderr
