@@ -20,13 +20,14 @@ import cv2
 import numpy as np
 import pytest
 from browsers import chromium
+from patience import PATIENCE
 from PIL import Image
 from playwright.sync_api import expect
 
 from detection_toolkit.data import SHAPES
 from detection_toolkit.data.shapes import render_image
 
-TIMEOUT = 30_000  # milliseconds, for a busy machine: nothing here waits for a time to pass
+TIMEOUT = 1000 * PATIENCE  # milliseconds
 
 # Starts the page, and notes every address outside of the machine that the server looks up or
 # connects to.
@@ -71,7 +72,7 @@ def server(browser, tmp_path_factory):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     output = []
-    watchdog = threading.Timer(180, process.kill)
+    watchdog = threading.Timer(PATIENCE, process.kill)
     watchdog.start()
     try:
         for line in process.stdout:
@@ -87,8 +88,8 @@ def server(browser, tmp_path_factory):
     reader.start()
     yield f"http://127.0.0.1:{port}", contacted
     process.terminate()
-    assert process.wait(60) == 0
-    reader.join(60)
+    assert process.wait(PATIENCE) == 0, "".join(output)
+    reader.join(PATIENCE)
     assert "Traceback" not in "".join(output), "".join(output)
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import html
+import itertools
 import os
 import signal
 import socket
 import sys
-import threading
+import time
+from types import SimpleNamespace
 
 import cv2
 import patience
 import pytest
+from gradio import http_server, networking
 
 from detection_toolkit.data import SHAPES
 from detection_toolkit.data.shapes import render_image
@@ -151,22 +154,10 @@ def test_uploads_are_read_at_their_full_resolution(page, tmp_path):
     assert float(viewed.detections(-1, 0.3).pred_boxes.tensor.max()) > 1280
 
 
-@pytest.mark.usefixtures("own_environment")
-@pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5://127.0.0.1:9"])
-def test_proxies_of_the_environment_do_not_keep_the_page_from_starting(proxy, monkeypatch):
-    """Gradio asks its own page for a sign of life, and httpx would ask the proxy."""
-    for name in ("http_proxy", "HTTPS_PROXY", "ALL_PROXY"):
-        monkeypatch.setenv(name, proxy)
-    for name in ("NO_PROXY", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
+def start_and_end(monkeypatch):
+    """Start the page, which ends as soon as it waits for a signal to do so."""
     stopped = []
-
-    class Stop(threading.Event):
-        def wait(self, timeout=None):
-            stopped.append(True)
-            return True
-
-    monkeypatch.setattr(serving.threading, "Event", Stop)
+    monkeypatch.setattr(serving._Signals, "wait", lambda self: stopped.append(True))
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
@@ -176,4 +167,27 @@ def test_proxies_of_the_environment_do_not_keep_the_page_from_starting(proxy, mo
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    assert stopped and os.environ["ALL_PROXY"] == proxy
+    assert stopped
+
+
+@pytest.mark.usefixtures("own_environment")
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5://127.0.0.1:9"])
+def test_proxies_of_the_environment_do_not_keep_the_page_from_starting(proxy, monkeypatch):
+    """Gradio asks its own page for a sign of life, and httpx would ask the proxy."""
+    for name in ("http_proxy", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, proxy)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    start_and_end(monkeypatch)
+    assert os.environ["ALL_PROXY"] == proxy
+
+
+@pytest.mark.usefixtures("own_environment")
+def test_a_slow_machine_does_not_keep_the_page_from_starting(monkeypatch):
+    """Gradio would give up after five seconds, and where its page takes three to answer."""
+    clock = SimpleNamespace(time=itertools.count(0, 10).__next__, sleep=time.sleep)
+    monkeypatch.setattr(http_server, "time", clock)
+    monkeypatch.setattr(networking, "url_ok", lambda address: False)
+    before = http_server.Server.run_in_thread
+    start_and_end(monkeypatch)
+    assert http_server.Server.run_in_thread is before
