@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import multiprocessing
 import os
@@ -203,13 +204,14 @@ def launch(
     passed: list[str] = []
     try:
         with contextlib.ExitStack() as stack:
-            dist_url = args.dist_url
+            run, dist_url = _main_with_share_of_cores, args.dist_url
             if args.num_gpus * args.num_machines > 1:
+                run = _main_of_started_process
                 stack.enter_context(_signals_passed_on(passed))
                 if dist_url == "auto":
                     dist_url = stack.enter_context(_meeting_place())
             return detectron2_launch(
-                _main_with_share_of_cores,
+                run,
                 args.num_gpus,
                 num_machines=args.num_machines,
                 machine_rank=args.machine_rank,
@@ -346,6 +348,31 @@ def _main_with_share_of_cores(main: Callable[..., Any], args: Any, sharing: int)
     if sharing > 1 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // sharing))
     return main(args)
+
+
+def _main_of_started_process(main: Callable[..., Any], args: Any, sharing: int) -> None:
+    """``main`` in a process that Detectron2 has started, which ends as it should."""
+    try:
+        _main_with_share_of_cores(main, args, sharing)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        atexit.register(_end_without_finalization, code)
+        raise
+    atexit.register(_end_without_finalization, 0)
+
+
+def _end_without_finalization(code: int) -> None:
+    """In the place of the interpreter's end, when all else has been done that belongs to it.
+
+    A thread of Gloo may be about to free the tensors of the last exchange. It would need the
+    interpreter for that, and where that has gone PyTorch aborts: SIGABRT in the place of the code.
+    """
+    atexit.unregister(_end_without_finalization)
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def _first_host(hosts: str) -> str:

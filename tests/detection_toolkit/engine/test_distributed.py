@@ -325,35 +325,69 @@ def test_machines_need_an_address_but_one_finds_a_free_port(monkeypatch):
         processes.launch(print, arguments(num_machines=2, dist_url="auto"), device="cpu")
 
 
+def start_launch(folder, *arguments):
+    """Two processes that call ``work`` of ``folder/work_of_test.py``, started as by a command."""
+    code = (
+        "import sys; from argparse import Namespace\n"
+        "import work_of_test\n"
+        "from detection_toolkit.engine import launch\n"
+        "args = Namespace(num_gpus=2, num_machines=1, machine_rank=0, dist_url='auto', opts=[])\n"
+        "args.words = sys.argv[1:]\n"
+        "launch(work_of_test.work, args, device='cpu')\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    paths = [str(folder), str(ROOT / "projects"), str(ROOT / "tests")]
+    environment["PYTHONPATH"] = os.pathsep.join([*paths, environment.get("PYTHONPATH", "")])
+    return patience.start([sys.executable, "-c", code, *arguments], env=environment)
+
+
 @pytest.mark.slow
 def test_two_runs_at_once_do_not_meet_at_one_port(tmp_path):
     """Both are there before either goes on, so one port would be used twice."""
-    code = (
-        "import sys; from pathlib import Path; from argparse import Namespace\n"
-        "import ports\n"
-        "args = Namespace(num_gpus=2, num_machines=1, machine_rank=0, dist_url='auto', opts=[])\n"
-        "args.folder, args.name = sys.argv[1:]\n"
-        "from detection_toolkit.engine import launch\n"
-        "launch(ports.meet, args, device='cpu')\n"
-    )
-    (tmp_path / "ports.py").write_text(
+    (tmp_path / "work_of_test.py").write_text(
         "from pathlib import Path; from detectron2.utils import comm\n"
         "from patience import wait_until\n"
-        "def meet(args):\n"
-        "    Path(args.folder, f'{args.name}{comm.get_rank()}').touch()\n"
-        "    met = lambda: len(list(Path(args.folder).glob('run*'))) == 4\n"
+        "def work(args):\n"
+        "    folder, name = args.words\n"
+        "    Path(folder, f'{name}{comm.get_rank()}').touch()\n"
+        "    met = lambda: len(list(Path(folder).glob('run*'))) == 4\n"
         "    wait_until(met, 'the processes of both runs')\n"
-        "    assert comm.all_gather(args.name) == [args.name] * 2\n"
+        "    assert comm.all_gather(name) == [name] * 2\n"
     )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    paths = [str(tmp_path), str(ROOT / "projects"), str(ROOT / "tests")]
-    environment["PYTHONPATH"] = os.pathsep.join([*paths, environment.get("PYTHONPATH", "")])
-    processes = [
-        patience.start([sys.executable, "-c", code, str(tmp_path), name], env=environment)
-        for name in ("run_a", "run_b")
-    ]
-    logs = patience.outputs(*processes)
-    assert [p.returncode for p in processes] == [0, 0], "\n".join(logs)
+    runs = [start_launch(tmp_path, str(tmp_path), name) for name in ("run_a", "run_b")]
+    logs = patience.outputs(*runs)
+    assert [run.returncode for run in runs] == [0, 0], "\n".join(logs)
+
+
+@pytest.mark.slow
+def test_started_processes_do_all_at_their_end_but_take_the_interpreter_down(tmp_path):
+    """Below a thread of Gloo, that would be an abort now and then."""
+    (tmp_path / "work_of_test.py").write_text(
+        "import atexit, os, sys, threading; from pathlib import Path\n"
+        "from detectron2.utils import comm\n"
+        "class Global:\n"
+        "    def __init__(self, path):\n"
+        "        self.file, self.write = os.open(path, os.O_WRONLY | os.O_CREAT), os.write\n"
+        "    def __del__(self):\n"
+        "        self.write(self.file, b'taken down')\n"
+        "def work(args):\n"
+        "    folder, rank = Path(args.words[0]), comm.get_rank()\n"
+        "    global at_end\n"
+        "    at_end = Global(folder / f'end{rank}')\n"
+        "    atexit.register((folder / f'atexit{rank}').touch)\n"
+        "    threading.Thread(target=(folder / f'thread{rank}').touch).start()\n"
+        "    print('said by', rank)\n"
+        "    comm.all_gather('x')\n"
+        "    sys.exit(75)\n"
+    )
+    run = start_launch(tmp_path, str(tmp_path))
+    (log,) = patience.outputs(run)
+    assert run.returncode == 75, log
+    assert "said by 0" in log and "said by 1" in log
+    # Where one of two has ended with a code, Detectron2 ends the other.
+    found = {path.name for path in tmp_path.iterdir()}
+    assert found & {"atexit0", "atexit1"} and found & {"thread0", "thread1"}
+    assert not any(path.read_text() for path in tmp_path.glob("end*"))
 
 
 @pytest.fixture
