@@ -250,7 +250,13 @@ def _meeting_place() -> Iterator[str]:
     seconds later. Another run may find the same one meanwhile, and its processes would meet those
     of this run.
     """
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    # Its thread takes none of the signals, as the system may choose while this process is stopped:
+    # the main thread, which is to pass them on, would not be woken.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     before = {name: os.environ.get(name) for name in _STORE_IS_THERE}
     os.environ.update(_STORE_IS_THERE)
     try:

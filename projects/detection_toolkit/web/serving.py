@@ -178,7 +178,10 @@ class _Signals:
         (self._second if self._first.is_set() else self._first).set()
 
     def wait(self) -> None:
-        self._first.wait()
+        # Again and again: where another thread has been given the signal, as the system may choose
+        # while a process is stopped, this one is not woken by it.
+        while not self._first.wait(0.5):
+            pass
 
     def wait_for_another(self, seconds: float) -> bool:
         return self._second.wait(seconds)

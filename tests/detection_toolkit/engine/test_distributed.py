@@ -325,6 +325,25 @@ def test_machines_need_an_address_but_one_finds_a_free_port(monkeypatch):
         processes.launch(print, arguments(num_machines=2, dist_url="auto"), device="cpu")
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_the_thread_that_listens_takes_no_signals(monkeypatch):
+    """The main thread would not be woken to pass them on."""
+    threads = Path("/proc/self/task")
+    before, blocked = set(threads.iterdir()), []
+
+    def launch(*args, **kwargs):
+        for thread in set(threads.iterdir()) - before:
+            mask = (thread / "status").read_text().partition("SigBlk:")[2].split()[0]
+            blocked.append(int(mask, 16) >> (signal.SIGTERM - 1) & 1)
+
+    monkeypatch.setattr(processes, "detectron2_launch", launch)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    processes.launch(print, arguments(num_gpus=2, dist_url="auto"), device="cpu")
+    assert blocked and all(blocked)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
+
+
 def start_launch(folder, *arguments):
     """Two processes that call ``work`` of ``folder/work_of_test.py``, started as by a command."""
     code = (

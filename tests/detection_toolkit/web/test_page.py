@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from types import SimpleNamespace
 
@@ -180,6 +181,22 @@ def test_proxies_of_the_environment_do_not_keep_the_page_from_starting(proxy, mo
         monkeypatch.delenv(name, raising=False)
     start_and_end(monkeypatch)
     assert os.environ["ALL_PROXY"] == proxy
+
+
+def test_a_signal_that_another_thread_is_given_ends_the_page():
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signals = serving._Signals()
+    try:
+        # A moment later, as it matters where this thread waits already.
+        timer = threading.Timer(
+            0.1, lambda: signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+        )
+        timer.start()
+        signals.wait()
+        timer.join()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 @pytest.mark.usefixtures("own_environment")

@@ -227,7 +227,7 @@ def multipart(*files):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    server = Server(tmp_path_factory.mktemp("server"))
+    server = Server(tmp_path_factory.mktemp("server"), end_seconds=20)
     yield server
     assert server.end() == 0, server.text
     assert "Traceback" not in server.text, server.text
