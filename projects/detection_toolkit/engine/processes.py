@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -36,6 +37,7 @@ _TAKEN = "EADDRINUSE"
 # As torchrun tells its processes that the store where they meet is there already; the second one is
 # asked for by older versions of PyTorch.
 _STORE_IS_THERE = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+_LOOK = 0.5  # seconds from one look for signals to the next
 # SLURM gives no port. Jobs on one machine differ in their job id.
 _SLURM_BASE_PORT = 20000
 
@@ -250,13 +252,7 @@ def _meeting_place() -> Iterator[str]:
     seconds later. Another run may find the same one meanwhile, and its processes would meet those
     of this run.
     """
-    # Its thread takes none of the signals, as the system may choose while this process is stopped:
-    # the main thread, which is to pass them on, would not be woken.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    try:
-        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     before = {name: os.environ.get(name) for name in _STORE_IS_THERE}
     os.environ.update(_STORE_IS_THERE)
     try:
@@ -295,8 +291,28 @@ def _signals_passed_on(passed: list[str]) -> Iterator[None]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid, number)
 
-    with handled_by(pass_on):
+    with handled_by(pass_on), _woken_now_and_then():
         yield
+
+
+@contextlib.contextmanager
+def _woken_now_and_then() -> Iterator[None]:
+    """While this lasts, the main thread looks for signals, however long it waits.
+
+    A process that is stopped, as by a scheduler, is given a signal when it goes on, in any of its
+    threads. That wakes no other thread, and Python handles signals in the main one.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or not hasattr(signal, "setitimer"):
+        yield
+        return
+    handler = signal.signal(signal.SIGALRM, lambda *_: None)
+    timer = signal.setitimer(signal.ITIMER_REAL, _LOOK, _LOOK)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *timer)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL if handler is None else handler)
 
 
 def _end_before_training(signal_name: str) -> NoReturn:
