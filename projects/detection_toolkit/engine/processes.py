@@ -312,6 +312,7 @@ def _woken_now_and_then() -> Iterator[None]:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, *timer)
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)  # also of one that is under way
         signal.signal(signal.SIGALRM, signal.SIG_DFL if handler is None else handler)
 
 
