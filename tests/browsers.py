@@ -6,10 +6,13 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from patience import PATIENCE
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+TIMEOUT = 1000 * PATIENCE  # milliseconds
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -24,6 +27,14 @@ def chromium() -> Iterator[Browser]:
         pytest.skip(reason)
     with sync_playwright() as playwright:
         arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-        browser = playwright.chromium.launch(executable_path=path, args=arguments)
+        expect.set_options(timeout=TIMEOUT)
+        browser = playwright.chromium.launch(executable_path=path, args=arguments, timeout=TIMEOUT)
         yield browser
         browser.close()
+
+
+def open_tab(browser: Browser, **options: Any) -> Page:
+    """A page of its own; the options are those of ``new_page``."""
+    tab = browser.new_page(**options)
+    tab.context.set_default_timeout(TIMEOUT)  # of what it requests by itself as well
+    return tab

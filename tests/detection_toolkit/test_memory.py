@@ -2,12 +2,12 @@
 
 import os
 import platform
-import subprocess
 import sys
 from argparse import Namespace
 from types import SimpleNamespace
 
 import cv2
+import patience
 import pytest
 from small_runs import draw_blocks, make_config, run_overrides, save_untrained_detector
 
@@ -37,7 +37,7 @@ print(kept, (resident_memory(peak=False) - before) // 2**20)
 def megabytes_left(*arguments: str, **environ: str) -> tuple[bool, int]:
     """Whether memory was to be kept, and what is left of 400 MB that were freed."""
     command = [sys.executable, "-c", PROGRAM, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environ)
+    done = patience.run(command, check=True, env=environ)
     kept, left = done.stdout.split()
     return kept == "True", int(left)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from patience import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOK = ROOT / "notebooks" / "tutorial.ipynb"
@@ -36,7 +37,9 @@ def executed(tmp_path_factory):
         patch.setenv("JUPYTER_RUNTIME_DIR", str(home / "runtime"))
         patch.setenv("OMP_NUM_THREADS", "1")
         # The kernel is that of the running Python, whatever others have been registered.
-        client = NotebookClient(notebook, timeout=300, kernel_name="python3")
+        client = NotebookClient(
+            notebook, timeout=PATIENCE, startup_timeout=PATIENCE, kernel_name="python3"
+        )
         client.resources = {"metadata": {"path": str(here)}}
         client.execute()  # raises if a cell does
     assert before == {path: path.stat().st_mtime_ns for path in NOTEBOOK.parent.rglob("*")}

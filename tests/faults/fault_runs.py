@@ -14,7 +14,9 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import patience
 import torch
+from patience import PATIENCE
 from small_runs import SMALL_MODEL, data_overrides
 
 from detection_toolkit.commands import train
@@ -69,15 +71,8 @@ def start(*arguments: str, log: Path | None = None) -> subprocess.Popen:
     Its output is captured, or appended to a log.
     """
     with contextlib.ExitStack() as stack:
-        output = subprocess.PIPE if log is None else stack.enter_context(log.open("a"))
-        return subprocess.Popen(
-            command(*arguments),
-            env=environment(),
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+        options = {} if log is None else {"stdout": stack.enter_context(log.open("a"))}
+        return patience.start(command(*arguments), env=environment(), **options)
 
 
 def load_tool(name: str, folder: Path = ROOT / "tools"):
@@ -146,7 +141,7 @@ def _forget_log_handlers() -> None:
 
 
 def wait(
-    child: int, *, kill_after: float | None = None, number: int = 9, timeout: float = 120.0
+    child: int, *, kill_after: float | None = None, number: int = 9, timeout: float = PATIENCE
 ) -> int:
     """
     Args:
@@ -180,8 +175,15 @@ def wait(
 def run_forked(
     arguments: Sequence[str], *, sabotage: Callable[[], None] | None = None, log: Path
 ) -> int:
-    """:func:`fork` and :func:`wait`."""
-    return wait(fork(arguments, sabotage=sabotage, log=log))
+    """:func:`fork` and :func:`wait`.
+
+    Raises:
+        TimeoutError: it hangs; with what it has printed.
+    """
+    try:
+        return wait(fork(arguments, sabotage=sabotage, log=log))
+    except TimeoutError as error:
+        raise TimeoutError(f"{error}:\n{log.read_text()}") from error
 
 
 def fork_two(arguments: Sequence[str], *, log: Path) -> list[int]:

@@ -3,8 +3,8 @@
 import errno
 import os
 import random
-import subprocess
 
+import patience
 import pytest
 import torch
 from fault_runs import difference, run_forked, run_overrides
@@ -32,7 +32,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, small_data, undis
         assert f"{good} is intact: fix this, and go on with --resume" in text
         assert not list(output.glob(".*.partial"))
         # With more room the run goes on from there.
-        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True, timeout=10)
+        patience.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
         assert run_forked(["--resume", *overrides], log=log) == 0, log.read_text()
         assert difference(undisturbed, output) is None
 

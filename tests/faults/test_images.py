@@ -12,6 +12,7 @@ import pytest
 from coco_files import make_document
 from detectron2.data.transforms import AugInput, AugmentationList, ResizeShortestEdge
 from fault_runs import ROOT, data_overrides, load_tool, run_forked, run_overrides
+from patience import PATIENCE
 from picture_cases import CASES, REFUSED, USED, gradient
 from PIL import Image
 
@@ -98,10 +99,10 @@ def test_threads_with_other_limits_do_not_move_each_others(tmp_path, monkeypatch
     def pause(image):
         if image.fp.name.endswith("first.png"):
             first_reads.set()
-            assert second_reads.wait(20)
+            assert second_reads.wait(PATIENCE)
         else:
             second_reads.set()
-            assert first_has_ended.wait(20)
+            assert first_has_ended.wait(PATIENCE)
             seen.append(Image.MAX_IMAGE_PIXELS)
         return image
 
@@ -112,11 +113,11 @@ def test_threads_with_other_limits_do_not_move_each_others(tmp_path, monkeypatch
     before = Image.MAX_IMAGE_PIXELS
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(read, str(tmp_path / "first.png"))
-        assert first_reads.wait(20)
+        assert first_reads.wait(PATIENCE)
         second = pool.submit(read, str(tmp_path / "second.png"))
-        assert first.result(20) == (50, 100, 3)
+        assert first.result(PATIENCE) == (50, 100, 3)
         first_has_ended.set()
-        assert second.result(20) == (50, 100, 3)
+        assert second.result(PATIENCE) == (50, 100, 3)
     assert seen == [10**9]
     assert before == Image.MAX_IMAGE_PIXELS
 
@@ -217,5 +218,5 @@ def test_a_pipe_under_the_name_of_a_picture_is_not_waited_for(tmp_path):
 
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
-    reader.join(20)
+    reader.join(PATIENCE)
     assert outcomes == [None]

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import patience
 import pytest
 from fault_runs import ROOT, load_tool, run_forked, run_overrides
 
@@ -114,7 +115,7 @@ def test_streams_that_a_user_names_are_written_to(tmp_path):
     before = os.readlink("/dev/stdout")
     script = "from detection_toolkit.durable import write_text; write_text('/dev/stdout', 'text')"
     for stdout in (subprocess.PIPE, (tmp_path / "out").open("wb")):
-        subprocess.run([sys.executable, "-c", script], stdout=stdout, check=True)
+        patience.run([sys.executable, "-c", script], stdout=stdout, check=True)
     assert (tmp_path / "out").read_text() == "text"
     assert os.readlink("/dev/stdout") == before
     write_text("/dev/null", "text")

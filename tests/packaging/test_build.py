@@ -14,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 import cv2
+import patience
 import pytest
 import trove_classifiers
 from format_files import make_splits, write_coco, write_yolo
@@ -28,14 +29,7 @@ NOT_SOURCES = (
 
 
 def run(*command: str, cwd: Path, **environment: str) -> str:
-    result = subprocess.run(
-        command,
-        cwd=cwd,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    result = patience.run(command, cwd=cwd, env={**os.environ, **environment})
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import patience
 import pytest
 
 PROJECTS = Path(__file__).resolve().parents[2] / "projects"
@@ -18,9 +19,7 @@ BLOCK = "import sys; sys.modules.update(dict.fromkeys({names!r}))\n"
 def run_python(code: str, *folders: Path) -> subprocess.CompletedProcess:
     """Run code that finds packages in these folders first, then in the project."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [*folders, PROJECTS]))}
-    return subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
-    )
+    return patience.run([sys.executable, "-c", code], env=environment)
 
 
 def import_without(*names: str) -> str:

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import json
 import logging
+import math
 import os
 import socket
 import threading
@@ -180,9 +181,10 @@ def _is_alive_elsewhere(handle: int, holder: _Holder) -> bool:
         return False  # this machine would know of its lock
     before = os.fstat(handle).st_mtime_ns
     logger.warning("waiting %.0f s to see whether the run of %s is gone", _PATIENCE, holder)
-    end = time.monotonic() + _PATIENCE
-    while time.monotonic() < end:
-        time.sleep(min(0.5, _BEAT))
+    # What counts are the sleeps: where this process stands still meanwhile, no time passes for it.
+    step = min(0.5, _BEAT)
+    for _ in range(math.ceil(_PATIENCE / step)):
+        time.sleep(step)
         if os.fstat(handle).st_mtime_ns != before:
             return True
     return False

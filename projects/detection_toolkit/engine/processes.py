@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import multiprocessing
 import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -32,8 +34,10 @@ __all__ = [
 
 # What PyTorch says of a port that another program listens at.
 _TAKEN = "EADDRINUSE"
-# A port that is found free may be taken when the processes have imported PyTorch, seconds later.
-_TRIES = 5
+# As torchrun tells its processes that the store where they meet is there already; the second one is
+# asked for by older versions of PyTorch.
+_STORE_IS_THERE = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+_LOOK = 0.5  # seconds from one look for signals to the next
 # SLURM gives no port. Jobs on one machine differ in their job id.
 _SLURM_BASE_PORT = 20000
 
@@ -199,23 +203,24 @@ def launch(
     if args.num_gpus * args.num_machines > 1 and not on_gpu:
         # Detectron2 takes NCCL where there is a GPU, which cannot exchange a CPU's tensors.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    starts_processes = args.num_gpus * args.num_machines > 1
     passed: list[str] = []
-
-    def start() -> Any:
-        return detectron2_launch(
-            _main_with_share_of_cores,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(main, args, 1 if on_gpu else args.num_gpus),
-            timeout=timeout,
-        )
-
     try:
-        with _signals_passed_on(passed) if starts_processes else contextlib.nullcontext():
-            return _on_a_free_port(start, passed) if args.dist_url == "auto" else start()
+        with contextlib.ExitStack() as stack:
+            run, dist_url = _main_with_share_of_cores, args.dist_url
+            if args.num_gpus * args.num_machines > 1:
+                run = _main_of_started_process
+                stack.enter_context(_signals_passed_on(passed))
+                if dist_url == "auto":
+                    dist_url = stack.enter_context(_meeting_place())
+            return detectron2_launch(
+                run,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=dist_url,
+                args=(main, args, 1 if on_gpu else args.num_gpus),
+                timeout=timeout,
+            )
     except ProcessExitedException as error:
         if error.signal_name in passed:  # which came before it could handle signals
             _end_before_training(error.signal_name)
@@ -239,26 +244,28 @@ def _have_not_met(error: ProcessRaisedException) -> bool:
     return _TAKEN in str(error) and "init_process_group" in str(error)
 
 
-def _on_a_free_port(start: Callable[[], Any], passed: Sequence[str]) -> Any:
-    """Start anew where another program was faster to take the port that was found free.
+@contextlib.contextmanager
+def _meeting_place() -> Iterator[str]:
+    """Where the processes of this machine meet: a store of this process, which listens already.
 
-    Args:
-        start: starts the processes, on a port of its choice.
-        passed: signals that were to end them meanwhile, after which nothing is started.
+    A port that Detectron2 has found free is free until the first process has imported PyTorch,
+    seconds later. Another run may find the same one meanwhile, and its processes would meet those
+    of this run.
     """
-    for _ in range(_TRIES - 1):
-        try:
-            return start()
-        except ProcessRaisedException as error:
-            if passed or not _have_not_met(error):
-                raise
-        print("another program has taken the port meanwhile: the next one is tried", flush=True)
-    return start()
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    before = {name: os.environ.get(name) for name in _STORE_IS_THERE}
+    os.environ.update(_STORE_IS_THERE)
+    try:
+        yield f"tcp://127.0.0.1:{store.port}"
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _port_is_taken(address: str) -> str:
-    if address == "auto":
-        return f"{_TRIES} ports that were free have been taken by other programs: start again"
     return (
         f"the port of {address} is taken by another program: choose another one (--dist-url, or "
         "MASTER_PORT under srun and torchrun); on one machine leave --dist-url out, and a free one "
@@ -284,8 +291,29 @@ def _signals_passed_on(passed: list[str]) -> Iterator[None]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid, number)
 
-    with handled_by(pass_on):
+    with handled_by(pass_on), _woken_now_and_then():
         yield
+
+
+@contextlib.contextmanager
+def _woken_now_and_then() -> Iterator[None]:
+    """While this lasts, the main thread looks for signals, however long it waits.
+
+    A process that is stopped, as by a scheduler, is given a signal when it goes on, in any of its
+    threads. That wakes no other thread, and Python handles signals in the main one.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or not hasattr(signal, "setitimer"):
+        yield
+        return
+    handler = signal.signal(signal.SIGALRM, lambda *_: None)
+    timer = signal.setitimer(signal.ITIMER_REAL, _LOOK, _LOOK)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *timer)
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)  # also of one that is under way
+        signal.signal(signal.SIGALRM, signal.SIG_DFL if handler is None else handler)
 
 
 def _end_before_training(signal_name: str) -> NoReturn:
@@ -343,6 +371,31 @@ def _main_with_share_of_cores(main: Callable[..., Any], args: Any, sharing: int)
     if sharing > 1 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // sharing))
     return main(args)
+
+
+def _main_of_started_process(main: Callable[..., Any], args: Any, sharing: int) -> None:
+    """``main`` in a process that Detectron2 has started, which ends as it should."""
+    try:
+        _main_with_share_of_cores(main, args, sharing)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        atexit.register(_end_without_finalization, code)
+        raise
+    atexit.register(_end_without_finalization, 0)
+
+
+def _end_without_finalization(code: int) -> None:
+    """In the place of the interpreter's end, when all else has been done that belongs to it.
+
+    A thread of Gloo may be about to free the tensors of the last exchange. It would need the
+    interpreter for that, and where that has gone PyTorch aborts: SIGABRT in the place of the code.
+    """
+    atexit.unregister(_end_without_finalization)
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def _first_host(hosts: str) -> str:

@@ -13,7 +13,7 @@ import logging
 import re
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -200,8 +200,7 @@ class Guard:
             await self._answer(scope, path, body.receive, send_with_headers)
         except _Refused as refused:
             logger.debug("refused %s %r: %s", scope["method"], path[:80], refused)
-            await body.drain()
-            await _say(send_with_headers, refused.status, str(refused))
+            await _say(send_with_headers, refused.status, str(refused), body.drain)
         except Exception as error:
             # What Gradio makes of a request that its page does not send.
             reason = shown(str(error).partition("\n")[0][:200])
@@ -297,13 +296,13 @@ class Guard:
         if not await asyncio.to_thread(self._folder.reserve, self._max_body):
             raise _Refused(503, "Too many pictures are uploaded right now: try again later.")
         upload = _LimitedBody(receive, self._max_body)
+        answer: list[Message] = []
 
-        async def send_unless_refused(message: Message) -> None:
-            if upload.refused is None:
-                await send(message)
+        async def keep(message: Message) -> None:
+            answer.append(message)
 
         try:
-            await self._app(scope, upload.receive, send_unless_refused)
+            await self._app(scope, upload.receive, keep)
         except Exception:
             # What Gradio makes of a body that ends early.
             if upload.refused is None and not upload.broken_off:
@@ -312,6 +311,9 @@ class Guard:
             self._folder.release(self._max_body)
         if upload.refused is not None:
             raise upload.refused
+        # Now only: Gradio puts the file where the answer says after it has answered.
+        for message in answer:
+            await send(message)
 
 
 class _Body:
@@ -329,9 +331,9 @@ class _Body:
     async def drain(self) -> None:
         """Read on for a while: a connection that closes early shows its sender no answer."""
         left, deadline = _MAX_DRAINED, time.monotonic() + IDLE_SECONDS
-        while left > 0 and not self._complete and time.monotonic() < deadline:
+        while left > 0 and not self._complete:
             try:
-                message = await asyncio.wait_for(self.receive(), 1.0)
+                message = await asyncio.wait_for(self.receive(), deadline - time.monotonic())
             except asyncio.TimeoutError:
                 return
             left -= len(message.get("body", b""))
@@ -401,10 +403,21 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
-async def _say(send: Send, status: int, text: str) -> None:
-    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
+async def _say(
+    send: Send, status: int, text: str, before_end: Callable[[], Awaitable[None]] | None = None
+) -> None:
+    """Answer in words; what comes before the end does not keep them waiting."""
+    body = text.encode()
+    headers = [
+        (b"content-type", b"text/plain; charset=utf-8"),
+        (b"content-length", b"%d" % len(body)),
+        (b"connection", b"close"),
+    ]
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": text.encode()})
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+    if before_end is not None:
+        await before_end()
+    await send({"type": "http.response.body", "body": b""})
 
 
 def _route_path(scope: Scope) -> str:

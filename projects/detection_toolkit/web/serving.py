@@ -8,7 +8,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 
 from starlette.applications import Starlette
 
@@ -72,25 +72,27 @@ def serve(
     # Fonts of the browser's machine: the theme's own would be fetched.
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     try:
-        blocks.launch(
-            server_name=host,
-            server_port=port,
-            root_path=root_path or None,
-            share=False,
-            inbrowser=False,
-            prevent_thread_lock=True,
-            quiet=True,
-            max_file_size=max_upload,
-            state_session_capacity=_SESSIONS,
-            footer_links=[],
-            ssr_mode=False,
-            enable_monitoring=False,
-            run_history=False,
-            theme=gr.themes.Soft(primary_hue="blue", **fonts),
-            css=STYLE,
-            num_workers=0,  # other processes would answer besides this one
-            app_kwargs={"lifespan": door.open},
-        )
+        with _patient_start():
+            blocks.launch(
+                server_name=host,
+                server_port=port,
+                root_path=root_path or None,
+                share=False,
+                inbrowser=False,
+                prevent_thread_lock=True,
+                quiet=True,
+                max_file_size=max_upload,
+                state_session_capacity=_SESSIONS,
+                footer_links=[],
+                ssr_mode=False,
+                enable_monitoring=False,
+                run_history=False,
+                theme=gr.themes.Soft(primary_hue="blue", **fonts),
+                css=STYLE,
+                num_workers=0,  # other processes would answer besides this one
+                app_kwargs={"lifespan": door.open},
+                _frontend=False,  # a second look at whether it answers, of three seconds
+            )
     except OSError as error:
         raise OSError(f"cannot listen at {host}:{port}: choose another --port or --host") from error
     logger.info("The page is at http://%s:%d%s", host, port, root_path)
@@ -103,6 +105,27 @@ def serve(
             break
     blocks.close(verbose=False)
     return not page.running
+
+
+@contextlib.contextmanager
+def _patient_start() -> Iterator[None]:
+    """While this lasts, Gradio waits for its server; by itself it gives up after five seconds."""
+    from gradio import http_server
+
+    def run_in_thread(server: http_server.Server) -> None:
+        server.thread = threading.Thread(target=server.run, daemon=True)
+        server.thread.start()
+        while not server.started:
+            if not server.thread.is_alive():
+                raise http_server.ServerFailedToStartError("the server has ended")
+            time.sleep(0.01)
+
+    before = http_server.Server.run_in_thread
+    http_server.Server.run_in_thread = run_in_thread
+    try:
+        yield
+    finally:
+        http_server.Server.run_in_thread = before
 
 
 class _Door:
@@ -155,7 +178,10 @@ class _Signals:
         (self._second if self._first.is_set() else self._first).set()
 
     def wait(self) -> None:
-        self._first.wait()
+        # Again and again: where another thread has been given the signal, as the system may choose
+        # while a process is stopped, this one is not woken by it.
+        while not self._first.wait(0.5):
+            pass
 
     def wait_for_another(self, seconds: float) -> bool:
         return self._second.wait(seconds)

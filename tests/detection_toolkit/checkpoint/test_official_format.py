@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
+import patience
 import pytest
 import torch
 from torch import nn
@@ -29,7 +29,7 @@ def test_all_projects_are_asked_whichever_is_imported():
         "from detection_toolkit.checkpoint.official_format import official_formats\n"
         "print(*(f.name for f in official_formats()), sep=',')"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    run = patience.run([sys.executable, "-c", code], check=True)
     assert (
         run.stdout.strip()
         == "AdaMixer,DDQ,DFvT,DINO,Deformable DETR,HPR,HPR on DDQ,StageInteractor"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import patience
 import pytest
 
 from detection_toolkit import __version__, program
@@ -55,9 +56,7 @@ def test_help_names_the_commands_and_imports_none_of_them(argv):
         f"main({argv})\n"
         "print([m for m in sys.modules if m.startswith('detection_toolkit.commands.')])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
-    )
+    done = patience.run([sys.executable, "-c", code], check=True)
     *shown, imported = done.stdout.splitlines()
     assert imported == "[]"
     expected = COMMANDS[argv[0]].members if argv[:1] == ["view"] else COMMANDS

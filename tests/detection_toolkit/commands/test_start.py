@@ -6,10 +6,10 @@ import argparse
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
+import patience
 import pytest
 from detectron2.engine import default_argument_parser
 
@@ -65,13 +65,8 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 def ask(*arguments: str, **variables: str):
-    result = subprocess.run(
-        [sys.executable, "-c", ASK, *arguments],
-        env=environment(**variables),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    command = [sys.executable, "-c", ASK, *arguments]
+    result = patience.run(command, env=environment(**variables))
     assert result.returncode == 0, result.stderr
     help_text, answer = result.stdout.rstrip("\n").rsplit("\n", 1)
     assert "usage: " in help_text
@@ -131,12 +126,9 @@ def test_threads_wait_more_briefly_where_all_of_four_cores_have_other_work(
 
 
 def test_the_runtime_of_pytorch_reads_it():
-    result = subprocess.run(
+    result = patience.run(
         [sys.executable, "-c", "import detection_toolkit, torch; torch.ones(2)"],
         env=environment(OMP_DISPLAY_ENV="verbose"),
-        capture_output=True,
-        text=True,
-        timeout=120,
     )
     if "GOMP_" not in result.stderr:
         pytest.skip("PyTorch has another OpenMP runtime here")

@@ -13,6 +13,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import PATIENCE
 from pycocotools.coco import COCO
 
 from detection_toolkit.data import (
@@ -327,7 +328,7 @@ def test_the_command_line_in_two_processes_at_once(tmp_path):
             run.stdin.write("\n")
             run.stdin.flush()
         for run in runs:
-            printed, _ = run.communicate(timeout=600)
+            printed, _ = run.communicate(timeout=PATIENCE)
             assert run.returncode == 0
             assert printed.splitlines()[-1] == str(output / "shapes_val")
     assert [p.name for p in output.iterdir()] == ["shapes_val"]

@@ -15,6 +15,7 @@ from detectron2.data.transforms import RandomFlip
 from detectron2.utils import comm
 from hypothesis import given
 from hypothesis import strategies as st
+from patience import PATIENCE
 from torch.utils.data import DataLoader, SequentialSampler
 
 from detection_toolkit.data import (
@@ -284,7 +285,7 @@ def test_a_loader_process_takes_one_core_whatever_threads_its_parent_has():
     before = cv2.getNumThreads()
     cv2.setNumThreads(3)
     cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (0, 0), 5)  # starts OpenCV's threads
-    loader = DataLoader(ThreadNumbers(), num_workers=2, collate_fn=lambda x: x[0], timeout=60)
+    loader = DataLoader(ThreadNumbers(), num_workers=2, collate_fn=lambda x: x[0], timeout=PATIENCE)
     try:
         assert list(loader) == [(1, 1), (1, 1)]
         assert cv2.getNumThreads() == 3

@@ -4,18 +4,22 @@ import multiprocessing
 import os
 import signal
 import socket
-import subprocess
 import sys
+import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
+import patience
 import pytest
 import torch
 import torch.distributed as dist
 from detectron2.engine import create_ddp_model, default_argument_parser
 from detectron2.utils.events import EventStorage
+from patience import PATIENCE, wait_until
 from small_runs import make_batch, make_detector, run_overrides
+from torch.distributed.rendezvous import rendezvous
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from two_processes import run_two_processes
 
@@ -135,16 +139,10 @@ def test_two_machines_on_the_loopback_address(tmp_path):
     # A GPU of the machine that runs the tests would be shared by both processes.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     processes = [
-        subprocess.Popen(
-            [*command, "--machine-rank", str(rank), *overrides],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        patience.start([*command, "--machine-rank", str(rank), *overrides], env=environment)
         for rank in range(2)
     ]
-    logs = [process.communicate(timeout=240)[0] for process in processes]
+    logs = patience.outputs(*processes)
     assert [p.returncode for p in processes] == [0, 0], "\n".join(logs)
     assert "2 per step over 2 processes" in logs[0]
     assert (tmp_path / "output" / "model_final.pth").is_file()
@@ -266,12 +264,12 @@ def test_a_signal_before_training_ends_the_launcher_with_its_own_code(
     monkeypatch, capsys, has_begun
 ):
     """Before there is a process to be told, and before a process knows of signals."""
-    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(20,))
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(PATIENCE,))
     child.start()
 
     def signalled(*args, **kwargs):
         os.kill(os.getpid(), signal.SIGTERM)
-        child.join(20)
+        child.join(PATIENCE)
         raise ProcessExitedException(
             "", 0, child.pid, exit_code=child.exitcode, signal_name="SIGTERM"
         )
@@ -328,42 +326,89 @@ def test_machines_need_an_address_but_one_finds_a_free_port(monkeypatch):
         processes.launch(print, arguments(num_machines=2, dist_url="auto"), device="cpu")
 
 
+def test_a_signal_that_another_thread_is_given_ends_the_launcher(monkeypatch):
+    """As the system may choose when a process that was stopped goes on."""
+
+    def wait(*args, **kwargs):
+        # A moment later, as it matters where this thread waits already.
+        threading.Timer(
+            0.1, lambda: signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+        ).start()
+        assert threading.Event().wait(PATIENCE)
+
+    monkeypatch.setattr(processes, "detectron2_launch", wait)
+    monkeypatch.setattr(processes.multiprocessing, "active_children", lambda: [])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    before = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(InterruptedRun):
+        processes.launch(print, arguments(num_gpus=2, dist_url="auto"), device="cpu")
+    assert signal.getsignal(signal.SIGALRM) == before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def start_launch(folder, *arguments):
+    """Two processes that call ``work`` of ``folder/work_of_test.py``, started as by a command."""
+    code = (
+        "import sys; from argparse import Namespace\n"
+        "import work_of_test\n"
+        "from detection_toolkit.engine import launch\n"
+        "args = Namespace(num_gpus=2, num_machines=1, machine_rank=0, dist_url='auto', opts=[])\n"
+        "args.words = sys.argv[1:]\n"
+        "launch(work_of_test.work, args, device='cpu')\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    paths = [str(folder), str(ROOT / "projects"), str(ROOT / "tests")]
+    environment["PYTHONPATH"] = os.pathsep.join([*paths, environment.get("PYTHONPATH", "")])
+    return patience.start([sys.executable, "-c", code, *arguments], env=environment)
+
+
 @pytest.mark.slow
 def test_two_runs_at_once_do_not_meet_at_one_port(tmp_path):
     """Both are there before either goes on, so one port would be used twice."""
-    code = (
-        "import sys; from pathlib import Path; from argparse import Namespace\n"
-        "import ports\n"
-        "args = Namespace(num_gpus=2, num_machines=1, machine_rank=0, dist_url='auto', opts=[])\n"
-        "args.folder, args.name = sys.argv[1:]\n"
-        "from detection_toolkit.engine import launch\n"
-        "launch(ports.meet, args, device='cpu')\n"
+    (tmp_path / "work_of_test.py").write_text(
+        "from pathlib import Path; from detectron2.utils import comm\n"
+        "from patience import wait_until\n"
+        "def work(args):\n"
+        "    folder, name = args.words\n"
+        "    Path(folder, f'{name}{comm.get_rank()}').touch()\n"
+        "    met = lambda: len(list(Path(folder).glob('run*'))) == 4\n"
+        "    wait_until(met, 'the processes of both runs')\n"
+        "    assert comm.all_gather(name) == [name] * 2\n"
     )
-    (tmp_path / "ports.py").write_text(
-        "import time; from pathlib import Path; from detectron2.utils import comm\n"
-        "def meet(args):\n"
-        "    Path(args.folder, f'{args.name}{comm.get_rank()}').touch()\n"
-        "    end = time.monotonic() + 60\n"
-        "    while len(list(Path(args.folder).glob('run*'))) < 4:\n"
-        "        assert time.monotonic() < end\n"
-        "        time.sleep(0.05)\n"
-        "    assert comm.all_gather(args.name) == [args.name] * 2\n"
+    runs = [start_launch(tmp_path, str(tmp_path), name) for name in ("run_a", "run_b")]
+    logs = patience.outputs(*runs)
+    assert [run.returncode for run in runs] == [0, 0], "\n".join(logs)
+
+
+@pytest.mark.slow
+def test_started_processes_do_all_at_their_end_but_take_the_interpreter_down(tmp_path):
+    """Below a thread of Gloo, that would be an abort now and then."""
+    (tmp_path / "work_of_test.py").write_text(
+        "import atexit, os, sys, threading; from pathlib import Path\n"
+        "from detectron2.utils import comm\n"
+        "class Global:\n"
+        "    def __init__(self, path):\n"
+        "        self.file, self.write = os.open(path, os.O_WRONLY | os.O_CREAT), os.write\n"
+        "    def __del__(self):\n"
+        "        self.write(self.file, b'taken down')\n"
+        "def work(args):\n"
+        "    folder, rank = Path(args.words[0]), comm.get_rank()\n"
+        "    global at_end\n"
+        "    at_end = Global(folder / f'end{rank}')\n"
+        "    atexit.register((folder / f'atexit{rank}').touch)\n"
+        "    threading.Thread(target=(folder / f'thread{rank}').touch).start()\n"
+        "    print('said by', rank)\n"
+        "    comm.all_gather('x')\n"
+        "    sys.exit(75)\n"
     )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    paths = [str(tmp_path), str(ROOT / "projects"), environment.get("PYTHONPATH", "")]
-    environment["PYTHONPATH"] = os.pathsep.join(paths)
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path), name],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for name in ("run_a", "run_b")
-    ]
-    logs = [process.communicate(timeout=120)[0] for process in processes]
-    assert [p.returncode for p in processes] == [0, 0], "\n".join(logs)
+    run = start_launch(tmp_path, str(tmp_path))
+    (log,) = patience.outputs(run)
+    assert run.returncode == 75, log
+    assert "said by 0" in log and "said by 1" in log
+    # Where one of two has ended with a code, Detectron2 ends the other.
+    found = {path.name for path in tmp_path.iterdir()}
+    assert found & {"atexit0", "atexit1"} and found & {"thread0", "thread1"}
+    assert not any(path.read_text() for path in tmp_path.glob("end*"))
 
 
 @pytest.fixture
@@ -390,65 +435,66 @@ def test_a_port_that_is_taken_is_one_line_under_srun(monkeypatch, taken_port):
 def test_a_port_that_is_taken_is_one_line_of_the_launcher(taken_port, tmp_path):
     command = [sys.executable, str(ROOT / "train_net.py"), "--num-gpus", "2", "--dist-url"]
     command += [f"tcp://127.0.0.1:{taken_port}", "--config-file", "stageinteractor/shapes_tiny.py"]
-    done = subprocess.run(
+    done = patience.run(
         [*command, *run_overrides(tmp_path)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=120,
     )
-    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     last = done.stderr.splitlines()[-1]
     assert last.startswith(f"error: the port of tcp://127.0.0.1:{taken_port} is taken")
 
 
-@pytest.mark.slow
-def test_another_port_is_tried_where_the_free_one_is_taken_meanwhile(
-    taken_port, monkeypatch, capfd
-):
-    """Between the search of the launcher and its processes there are seconds."""
-    launcher = sys.modules["detectron2.engine.launch"]
-    ports = iter([taken_port, free_port()])
-    monkeypatch.setattr(launcher, "_find_free_port", lambda: next(ports))
+def test_the_place_to_meet_is_taken_before_any_process_is_started(monkeypatch):
+    """A port that is only found free is free for seconds, in which another run may find it, too."""
+    places = []
+
+    def launch(*args, dist_url, **kwargs):
+        host, port = dist_url.removeprefix("tcp://").split(":")
+        places.append(dist_url)
+        with socket.socket() as other, pytest.raises(OSError):
+            other.bind((host, int(port)))
+        # As the processes take it: none of them is to listen there itself.
+        for rank in range(2):
+            url = f"{dist_url}?rank={rank}&world_size=2"
+            store, *_ = next(rendezvous(url, timeout=timedelta(seconds=PATIENCE)))
+            store.set(f"rank {rank}", "is here")
+            assert store.get("rank 0") == b"is here"
+        if len(places) == 1:  # a second run at the same time
+            processes.launch(print, args_of_run, device="cpu")
+
+    args_of_run = arguments(num_gpus=2, dist_url="auto")
+    monkeypatch.setattr(processes, "detectron2_launch", launch)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    args = arguments(num_gpus=2, dist_url="auto", config_file="of both")
-    processes.launch(print, args, device="cpu")
-    out = capfd.readouterr().out
-    assert out.count("another program has taken the port meanwhile") == 1
-    assert out.count("config_file='of both'") == 2  # each process has run once
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "3")
+    before = dict(os.environ)
+    processes.launch(print, args_of_run, device="cpu")
+    assert len(set(places)) == 2
+    assert dict(os.environ) == before
 
 
 def raised(text):
     return ProcessRaisedException(text, error_index=0, error_pid=1)
 
 
-def test_ports_are_tried_a_few_times_and_only_until_processes_have_met(monkeypatch):
+def test_a_port_that_is_taken_is_told_from_what_a_run_says_of_its_own(monkeypatch):
     of_meeting = "dist.init_process_group(\n... code: -98, name: EADDRINUSE"
-    errors, calls = [raised(of_meeting)] * 4, []
+    errors = []
 
     def launch(*args, **kwargs):
-        calls.append(kwargs["dist_url"])
-        if errors:
-            raise errors.pop()
-        return "done"
+        raise errors.pop()
 
     monkeypatch.setattr(processes, "detectron2_launch", launch)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    args = arguments(num_gpus=2, dist_url="auto")
-    assert processes.launch(print, args, device="cpu") == "done"
-    assert calls == ["auto"] * 5
-    errors[:] = [raised(of_meeting)] * 5
-    with pytest.raises(UserError, match="5 ports that were free have been taken"):
+    args = arguments(num_gpus=2, dist_url="tcp://127.0.0.1:7")
+    errors.append(raised(of_meeting))
+    with pytest.raises(UserError, match="the port of tcp://127.0.0.1:7 is taken"):
         processes.launch(print, args, device="cpu")
     # What a run says of a port of its own, perhaps after hours.
-    del calls[:]
-    errors[:] = [raised("in train: EADDRINUSE")]
+    errors.append(raised("in train: EADDRINUSE"))
     with pytest.raises(ProcessRaisedException, match="in train"):
         processes.launch(print, args, device="cpu")
-    assert len(calls) == 1
-    # Nothing is started after a signal that was to end the processes.
-    del calls[:]
 
+    # A signal that was to end the processes counts for more.
     def end_meanwhile(*args, **kwargs):
         signal.raise_signal(signal.SIGTERM)
         return launch(*args, **kwargs)
@@ -456,46 +502,36 @@ def test_ports_are_tried_a_few_times_and_only_until_processes_have_met(monkeypat
     waiting = SimpleNamespace(pid=None)
     monkeypatch.setattr(processes.multiprocessing, "active_children", lambda: [waiting])
     monkeypatch.setattr(processes, "detectron2_launch", end_meanwhile)
-    errors[:] = [raised(of_meeting)]
+    errors.append(raised(of_meeting))
     with pytest.raises(InterruptedRun):
         processes.launch(print, args, device="cpu")
-    assert len(calls) == 1
-    # Whoever names a port means this one.
-    monkeypatch.setattr(processes, "detectron2_launch", launch)
-    del calls[:]
-    errors[:] = [raised(of_meeting)]
-    with pytest.raises(UserError, match="the port of tcp://127.0.0.1:7 is taken"):
-        args.dist_url = "tcp://127.0.0.1:7"
-        processes.launch(print, args, device="cpu")
-    assert len(calls) == 1
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a service of Linux")
 def test_the_end_of_what_has_started_a_process_is_a_signal_to_it(tmp_path):
     """As with torchrun, which dies of SIGUSR1 and leaves its processes alone."""
     child = (
-        "import sys, time; from pathlib import Path\n"
+        "import sys; from pathlib import Path\n"
+        "from patience import wait_until\n"
         "from detection_toolkit.engine.interruption import Interruption, signal_at_end_of_parent\n"
         "interruption = Interruption()\n"
         "signal_at_end_of_parent()\n"
         "with interruption.caught():\n"
         "    Path(sys.argv[1], 'ready').touch()\n"
-        "    end = time.monotonic() + 60\n"
-        "    while interruption.signal_name is None and time.monotonic() < end:\n"
-        "        time.sleep(0.05)\n"
+        "    wait_until(lambda: interruption.signal_name, 'a signal')\n"
         "Path(sys.argv[1], 'partial').write_text(str(interruption.signal_name))\n"
         "Path(sys.argv[1], 'partial').rename(Path(sys.argv[1], 'signal'))\n"
     )
     parent = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:]])"
-    path = os.pathsep.join([str(ROOT / "projects"), os.environ.get("PYTHONPATH", "")])
-    process = subprocess.Popen(
-        [sys.executable, "-c", parent, child, str(tmp_path)], env={**os.environ, "PYTHONPATH": path}
-    )
-    for name in ("ready", "signal"):
-        end = time.monotonic() + 90
-        while not (tmp_path / name).is_file():
-            assert time.monotonic() < end
-            time.sleep(0.05)
-        process.send_signal(signal.SIGUSR1)
-    assert process.wait() == -signal.SIGUSR1
+    paths = [str(ROOT / "projects"), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    log = tmp_path / "log.txt"
+    with log.open("w") as file:
+        process = patience.start(
+            [sys.executable, "-c", parent, child, str(tmp_path)], env=environment, stdout=file
+        )
+    wait_until((tmp_path / "ready").is_file, "the process", process=process, output=log.read_text)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(PATIENCE) == -signal.SIGUSR1
+    wait_until((tmp_path / "signal").is_file, "the end", output=log.read_text)
     assert (tmp_path / "signal").read_text() == "SIGTERM"

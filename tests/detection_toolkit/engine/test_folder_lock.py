@@ -7,11 +7,12 @@ import os
 import shutil
 import signal
 import socket
-import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from fault_runs import difference, fork, run_forked, run_overrides, wait
+from patience import PATIENCE, wait_until
 from small_runs import data_overrides, write_dataset
 
 from detection_toolkit.commands import train
@@ -28,7 +29,7 @@ from detection_toolkit.errors import UserError
 
 
 @contextlib.contextmanager
-def holder(folder, *, then=lambda: time.sleep(60)):
+def holder(folder, *, then=lambda: time.sleep(PATIENCE)):
     """Another process that has locked a folder; its id."""
     ready, tell = os.pipe()
     child = os.fork()
@@ -69,12 +70,11 @@ def test_a_second_process_is_told_of_the_first(tmp_path):
             pass
 
 
-def test_one_that_is_killed_is_replaced_at_once(tmp_path, caplog):
+def test_one_that_is_killed_is_replaced_without_a_wait(tmp_path, caplog, monkeypatch):
     with holder(tmp_path) as child:
         end(child)
-        start = time.monotonic()
+        monkeypatch.setattr(folder_lock.time, "sleep", lambda _: pytest.fail("it waits"))
         with locked_folder(tmp_path):
-            assert time.monotonic() - start < 2
             assert f"the run of process {child}" in caplog.text
             assert json.loads((tmp_path / LOCK_NAME).read_text())["process"] == os.getpid()
         assert (tmp_path / LOCK_NAME).read_text() == ""
@@ -87,17 +87,22 @@ def test_one_that_is_killed_is_replaced_at_once(tmp_path, caplog):
 def test_processes_that_outlive_the_holder_hold_nothing(tmp_path):
     """Loader processes take a while to notice its end."""
 
+    started, tell = os.pipe()
+
     def start_another():
         if os.fork() == 0:
-            time.sleep(5)
-            os._exit(0)
-        time.sleep(60)
+            os.write(tell, b"%d\n" % os.getpid())
+        time.sleep(PATIENCE)
 
-    with holder(tmp_path, then=start_another) as child:
-        time.sleep(0.2)
-        end(child)
-        with locked_folder(tmp_path):
-            pass
+    with holder(tmp_path, then=start_another) as child, os.fdopen(started) as file:
+        another = int(file.readline())
+        try:
+            end(child)
+            with locked_folder(tmp_path):
+                pass
+        finally:
+            os.kill(another, signal.SIGKILL)  # it is there to the end
+            os.close(tell)
 
 
 def test_a_process_may_lock_a_folder_twice(tmp_path):
@@ -113,7 +118,8 @@ def test_a_process_may_lock_a_folder_twice(tmp_path):
 def in_child(call):
     """The name of the error that a call raises in another process."""
     ready, tell = os.pipe()
-    if os.fork() == 0:
+    child = os.fork()
+    if child == 0:
         folder_lock._held.clear()
         try:
             call()
@@ -121,7 +127,7 @@ def in_child(call):
             os.write(tell, type(error).__name__.encode())
         os._exit(0)
     os.close(tell)
-    os.wait()
+    os.waitpid(child, 0)
     with os.fdopen(ready) as file:
         return file.read()
 
@@ -143,14 +149,14 @@ def test_of_several_that_start_at_once_one_gets_it(tmp_path, left):
         if children[-1] == 0:
             with contextlib.suppress(BaseException):
                 for number, folder in enumerate(folders):
-                    together.wait(60)
+                    together.wait(PATIENCE)
                     try:
                         with locked_folder(folder):
                             os.write(tell, b"%d locked\n" % number)
-                            together.wait(60)  # until all have tried
+                            together.wait(PATIENCE)  # until all have tried
                     except FolderInUseError:
                         os.write(tell, b"%d in use\n" % number)
-                        together.wait(60)
+                        together.wait(PATIENCE)
             os._exit(0)
     os.close(tell)
     with os.fdopen(results) as file:
@@ -178,32 +184,52 @@ def test_one_on_another_machine_that_is_gone_is_replaced(tmp_path, quick):
         assert json.loads((tmp_path / LOCK_NAME).read_text())["process"] == os.getpid()
 
 
-def test_one_on_another_machine_that_runs_is_not(tmp_path, quick):
-    """Where a network disk keeps the locks of each machine by itself."""
+@pytest.fixture
+def clock(monkeypatch):
+    """The time of those who wait for another machine: it passes while they sleep."""
+    clock = SimpleNamespace(now=0.0, slept=[], then=lambda: None)
+
+    def sleep(seconds):
+        clock.now += seconds
+        clock.slept.append(seconds)
+        clock.then()
+
+    monkeypatch.setattr(folder_lock.time, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(folder_lock.time, "sleep", sleep)
+    return clock
+
+
+@pytest.mark.parametrize("stalls", [False, True])
+@pytest.mark.parametrize("alive", [True, False])
+def test_one_on_another_machine_that_runs_is_not(tmp_path, clock, alive, stalls):
+    """Where a network disk keeps the locks of each machine by itself.
+
+    It touches its file in time, also where this process stood still for a minute.
+    """
     of_another_machine(tmp_path)
-    ended = threading.Event()
 
     def touch():
-        while not ended.wait(0.1):
-            os.utime(tmp_path / LOCK_NAME)
+        if stalls and len(clock.slept) == 3:
+            clock.now += 60.0
+        if alive and sum(clock.slept) >= folder_lock._BEAT:
+            os.utime(tmp_path / LOCK_NAME, (1e9, 1e9))
 
-    thread = threading.Thread(target=touch)
-    thread.start()
-    try:
-        with pytest.raises(FolderInUseError, match="process 7 on 'another") as error:
-            with locked_folder(tmp_path):
-                pass
-        assert "\x1b" not in str(error.value)
-    finally:
-        ended.set()
-        thread.join()
+    clock.then = touch
+    if not alive:
+        with locked_folder(tmp_path):
+            assert folder_lock._PATIENCE <= sum(clock.slept) < folder_lock._PATIENCE + 1
+        return
+    with pytest.raises(FolderInUseError, match="process 7 on 'another") as error:
+        with locked_folder(tmp_path):
+            pass
+    assert "\x1b" not in str(error.value)
 
 
 def test_a_holder_touches_its_file(tmp_path, quick):
+    path = tmp_path / LOCK_NAME
     with locked_folder(tmp_path):
-        before = (tmp_path / LOCK_NAME).stat().st_mtime_ns
-        time.sleep(0.5)
-        assert (tmp_path / LOCK_NAME).stat().st_mtime_ns > before
+        before = path.stat().st_mtime_ns
+        wait_until(lambda: path.stat().st_mtime_ns > before, "a touch")
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"host": 1}', "\0" * 5000])
@@ -244,22 +270,51 @@ def test_a_run_that_came_and_went_meanwhile_is_not_mixed_with(tmp_path):
 
 
 def test_of_two_runs_in_one_folder_one_is_refused_and_the_other_undamaged(tmp_path):
-    """Started at the same moment, and again while the first one runs."""
+    """Started at the same moment, and again while the first one runs.
+
+    That one does not go on before the others have tried.
+    """
     data = data_overrides(*write_dataset(tmp_path / "data", num_images=7))
     alone = tmp_path / "alone"
     assert run_forked(run_overrides(alone, data), log=tmp_path / "alone.txt") == 0
     output = tmp_path / "output"
     overrides = run_overrides(output, data)
     logs = [tmp_path / f"{i}.txt" for i in range(3)]
-    children = [fork(overrides, log=log) for log in logs[:2]]
-    deadline = time.monotonic() + 60
-    while not (output / "log.txt").is_file() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    third = run_forked(["--resume", *overrides], log=logs[2])
-    codes = [wait(child) for child in children]
-    assert sorted(codes) == [0, 1]
-    refused = logs[codes.index(1)].read_text()
-    assert "is the folder of a run that is not over: process " in refused.splitlines()[-1]
-    if third:  # it may have come when the first one was over
-        assert "is the folder of a run that is not over" in logs[2].read_text()
+    others_have_tried = tmp_path / "tried"
+
+    def waiting_in_its_first_step():
+        from detection_toolkit.engine.train_loop import DetectionTrainLoop
+
+        update = DetectionTrainLoop._update
+
+        def update_later(self, *arguments):
+            wait_until(others_have_tried.is_file, "the attempts of the others")
+            update(self, *arguments)
+
+        DetectionTrainLoop._update = update_later
+
+    children = [fork(overrides, sabotage=waiting_in_its_first_step, log=log) for log in logs[:2]]
+    codes = {}
+
+    def one_has_ended():
+        for child in children:
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                codes[child] = os.waitstatus_to_exitcode(status)
+        return codes
+
+    try:
+        wait_until(
+            one_has_ended, "one is refused", output=lambda: "".join(x.read_text() for x in logs[:2])
+        )
+        third = run_forked(["--resume", *overrides], log=logs[2])
+    finally:
+        others_have_tried.touch()
+        codes.update({child: wait(child) for child in children if child not in codes})
+    texts = [log.read_text() for log in logs]
+    assert sorted(codes.values()) == [0, 1], texts
+    assert third == 1, texts
+    refused = [codes[child] == 1 for child in children].index(True)
+    for text in (texts[refused], texts[2]):
+        assert "is the folder of a run that is not over: process " in text.splitlines()[-1]
     assert difference(alone, output) is None

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from patience import wait_until
 from small_runs import make_config
 
 from detection_toolkit.data import LoaderProcessError
@@ -106,7 +107,7 @@ def killing_forward(new_processes):
     def forward(self, images):
         (loader,) = new_processes()
         loader.kill()
-        time.sleep(20)  # ends as soon as it is noticed
+        wait_until(lambda: False, "its end is noticed")
 
     return forward
 

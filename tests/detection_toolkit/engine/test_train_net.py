@@ -5,11 +5,11 @@ import logging
 import pydoc
 import runpy
 import shlex
-import subprocess
 import sys
 from datetime import datetime
 from pathlib import Path
 
+import patience
 import pytest
 import torch
 from coco_files import write_dataset
@@ -242,11 +242,8 @@ def test_evaluating_weights_of_another_model_is_one_line(run, tmp_path):
 
 
 def test_the_script_itself_ends_with_one_line_and_code_1():
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train_net.py"), "--num-gpus", "2", "--config-file", "no.py"],
-        capture_output=True,
-        text=True,
-        timeout=240,
+    done = patience.run(
+        [sys.executable, str(ROOT / "train_net.py"), "--num-gpus", "2", "--config-file", "no.py"]
     )
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if "Warning" not in line]

@@ -9,6 +9,7 @@ import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+from patience import PATIENCE
 from tolerances import tolerance
 
 from detection_toolkit.config import find_config_file
@@ -109,13 +110,13 @@ def test_scopes_of_several_threads_may_overlap():
     def late():
         with by_onednn():
             in_scope.set()
-            assert other_is_left.wait(60)
+            assert other_is_left.wait(PATIENCE)
             found.append(SWITCH.fp32_precision)
 
     thread = threading.Thread(target=late)
     with by_onednn():
         thread.start()
-        assert in_scope.wait(60)
+        assert in_scope.wait(PATIENCE)
     other_is_left.set()
     thread.join()
     assert found == ["bf16"] and SWITCH.fp32_precision == "none"

@@ -17,19 +17,19 @@ folder.mkdir(parents=True, exist_ok=True)
 with open(folder / "calls.txt", "a") as file:
     file.write(" ".join(sys.argv[1:]) + "\\n")
 print("working on", kind)
+def end(number, frame):
+    (folder / "ended.txt").write_text(signal.Signals(number).name)
+    sys.exit(75)
+
+signal.signal(signal.SIGTERM, end)
 (folder / "pid.txt").write_text(str(os.getpid()))
 with open(folder / "metrics.json", "a") as file:
     file.write(json.dumps({"iteration": 1, "time": 0.25, "bbox/AP": 1.0}) + "\\n")
 (folder / "last_checkpoint").write_text("model_0000001.pth")
 if kind == "666":
     sys.exit("no space left on device")
-def end(number, frame):
-    (folder / "ended.txt").write_text(signal.Signals(number).name)
-    sys.exit(75)
-
-signal.signal(signal.SIGTERM, end)
 if kind == "777" and "--resume" not in sys.argv:
-    time.sleep(60)
+    time.sleep(3600)  # ended by a signal
 ap = 10.0 + seed + 2 * int(kind) + 0.1 * seed * (kind != "0")
 with open(folder / "metrics.json", "a") as file:
     last = {"iteration": steps, "time": 0.5, "bbox/AP": ap, "bbox/AP-cat": ap / 2}

@@ -5,21 +5,29 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import gpu_report
+import patience
 import pytest
 import torch
+from patience import PATIENCE, wait_until
 from unpack_wheels import main as unpack_main
 from unpack_wheels import misfit, unpack
 
 from detection_toolkit.errors import UserError
 from detection_toolkit.studies.environment import ROOT
-from detection_toolkit.studies.gpu_report import STAGES, GpuPlan, short_table, supervise
+from detection_toolkit.studies.gpu_report import (
+    STAGES,
+    GpuPlan,
+    short_table,
+    supervise,
+    supervisor,
+)
 from detection_toolkit.studies.gpu_report.context import Row, rows_of
 from detection_toolkit.studies.gpu_report.stages.correct import differences, sampled
 
@@ -28,7 +36,7 @@ PLANS = ROOT / "configs" / "gpu"
 
 @pytest.mark.slow
 def test_the_whole_report_at_toy_size_on_a_cpu(tmp_path, capsys):
-    arguments = ["--device", "cpu", "--small", "--minutes", "30", "--output", str(tmp_path)]
+    arguments = ["--device", "cpu", "--small", "--minutes", "600", "--output", str(tmp_path)]
     status = gpu_report.main(arguments)
     printed = capsys.readouterr().out
     log = (tmp_path / "log.txt").read_text()
@@ -93,7 +101,7 @@ for name in stages:
     tell(event="row", stage=name, row=dict(name="a row", values={"ms": 1.5}, ok=True, note=""))
     what = wanted.get(name)
     if what == "hang":
-        time.sleep(600)
+        time.sleep(3600)
     if what == "crash":
         print("out of its mind")
         os._exit(3)
@@ -106,16 +114,39 @@ for name in stages:
 
 def run_stages(folder, wanted, **kwargs):
     def command(names, seconds, events):
-        assert seconds <= 60
+        assert seconds <= kwargs["seconds"]
         return [sys.executable, "-c", WORKER, json.dumps(names), str(events), json.dumps(wanted)]
 
     kwargs = {"seconds": 60, "output": folder, "facts": {"machine": "a test"}, **kwargs}
     return supervise(command, list(STAGES), **kwargs)
 
 
-def test_what_hangs_crashes_or_fails_leaves_the_other_stages_alone(tmp_path):
+@pytest.fixture
+def clock(tmp_path, monkeypatch):
+    """The supervisor's: time passes while a stage hangs alone, however slow the machine is."""
+    clock = SimpleNamespace(now=0.0, hanging=None)
+    events = tmp_path / "events.jsonl"
+
+    def sleep(seconds):
+        time.sleep(seconds / 10)
+        lines = events.read_text().splitlines() if events.exists() else []
+        if (
+            lines
+            and lines[-1].startswith('{"event": "row"')
+            and json.loads(lines[-1])["stage"] == clock.hanging
+        ):
+            clock.now += 1.0
+
+    instead = SimpleNamespace(monotonic=lambda: clock.now, sleep=sleep)
+    monkeypatch.setattr(supervisor, "time", instead)
+    return clock
+
+
+def test_what_hangs_crashes_or_fails_leaves_the_other_stages_alone(tmp_path, clock):
     wanted = {"correct": "crash", "fast": "hang", "repeats": "fail"}
-    reports = run_stages(tmp_path, wanted, seconds=6.0)
+    clock.hanging = "fast"
+    reports = run_stages(tmp_path, wanted)
+    assert reports[1].seconds == pytest.approx(reports[1].limit, abs=1)
     assert [report.status for report in reports] == [
         "crashed", "ended by its time limit", "done", "failed", "done",
     ]  # fmt: skip
@@ -129,10 +160,10 @@ def test_what_hangs_crashes_or_fails_leaves_the_other_stages_alone(tmp_path):
     assert "repeats: ValueError: no" in table
 
 
-def test_a_stage_has_what_earlier_ones_have_left_over(tmp_path):
+def test_a_stage_has_what_earlier_ones_have_left_over(tmp_path, clock):
     reports = run_stages(tmp_path, {})
-    assert reports[-1].limit > 30  # of 60, of which its own share would be four
-    assert sum(report.seconds for report in reports) < 30
+    assert reports[-1].limit == 60  # its own share would be four
+    assert [report.status for report in reports] == ["done"] * 5
 
 
 def test_a_run_that_is_ended_from_outside_still_reports(tmp_path):
@@ -141,19 +172,22 @@ import sys
 sys.path[:0] = {sys.path!r}
 from pathlib import Path
 from test_gpu_report import run_stages
-run_stages(Path({str(tmp_path)!r}), {{"fast": "hang"}})
+run_stages(Path({str(tmp_path)!r}), {{"fast": "hang"}}, seconds={100 * PATIENCE})
 """
     path = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": os.pathsep.join(path)}
-    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+    process = patience.start([sys.executable, "-c", script], env=environment)
     report = tmp_path / "report.json"
-    deadline = time.monotonic() + 60
-    while not report.exists() and time.monotonic() < deadline:  # after the first stage
-        time.sleep(0.1)
+    wait_until(
+        report.exists,
+        "the first stage",
+        process=process,
+        output=lambda: patience.killed(process),
+    )
     process.send_signal(signal.SIGTERM)
-    process.wait(30)
+    (text,) = patience.outputs(process)
     stages = json.loads(report.read_text())["stages"]
+    assert len(stages) == 5, text
     assert stages[0]["status"] == "done" and stages[0]["rows"]
     assert [stage["status"] for stage in stages[1:]] == ["interrupted"] * 4
 

@@ -19,14 +19,13 @@ from urllib.parse import urlsplit
 import cv2
 import numpy as np
 import pytest
-from browsers import chromium
+from browsers import chromium, open_tab
+from patience import PATIENCE
 from PIL import Image
 from playwright.sync_api import expect
 
 from detection_toolkit.data import SHAPES
 from detection_toolkit.data.shapes import render_image
-
-TIMEOUT = 30_000  # milliseconds, for a busy machine: nothing here waits for a time to pass
 
 # Starts the page, and notes every address outside of the machine that the server looks up or
 # connects to.
@@ -50,7 +49,6 @@ runpy.run_module("detection_toolkit.web", run_name="__main__", alter_sys=True)
 
 @pytest.fixture(scope="module")
 def browser():
-    expect.set_options(timeout=TIMEOUT)
     with chromium() as browser:
         yield browser
 
@@ -71,7 +69,7 @@ def server(browser, tmp_path_factory):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     output = []
-    watchdog = threading.Timer(180, process.kill)
+    watchdog = threading.Timer(PATIENCE, process.kill)
     watchdog.start()
     try:
         for line in process.stdout:
@@ -87,8 +85,8 @@ def server(browser, tmp_path_factory):
     reader.start()
     yield f"http://127.0.0.1:{port}", contacted
     process.terminate()
-    assert process.wait(60) == 0
-    reader.join(60)
+    assert process.wait(PATIENCE) == 0, "".join(output)
+    reader.join(PATIENCE)
     assert "Traceback" not in "".join(output), "".join(output)
 
 
@@ -96,8 +94,7 @@ class OpenPage:
     """The page in one tab, as a user has it before them."""
 
     def __init__(self, browser, address):
-        self.tab = browser.new_page(viewport={"width": 1280, "height": 900})
-        self.tab.set_default_timeout(TIMEOUT)
+        self.tab = open_tab(browser, viewport={"width": 1280, "height": 900})
         self.requests, self.errors = [], []
         self.tab.on("request", lambda request: self.requests.append(request.url))
         self.tab.on("pageerror", lambda error: self.errors.append(str(error)))
@@ -320,7 +317,7 @@ def test_a_page_of_another_port_can_neither_use_nor_frame_the_page(server, brows
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Foreign) as foreign:
         threading.Thread(target=foreign.serve_forever, daemon=True).start()
-        tab = browser.new_page()
+        tab = open_tab(browser)
         with tab.expect_response(f"{address}/") as framed:
             tab.goto(f"http://127.0.0.1:{foreign.server_address[1]}")
         assert framed.value.status == 403

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 
 import pytest
 
 from detection_toolkit.web import guard, storage
-from detection_toolkit.web.guard import ServedNames
+from detection_toolkit.web.guard import Guard, ServedNames
 from detection_toolkit.web.storage import UploadFolder
 
 
@@ -47,6 +48,59 @@ def test_a_page_of_a_network_has_addresses_and_the_machines_name(monkeypatch):
 )
 def test_the_page_is_its_own_origin(origin, hosts, own):
     assert ServedNames("127.0.0.1", ["named.example"]).is_own(origin, hosts) is own
+
+
+def test_an_upload_is_answered_when_its_file_is_in_place(tmp_path):
+    """Gradio answers first. A page that is quick would then ask for a file that is not there."""
+    happened = []
+
+    async def gradio(scope, receive, send):
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"[]"})
+        happened.append("the file is moved")
+
+    async def receive():
+        return {"type": "http.request", "body": b"x", "more_body": False}
+
+    async def send(message):
+        happened.append(message["type"])
+
+    run(tmp_path, gradio, receive, send, length=1)
+    assert happened == ["the file is moved", "http.response.start", "http.response.body"]
+
+
+def run(folder, gradio, receive, send, *, length):
+    """An upload of so many bytes, of which ten and a few are allowed."""
+    app = Guard(
+        gradio,
+        names=ServedNames("127.0.0.1"),
+        folder=UploadFolder(folder),
+        max_upload=10,
+        policy="",
+    )
+    headers = [(b"host", b"localhost"), (b"content-length", b"%d" % length)]
+    scope = {"type": "http", "method": "POST", "path": "/gradio_api/upload", "headers": headers}
+    asyncio.run(app(scope, receive, send))
+
+
+def test_a_sender_that_is_slow_is_shown_why_it_is_refused_before_all_is_read(tmp_path):
+    """A connection that is closed earlier would be an error of its own."""
+    happened, answered = [], asyncio.Event()
+
+    async def receive():
+        await answered.wait()
+        happened.append("the rest is read")
+        return {"type": "http.request", "body": b"x", "more_body": False}
+
+    async def send(message):
+        happened.append(message["type"] == "http.response.body" and message["body"])
+        if message.get("more_body"):
+            answered.set()
+
+    run(tmp_path, None, receive, send, length=2**21)
+    words = b"The upload exceeds the maximum allowed size."
+    assert happened == [False, words, "the rest is read", b""]
 
 
 def write(path, *, age=0.0, size=10):

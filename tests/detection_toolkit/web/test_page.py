@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import html
+import itertools
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
+import time
+from types import SimpleNamespace
 
 import cv2
+import patience
 import pytest
+from gradio import http_server, networking
 
 from detection_toolkit.data import SHAPES
 from detection_toolkit.data.shapes import render_image
@@ -96,9 +100,7 @@ def test_without_gradio_the_error_names_the_extra():
         "import sys; sys.modules['gradio'] = None\n"
         "from detection_toolkit.web.__main__ import main; main([])"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300
-    )
+    result = patience.run([sys.executable, "-c", code])
     assert result.returncode == 1
     assert "error: the page needs Gradio 6" in result.stderr
     assert "pip install 'gradio>=6'" in result.stderr
@@ -153,22 +155,10 @@ def test_uploads_are_read_at_their_full_resolution(page, tmp_path):
     assert float(viewed.detections(-1, 0.3).pred_boxes.tensor.max()) > 1280
 
 
-@pytest.mark.usefixtures("own_environment")
-@pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5://127.0.0.1:9"])
-def test_proxies_of_the_environment_do_not_keep_the_page_from_starting(proxy, monkeypatch):
-    """Gradio asks its own page for a sign of life, and httpx would ask the proxy."""
-    for name in ("http_proxy", "HTTPS_PROXY", "ALL_PROXY"):
-        monkeypatch.setenv(name, proxy)
-    for name in ("NO_PROXY", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
+def start_and_end(monkeypatch):
+    """Start the page, which ends as soon as it waits for a signal to do so."""
     stopped = []
-
-    class Stop(threading.Event):
-        def wait(self, timeout=None):
-            stopped.append(True)
-            return True
-
-    monkeypatch.setattr(serving.threading, "Event", Stop)
+    monkeypatch.setattr(serving._Signals, "wait", lambda self: stopped.append(True))
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
@@ -178,4 +168,43 @@ def test_proxies_of_the_environment_do_not_keep_the_page_from_starting(proxy, mo
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    assert stopped and os.environ["ALL_PROXY"] == proxy
+    assert stopped
+
+
+@pytest.mark.usefixtures("own_environment")
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5://127.0.0.1:9"])
+def test_proxies_of_the_environment_do_not_keep_the_page_from_starting(proxy, monkeypatch):
+    """Gradio asks its own page for a sign of life, and httpx would ask the proxy."""
+    for name in ("http_proxy", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, proxy)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    start_and_end(monkeypatch)
+    assert os.environ["ALL_PROXY"] == proxy
+
+
+def test_a_signal_that_another_thread_is_given_ends_the_page():
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signals = serving._Signals()
+    try:
+        # A moment later, as it matters where this thread waits already.
+        timer = threading.Timer(
+            0.1, lambda: signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+        )
+        timer.start()
+        signals.wait()
+        timer.join()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("own_environment")
+def test_a_slow_machine_does_not_keep_the_page_from_starting(monkeypatch):
+    """Gradio would give up after five seconds, and where its page takes three to answer."""
+    clock = SimpleNamespace(time=itertools.count(0, 10).__next__, sleep=time.sleep)
+    monkeypatch.setattr(http_server, "time", clock)
+    monkeypatch.setattr(networking, "url_ok", lambda address: False)
+    before = http_server.Server.run_in_thread
+    start_and_end(monkeypatch)
+    assert http_server.Server.run_in_thread is before
