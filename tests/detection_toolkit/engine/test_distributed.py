@@ -397,15 +397,15 @@ def test_started_processes_do_all_at_their_end_but_take_the_interpreter_down(tmp
         "    at_end = Global(folder / f'end{rank}')\n"
         "    atexit.register((folder / f'atexit{rank}').touch)\n"
         "    threading.Thread(target=(folder / f'thread{rank}').touch).start()\n"
-        "    print('said by', rank)\n"
+        "    print(f'said by {rank}')\n"
         "    comm.all_gather('x')\n"
         "    sys.exit(75)\n"
     )
     run = start_launch(tmp_path, str(tmp_path))
     (log,) = patience.outputs(run)
     assert run.returncode == 75, log
-    assert "said by 0" in log and "said by 1" in log
     # Where one of two has ended with a code, Detectron2 ends the other.
+    assert "said by 0" in log or "said by 1" in log
     found = {path.name for path in tmp_path.iterdir()}
     assert found & {"atexit0", "atexit1"} and found & {"thread0", "thread1"}
     assert not any(path.read_text() for path in tmp_path.glob("end*"))
