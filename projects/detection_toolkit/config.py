@@ -264,6 +264,7 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
         KeyError: there is no such key; names the nearest ones.
     """
     parser = OverridesParser.create()
+    keys: list[str] = []
     references: list[tuple[str, str]] = []
     for text in overrides:
         if text.startswith("-"):
@@ -276,6 +277,7 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
         key, value, adds = _as_text(cfg, text) or _parse(parser, text)
         if isinstance(value, str):
             value = _with_home(value)
+        keys.append(key)
         if not adds:
             _check_override(cfg, key, value)
         try:
@@ -293,12 +295,24 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
                 f"the override {text!r} refers to what is not there: ${{a.b}} is the entry a.b of "
                 "the config, and ${oc.env:NAME} the environment's NAME"
             ) from error
-    _check_arguments(cfg)
+    for key in dict.fromkeys(keys):  # what else is there, an older version may have written
+        above = key.rpartition(".")[0]
+        node = OmegaConf.select(cfg, above, throw_on_missing=False) if above else cfg
+        if isinstance(node, (DictConfig, ListConfig)):
+            _check_arguments(node, above, deep=False)
+        node = OmegaConf.select(cfg, key, throw_on_missing=False)
+        if isinstance(node, (DictConfig, ListConfig)):
+            _check_arguments(node, key)
     return cfg
 
 
-def _check_arguments(node: DictConfig | ListConfig, key: str = "") -> None:
+def _check_arguments(node: DictConfig | ListConfig, key: str, *, deep: bool = True) -> None:
     """
+    Args:
+        node: of a config.
+        key: where it is.
+        deep: with all nodes in it.
+
     Raises:
         UserError: a node has an argument that what it calls does not take; names the nearest.
     """
@@ -320,7 +334,7 @@ def _check_arguments(node: DictConfig | ListConfig, key: str = "") -> None:
                 f"{path}: {target} takes no {name!r}; "
                 + (f"the nearest are {names}" if near else f"it takes {names or 'nothing'}")
             )
-        if isinstance(child, (DictConfig, ListConfig)):
+        if deep and isinstance(child, (DictConfig, ListConfig)):
             _check_arguments(child, path)
 
 

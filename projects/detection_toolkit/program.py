@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 
-__all__ = ["IS_CHECKOUT", "MODULE", "command_line", "command_names", "program"]
+__all__ = ["IS_CHECKOUT", "MODULE", "command_line", "command_names", "program", "training_line"]
 
 _PACKAGE = Path(__file__).resolve().parent
 MODULE = f"python -m {_PACKAGE.name}"
@@ -53,3 +54,15 @@ def command_line(command: str) -> str:
     if IS_CHECKOUT:
         return f"python {_SCRIPTS[command]}"
     return f"{MODULE} {command}"
+
+
+def training_line(data: object, *, image_root: object = None, format: str | None = None) -> str:
+    """How a user of this process trains on data, for messages.
+
+    Args:
+        data, image_root, format: of the options of these names.
+    """
+    words = ["--data", str(data)]
+    words += ["--image-root", str(image_root)] if image_root else []
+    words += ["--format", format] if format else []
+    return f"{command_line('train')} {shlex.join(words)}"

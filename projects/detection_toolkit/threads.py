@@ -38,7 +38,9 @@ def wait_briefly(environ: MutableMapping[str, str] = os.environ) -> None:
         name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY") or name.startswith("KMP_") for name in environ
     )
     if not chosen:
-        environ["GOMP_SPINCOUNT"] = SPINS_BESIDE_OTHERS if _others_want_all_cores() else SPINS
+        # Processes that a launcher starts together would count each other.
+        beside = "LOCAL_RANK" not in environ and _others_want_all_cores()
+        environ["GOMP_SPINCOUNT"] = SPINS_BESIDE_OTHERS if beside else SPINS
 
 
 def _others_want_all_cores() -> bool:

@@ -135,6 +135,13 @@ def test_an_argument_that_a_call_does_not_take_is_named_with_the_nearest(cfg, ov
         apply_overrides(cfg, [override])
 
 
+def test_arguments_of_other_versions_in_parts_that_are_left_alone_stay(cfg):
+    cfg.optimizer.removed_since = 1
+    apply_overrides(cfg, ["model.num_classes=9", "train.max_iter=3"])
+    with pytest.raises(UnknownNameError, match="optimizer.removed_since"):
+        apply_overrides(cfg, ["optimizer.lr=1"])
+
+
 def test_what_cannot_be_imported_is_left_to_whoever_builds_it(cfg):
     apply_overrides(cfg, ["+extra={_target_:no_such_package.Thing,x:1}"])
     assert cfg.extra.x == 1

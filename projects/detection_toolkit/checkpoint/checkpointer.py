@@ -55,11 +55,12 @@ class ResumeError(UserError):
     """A checkpoint does not belong to the model that was to be resumed."""
 
 
-def find_checkpoint(path: str | os.PathLike[str], *, needed: bool = False) -> str:
+def find_checkpoint(path: str | os.PathLike[str] | None, *, needed: bool = False) -> str:
     """The file of weights that are named; those of the Hugging Face hub are downloaded.
 
     Args:
-        path: see :func:`.hub.local_file`. Any other address is returned as it is.
+        path: see :func:`.hub.local_file`; None or "" for none. Any other address is returned as it
+            is.
         needed: there must be one.
 
     Raises:
@@ -67,7 +68,7 @@ def find_checkpoint(path: str | os.PathLike[str], *, needed: bool = False) -> st
         CheckpointFileError: the hub or folder has no weights.
         CheckpointMismatchError: none is named, and one is needed.
     """
-    path = local_file(path)
+    path = local_file(path or "")
     if not path and needed:
         raise CheckpointMismatchError(
             "no weights: name a checkpoint with --weights FILE (train.init_checkpoint=FILE). "

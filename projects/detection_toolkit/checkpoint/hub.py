@@ -158,7 +158,11 @@ def _download(address: str) -> str:
         huggingface_hub.try_to_load_from_cache(given.model, name, revision=given.revision)
         for name in names
     )
-    if not constants.HF_HUB_OFFLINE and not any(isinstance(path, str) for path in cached):
+    try:
+        is_cached = any(isinstance(path, str) for path in cached)
+    except (OSError, ValueError) as error:  # a name that the hub does not allow
+        raise _refused(address, given, error, errors) from error
+    if not is_cached and not constants.HF_HUB_OFFLINE:
         _check_is_reached(address, _endpoint(), utils.get_session())
     weights = None
     for name in names:

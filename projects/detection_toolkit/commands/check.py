@@ -27,7 +27,7 @@ from ..engine import user_errors
 from ..engine.arguments import add_trust_argument
 from ..engine.parsers import Parser, make_parser
 from ..errors import UserError
-from ..program import command_line
+from ..program import training_line
 from ..texts import printable, shown
 
 if TYPE_CHECKING:
@@ -339,8 +339,6 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
             verdicts = [verdicts[0].partition(": ")[2]]
         print("\n" + "\n".join(verdicts))
         if args.data and not (harmful or args.model):
-            words = f"--data {args.data}"
-            words += f" --image-root {args.root}" if args.root else ""
-            words += f" --format {args.format}" if args.format else ""
-            print(shown(f"train on it:   {command_line('train')} {words}"))
+            line = training_line(args.data, image_root=args.root, format=args.format)
+            print(shown(f"train on it:   {line}"))
     return int(harmful)

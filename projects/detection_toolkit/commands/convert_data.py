@@ -17,7 +17,7 @@ from pathlib import Path
 from ..engine import user_errors
 from ..engine.parsers import Parser, make_parser
 from ..errors import UserError
-from ..program import command_line
+from ..program import training_line
 from ..texts import shown
 
 EXAMPLES = """
@@ -137,8 +137,6 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
             ),
         )
         print(shown(summary(done, FORMATS[args.to].title)))
-        words = f"--data {folder}"
-        if done.image_root is not None:
-            words += f" --image-root {done.image_root}"
-        print(shown(f"train on it:   {command_line('train')} {words}"))
+        line = training_line(folder, image_root=done.image_root)
+        print(shown(f"train on it:   {line}"))
     return 0

@@ -18,7 +18,7 @@ __all__ = ["choose_config"]
 
 _DATA = ("path", "json_file", "names")  # of dataloader.train.dataset
 # Of files that say nothing of their data: their folder does.
-_NAMELESS = re.compile(r"data(set)?|_?annotations|instances.*|train.*|all", re.IGNORECASE)
+_NAMELESS = re.compile(r"data(set)?|_?annotations|instances.*|train([_\d-].*)?|all", re.IGNORECASE)
 
 
 def choose_config(args: Namespace) -> str:
@@ -82,7 +82,10 @@ def choose_config(args: Namespace) -> str:
 
 
 def _value(overrides: Sequence[str], key: str) -> str | None:
-    """What overrides set a key to, as the config would have it; None where they do not."""
+    """What overrides set a key to, as the config would have it; "" for ``null``.
+
+    None where they do not set it.
+    """
     from omegaconf import OmegaConf
 
     from ..config import apply_overrides
@@ -90,10 +93,13 @@ def _value(overrides: Sequence[str], key: str) -> str | None:
     named = [text for text in overrides if text.partition("=")[0].lstrip("+") == key]
     if not named:
         return None
+    text = named[-1].partition("=")[2]
+    if "${" in text:  # refers to the config, which is not there yet
+        return text
     cfg = OmegaConf.create({})
     OmegaConf.update(cfg, key, "", force_add=True)
     value = OmegaConf.select(apply_overrides(cfg, named), key)
-    return None if value is None else str(value)
+    return "" if value is None else str(value)
 
 
 def _config_of(weights: str) -> str:
@@ -127,7 +133,7 @@ def _name(data: str) -> str:
 
 
 def _free_folder(args: Namespace, name: str) -> str:
-    """One in ``output`` that no run is in; the first, if an earlier run is to be moved."""
+    """A new one in ``output``; the first, if an earlier run is to be moved."""
     from ..engine.processes import read_process_environment
 
     place = read_process_environment(os.environ)
@@ -135,20 +141,6 @@ def _free_folder(args: Namespace, name: str) -> str:
         raise UserError("several processes need one folder: name it as train.output_dir=FOLDER")
     for number in itertools.count(1):
         folder = Path("output", name if number == 1 else f"{name}_{number}")
-        if args.move_aside or not os.path.lexists(folder) or _is_left_over(folder):
+        if args.move_aside or not os.path.lexists(folder):
             return str(folder)
     raise AssertionError
-
-
-def _is_left_over(folder: Path) -> bool:
-    """Whether a run has ended there before it had anything to keep."""
-    from ..engine.folder_lock import FolderInUseError, check_unlocked
-    from ..engine.runs import holds_run
-
-    if not folder.is_dir() or holds_run(folder) or not (folder / "log.txt").is_file():
-        return False
-    try:
-        check_unlocked(folder)
-    except FolderInUseError:
-        return False
-    return True

@@ -331,7 +331,7 @@ def export_file(args: argparse.Namespace, predictor: Predictor) -> None:
     )
     detector = exportable_detector(predictor.cfg.model, predictor.model.state_dict())
 
-    print("exporting: this takes about a minute", flush=True)
+    print("exporting, which takes a while", flush=True)
     start = time.perf_counter()
     program = trace(detector, input_type=args.input_type, example_size=TRACED_SIZE)
     write = to_onnx if args.format == "onnx" else to_torch_export

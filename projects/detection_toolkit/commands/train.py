@@ -192,7 +192,7 @@ def evaluate(cfg: DictConfig, args: Namespace) -> None:
         strict=not settings.allow_partial,
         classes=classes_to_keep(cfg, describe_run(cfg)["classes"]),
     )
-    checkpointer.resume_or_load(settings.init_checkpoint, resume=args.resume)
+    checkpointer.resume_or_load(settings.init_checkpoint or "", resume=args.resume)
     is_resumed = args.resume and checkpointer.has_checkpoint()
     facts = EvaluationFacts(
         averaged=checkpointer.loaded_ema,
@@ -265,11 +265,11 @@ def main(
         if not (args.resume and holds_run(Path(settings.output_dir))):
             needed = args.eval_only and not settings.allow_partial
             find_checkpoint(settings.init_checkpoint, needed=needed)  # before data are read
-        if chosen:
-            print(chosen, flush=True)
         check_gpus_are_there(args.num_gpus, args.opts)
         place = read_process_environment(os.environ)
         is_first = args.machine_rank == 0 and (place is None or place.rank == 0)
+        if chosen and is_first:
+            print(chosen, flush=True)
         args.is_claimed = is_first and not (args.eval_only or args.resume)
         if args.is_claimed:
             claim_folder(settings.output_dir, move_aside=args.move_aside)

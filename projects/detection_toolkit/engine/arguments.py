@@ -132,7 +132,7 @@ def parse_arguments(parser: Parser, argv: Sequence[str] | None = None) -> argpar
         else:
             others.append(text)
     if not announced:
-        strange = [text for text in others if "=" in text and _is_of_others(text)]
+        strange = [t for t in others if "=" in t and not t.startswith("-") and _is_of_others(t)]
         if strange := [text for text in strange if not os.path.exists(text)]:
             parser.refuse(strange)
     args, unknown = parser.parse_known_args(others)

@@ -129,8 +129,10 @@ def _argument_that_a_config_has_wrong(error: BaseException) -> str | None:
         return None
     target, given = printable(str(calls[-1]["cls_name"])), calls[-1]["cfg"]
     refused = re.search(r"got an unexpected keyword argument '(\w+)'", str(error))
-    if refused and refused[1] in given:
-        near = difflib.get_close_matches(refused[1], _arguments(calls[-1]["cls"]), n=3, cutoff=0.5)
+    taken = _arguments(calls[-1]["cls"])
+    # What it does take was refused further down, by no fault of the config.
+    if refused and refused[1] in given and refused[1] not in taken:
+        near = difflib.get_close_matches(refused[1], taken, n=3, cutoff=0.5)
         hint = f": the nearest are {', '.join(near)}" if near else ""
         return f"the config gives {target} an argument {refused[1]}, which it does not take{hint}"
     # Said by Python of the call itself, or of one that is further down, and no config's.

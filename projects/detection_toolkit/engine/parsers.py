@@ -92,7 +92,9 @@ class Parser(argparse.ArgumentParser):
         answers = {word: self._answer(word, has_config) for word in words[:3]}
         said = [self._wrong(word) + answer for word, answer in answers.items()]
         if has_config and not all(answers.values()):
-            said.append("settings of the config have a point and no dashes: train.max_epochs=10")
+            said.append(
+                "settings of the config are KEY=VALUE, with dots and no dashes: train.max_epochs=10"
+            )
         self.error("; ".join(said))
 
     @staticmethod
@@ -104,14 +106,14 @@ class Parser(argparse.ArgumentParser):
     def _answer(self, word: str, has_config: bool) -> str:
         """What may have been meant, behind what is wrong."""
         name, _, value = word.partition("=")
+        option = f"--{name.lstrip('-').replace('_', '-')}"
+        if option in self.options():
+            return f", here it is {option} {shown(value)}".rstrip()
         ours = of_other_projects(name)
         if ours and (ours.split()[0] in self.options() if ours.startswith("-") else has_config):
             if value:
                 ours = _PLACEHOLDER.sub(lambda _: shown(value), ours)
             return f", here it is {ours}"
-        option = f"--{name.lstrip('-').replace('_', '-')}"
-        if option in self.options():
-            return f", here it is {option} {shown(value)}".rstrip()
         near = difflib.get_close_matches(name, self.options(), n=1, cutoff=0.6)
         if near and word.startswith("-"):
             return f", did you mean {near[0]}?"

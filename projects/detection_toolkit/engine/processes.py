@@ -252,6 +252,9 @@ def _meeting_place() -> Iterator[str]:
     seconds later. Another run may find the same one meanwhile, and its processes would meet those
     of this run.
     """
+    if sys.platform == "win32":  # PyTorch has no libuv there, which the processes would ask for
+        yield "auto"
+        return
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     before = {name: os.environ.get(name) for name in _STORE_IS_THERE}
     os.environ.update(_STORE_IS_THERE)

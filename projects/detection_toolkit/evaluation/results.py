@@ -84,7 +84,9 @@ def find_predictions(output_dir: Path, dataset: str | None) -> Path:
     if not found:
         if runs := sorted(output_dir.glob("*/config.yaml")):
             names = ", ".join(shown(path.parent) for path in runs[:5])
-            raise FileNotFoundError(f"{output_dir} is the folder of no run: there are {names}")
+            raise FileNotFoundError(
+                f"{output_dir} is not the folder of a run; those in it are {names}"
+            )
         raise FileNotFoundError(
             f"{output_dir} holds no evaluation: run `{command_line('eval')}` with "
             f"train.output_dir={output_dir} first"

@@ -36,10 +36,9 @@ _ROUTES = tuple(
     (method, re.compile(pattern))
     for method, pattern in (
         ("GET", r"/"),
-        ("HEAD", r"/"),  # Gradio asks for it when it starts
         ("GET", r"/(assets|static)/[\w.@+/-]+"),
         ("GET", r"/(theme\.css|favicon\.ico)"),
-        ("GET", r"/gradio_api/startup-events"),  # likewise; later it does nothing
+        ("GET", r"/gradio_api/startup-events"),  # when Gradio starts; later it does nothing
         ("GET", r"/gradio_api/app_id"),  # after a lost connection
         ("GET", r"/gradio_api/heartbeat/\w+"),
         ("GET", r"/gradio_api/(queue/data|upload_progress)"),

@@ -112,7 +112,11 @@ def _patient_start() -> Iterator[None]:
     """While this lasts, Gradio waits for its server; by itself it gives up after five seconds."""
     from gradio import http_server
 
+    before = http_server.Server.run_in_thread
+
     def run_in_thread(server: http_server.Server) -> None:
+        if server.reloader:  # which Gradio starts, too
+            return before(server)
         server.thread = threading.Thread(target=server.run, daemon=True)
         server.thread.start()
         while not server.started:
@@ -120,7 +124,6 @@ def _patient_start() -> Iterator[None]:
                 raise http_server.ServerFailedToStartError("the server has ended")
             time.sleep(0.01)
 
-    before = http_server.Server.run_in_thread
     http_server.Server.run_in_thread = run_in_thread
     try:
         yield

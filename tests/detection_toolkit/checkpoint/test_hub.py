@@ -144,6 +144,13 @@ def test_a_hub_that_has_gone_leaves_what_was_downloaded(server, tmp_path, monkey
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["a--b", "b.git", "-x", "x" * 97])
+def test_names_that_the_hub_does_not_allow_are_one_line(server, name):
+    with pytest.raises(CheckpointFileError, match=f"hf://me/{name} cannot be downloaded") as error:
+        local_file(f"hf://me/{name}")
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     "endpoint", ["http://127.0.0.1:9", "http://no-such-host.invalid"], ids=["refused", "unknown"]
 )

@@ -13,7 +13,6 @@ from small_runs import make_config
 from detection_toolkit.checkpoint import hub
 from detection_toolkit.commands import default_config, evaluate, train
 from detection_toolkit.config import config_text, get_config
-from detection_toolkit.engine import folder_lock
 from detection_toolkit.engine.shipped import (
     config_for_own_data,
     shipped_checkpoint,
@@ -96,19 +95,19 @@ def test_a_config_that_is_named_is_all_there_is(folder, printed):
     assert not cfg.train.init_checkpoint
 
 
-def test_an_output_folder_is_that_of_no_other_run(folder, printed, monkeypatch):
+def test_an_output_folder_is_a_new_one(folder, printed):
     make_run(folder / "output" / "pets")
-    (folder / "output" / "pets_2").mkdir()  # a user's own
-    (folder / "output" / "pets_3").mkdir()
-    (folder / "output" / "pets_3" / "log.txt").touch()  # ended before it had anything
+    (folder / "output" / "pets_2").mkdir()
+    (folder / "output" / "pets_2" / "log.txt").touch()  # of an evaluation, or has just begun
     assert printed("--data", "pets")[0].train.output_dir == "output/pets_3"
     assert printed("--data", "pets", "--move-aside")[0].train.output_dir == "output/pets"
 
-    def refuse(path):
-        raise folder_lock.FolderInUseError(str(path))
 
-    monkeypatch.setattr(folder_lock, "check_unlocked", refuse)  # it has just begun
-    assert printed("--data", "pets")[0].train.output_dir == "output/pets_4"
+def test_nothing_named_is_not_the_same_as_null(folder, printed):
+    cfg, line = printed("--data", "pets", "train.init_checkpoint=null")
+    assert cfg.train.init_checkpoint is None and "weights: none" in line
+    cfg, _ = printed("--data", "pets", "train.seed=3", "train.output_dir=runs/of_${train.seed}")
+    assert cfg.train.output_dir == "runs/of_3"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from detection_toolkit.commands import configs, predict, train, view_stages
+from detection_toolkit.commands import configs, export, predict, train, view_labels, view_stages
 from detection_toolkit.config import apply_overrides, get_config
 from detection_toolkit.engine.arguments import add_config_arguments, parse_arguments
 from detection_toolkit.engine.parsers import _ELSEWHERE, Parser
@@ -75,8 +75,8 @@ def test_after_opts_a_key_needs_no_dot(parser):
         (["source=a.png"], "source=a.png is no option, here it is --input a.png"),
         (["weights=a.pth"], "weights=a.pth is no option, here it is --weights a.pth"),
         (["--weihgts", "a", "--xyz"], "no option --weihgts, did you mean --weights?; no option"),
-        (["--xyz\x1b"], "no option '--xyz\\x1b'; settings of the config have a point"),
-        (["--train.max_iter=1"], "settings of the config have a point and no dashes: train.max"),
+        (["--xyz\x1b"], "no option '--xyz\\x1b'; settings of the config are KEY=VALUE"),
+        (["--train.max_iter=1"], "settings of the config are KEY=VALUE, with dots and no"),
         (["--confidence-threshold", "x"], "argument --confidence-threshold: invalid float value"),
         (["--confidence-threshold"], "argument --confidence-threshold: expected one argument"),
         (["--c", "1"], "ambiguous option: --c could match --config-file, --confidence-threshold"),
@@ -109,6 +109,22 @@ def test_words_of_other_projects_are_answered_by_training(words, said, capsys):
         parse_arguments(train.get_parser("x"), words)
     line, _ = capsys.readouterr().err.splitlines()
     assert said in line
+
+
+@pytest.mark.parametrize(
+    "command, words, dest",
+    [
+        (train, ["--data=x"], "data"),
+        (train, ["--config-file=x"], "config_file"),
+        (predict, ["--input", "a.png", "--output=x"], "output"),
+        (predict, ["--input", "a.png", "--save-json=x"], "save_json"),
+        (export, ["--output=x"], "output"),
+        (view_labels, ["--output=x"], "output"),
+    ],
+)
+def test_options_may_have_their_value_behind_an_equals_sign(command, words, dest):
+    """Also those that are called as a setting of another project is."""
+    assert str(getattr(parse_arguments(command.get_parser("x"), words), dest)) == "x"
 
 
 def test_a_group_of_the_config_may_be_called_as_settings_of_others_are():

@@ -314,6 +314,14 @@ def broken(size):
     return dict(size=size).get(nonsense=3)
 
 
+def takes_nothing():
+    pass
+
+
+def hands_it_on(size):
+    return takes_nothing(size=size)
+
+
 def test_a_wrong_argument_of_a_node_is_one_line_and_one_deeper_down_is_none():
     node = get_config(CONFIG).model
     node.num_clases = 1  # handed on to the base class
@@ -325,8 +333,10 @@ def test_a_wrong_argument_of_a_node_is_one_line_and_one_deeper_down_is_none():
     with pytest.raises(SystemExit, match="the config lacks what .*DetectionMapper needs: "):
         with user_errors():
             instantiate(DictConfig({"_target_": "detection_toolkit.data.DetectionMapper"}))
-    with pytest.raises(TypeError), user_errors():  # a mistake of a program
-        instantiate(DictConfig({"_target_": broken, "size": 1}, flags={"allow_objects": True}))
+    for mistaken in (broken, hands_it_on):  # a mistake of a program
+        node = DictConfig({"_target_": mistaken, "size": 1}, flags={"allow_objects": True})
+        with pytest.raises(TypeError), user_errors():
+            instantiate(node)
     with pytest.raises(TypeError), user_errors():
         dict(1, nonsense=2)
 

@@ -13,7 +13,12 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from small_runs import data_overrides, make_config, run_overrides
 
-from detection_toolkit.checkpoint.checkpointer import Checkpointer, ResumeError, inference_weights
+from detection_toolkit.checkpoint.checkpointer import (
+    Checkpointer,
+    ResumeError,
+    find_checkpoint,
+    inference_weights,
+)
 from detection_toolkit.config import apply_overrides, get_config
 from detection_toolkit.data import dataset_names
 from detection_toolkit.engine import Trainer, prepare_config
@@ -445,6 +450,7 @@ def test_drops_in_iterations_follow_a_length_in_epochs(tmp_path):
 
 def test_no_weights_to_begin_with_are_random_ones(tmp_path):
     cfg = prepare_config(make_config(tmp_path, "train.init_checkpoint=null"))
+    assert find_checkpoint(cfg.train.init_checkpoint) == ""  # as the command asks first
     trainer = Trainer(cfg)
     before = {key: x.clone() for key, x in trainer.model.state_dict().items()}
     trainer.resume_or_load(resume=False)
