@@ -377,7 +377,7 @@ def _main_with_share_of_cores(main: Callable[..., Any], args: Any, sharing: int)
 
 
 def _main_of_started_process(main: Callable[..., Any], args: Any, sharing: int) -> None:
-    """``main`` in a process that Detectron2 has started, which ends as it should."""
+    """``main`` in a process that Detectron2 has started; see :func:`_end_without_finalization`."""
     try:
         _main_with_share_of_cores(main, args, sharing)
     except SystemExit as end:
@@ -388,7 +388,7 @@ def _main_of_started_process(main: Callable[..., Any], args: Any, sharing: int) 
 
 
 def _end_without_finalization(code: int) -> None:
-    """In the place of the interpreter's end, when all else has been done that belongs to it.
+    """Exit by ``os._exit``, after the other ``atexit`` functions and a flush.
 
     A thread of Gloo may be about to free the tensors of the last exchange. It would need the
     interpreter for that, and where that has gone PyTorch aborts: SIGABRT in the place of the code.
