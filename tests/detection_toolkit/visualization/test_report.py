@@ -124,7 +124,7 @@ def test_damaged_metrics_by_stage_are_named(run, content):
 
 
 def test_the_folder_of_runs_is_none_and_names_them(run):
-    with pytest.raises(SystemExit, match=f"is the folder of no run: there are {run}$"):
+    with pytest.raises(SystemExit, match=f"is not the folder of a run; those in it are {run}$"):
         report.main([str(run.parent)])
 
 
