@@ -132,8 +132,8 @@ def parse_arguments(parser: Parser, argv: Sequence[str] | None = None) -> argpar
         else:
             others.append(text)
     if not announced:
-        strange = [t for t in others if "=" in t and not t.startswith("-") and _is_of_others(t)]
-        if strange := [text for text in strange if not os.path.exists(text)]:
+        set_here = [t for t in others if "=" in t and not t.startswith("-")]
+        if strange := [t for t in set_here if _is_of_others(t) and not os.path.exists(t)]:
             parser.refuse(strange)
     args, unknown = parser.parse_known_args(others)
     strange = [text for text in (*unknown, *(args.opts or ())) if _is_of_others(text)]

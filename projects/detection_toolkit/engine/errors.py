@@ -129,7 +129,7 @@ def _argument_that_a_config_has_wrong(error: BaseException) -> str | None:
         return None
     target, given = printable(str(calls[-1]["cls_name"])), calls[-1]["cfg"]
     refused = re.search(r"got an unexpected keyword argument '(\w+)'", str(error))
-    taken = _arguments(calls[-1]["cls"])
+    taken = _arguments(calls[-1]["cls"]) if refused else []
     # What it does take was refused further down, by no fault of the config.
     if refused and refused[1] in given and refused[1] not in taken:
         near = difflib.get_close_matches(refused[1], taken, n=3, cutoff=0.5)
